@@ -1,0 +1,3 @@
+module ctguard
+
+go 1.26.0

@@ -1,0 +1,109 @@
+package policy
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Observation is what one tick saw. Counters are cumulative since boot (or since the namespace was
+// made); the machine takes differences, and a counter that jumps back counts as standing still.
+type Observation struct {
+	Time     time.Time // when the counters were read
+	Count    int       // entries in the table, expired ones that are not yet collected included
+	Capacity int       // entries this namespace may use
+	Kernel   KernelCounters
+	Arrivals Arrivals            // what reached this host's sockets and stack, tracked or not
+	Sockets  int                 // TCP sockets in use in this namespace, listening ones included
+	Work     Work                // what ctguard's own rules did; zero while there are none
+	Admin    map[string]int      // every conntrack setting as the administrator has it, by sysctl name (without net.netfilter.)
+	Services []Selector          // safe traffic found on this host or named in the config, candidates for notrack
+	Refused  map[Selector]string // candidates that must stay tracked, and why
+	Census   *Census             // the newest scan if one ended since the last tick, else nil
+}
+
+// KernelCounters are the conntrack statistics that say whether entries are being refused, summed
+// over all CPUs; see struct ip_conntrack_stat in include/linux/netfilter/nf_conntrack_common.h.
+type KernelCounters struct {
+	Drop         uint64 // new flows dropped because the table was full and early drop found no victim
+	EarlyDrop    uint64 // entries that early drop evicted to make room
+	InsertFailed uint64 // entries that could not be inserted
+	Invalid      uint64 // packets that could not be tracked
+}
+
+// Arrivals counts new work as the protocol stack itself sees it, from /proc/net/snmp and snmp6. It
+// moves whether or not packets are tracked, so it tells an ordinary day from an attack at level 0,
+// where ctguard has no rules that could count.
+type Arrivals struct {
+	TCPOpens     uint64 // Tcp PassiveOpens: connections accepted
+	UDPDatagrams uint64 // Udp InDatagrams, NoPorts and InErrors
+	Echoes       uint64 // Icmp InEchos
+}
+
+// Work is what ctguard's rules have counted since the table inet ctguard was made, in packets.
+type Work struct {
+	InvalidDropped uint64
+	LimitedDropped uint64                    // new flows of limited sources above their rate
+	BlockedDropped uint64                    // packets of blocked sources
+	Selectors      map[Selector]SelectorWork // by selector, watched ones included
+}
+
+// SelectorWork follows one selector's packets through the host's own rules. Delivered against
+// Requests, and Sent against Replies, tell whether those rules let the traffic through.
+type SelectorWork struct {
+	Requests  uint64 // packets that arrived for the selector, before any other rule
+	New       uint64 // of them, those that would open a flow: TCP SYN without ACK, every UDP datagram or echo request
+	Delivered uint64 // packets that also passed the host's input rules
+	Replies   uint64 // packets this host answered, before any other rule
+	Sent      uint64 // of them, those that passed the host's output rules
+}
+
+// Class groups entries by how much they are worth, in the order in which eviction takes them.
+type Class uint8
+
+// The classes, cheapest first.
+const (
+	Unreplied Class = iota // no packet came back (IPS_SEEN_REPLY is not set)
+	HalfOpen               // TCP SYN_RECV: answered, the handshake not finished
+	Closing                // TCP past its first FIN or RST: FIN_WAIT, CLOSE_WAIT, LAST_ACK, TIME_WAIT, CLOSE
+	Replied                // two-way, not assured
+	Assured                // two-way and busy: early drop never takes it (IPS_ASSURED)
+	NumClasses
+)
+
+// String returns the class's name as the operator sees it.
+func (c Class) String() string {
+	return [...]string{"unreplied", "half-open", "closing", "replied", "assured"}[c]
+}
+
+// Holding is what one source holds of the entries a scan saw.
+type Holding struct {
+	Prefix  netip.Prefix // the source, folded to the configured prefix length
+	Entries int
+	Classes [NumClasses]int
+}
+
+// PortCount is how many entries of a scan go to one destination port of one protocol.
+type PortCount struct {
+	Protocol uint8 // IP protocol number
+	Port     uint16
+	Entries  int
+}
+
+// Census is the result of one scan of the table. A whole census saw every entry; a sample saw the
+// first Seen entries of a dump, which the hash's random key makes a uniform random sample.
+// Counts in it are counts of entries seen: scale by Total/Seen to estimate the table.
+type Census struct {
+	Time      time.Time // when the scan ended
+	Took      time.Duration
+	Total     int  // entries in the table when the scan began
+	Seen      int  // entries this scan saw
+	Whole     bool // the dump ran to its end
+	Torn      bool // the kernel said the table changed its shape meanwhile (NLM_F_DUMP_INTR): entries may be missing or double
+	Classes   [NumClasses]int
+	Protocols map[uint8]int // by IP protocol number
+	TCPStates map[uint8]int // TCP entries by enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h)
+	Ports     []PortCount   // the most frequent destination ports, largest first, bounded
+	Sources   []Holding     // the largest sources, largest first, bounded
+	Distinct  int           // how many sources were told apart; at least len(Sources)
+	Rest      Holding       // the entries of all sources not listed, without a prefix
+}

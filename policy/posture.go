@@ -1,0 +1,146 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Posture is the whole state that ctguard wants the kernel to be in. The zero value wants nothing:
+// no table, every setting as the administrator has it.
+type Posture struct {
+	Level       int
+	DropInvalid bool           // drop ct state invalid after conntrack
+	Settings    map[string]int // sysctl name (without net.netfilter.) to value; a name that is absent keeps the administrator's value
+	Notrack     []Notrack
+	Limits      []Limit
+	Caps        []Cap // how many entries a source may keep; the excess is evicted
+	LimitRate   int   // new flows per second that a limited source may open
+	LimitBurst  int   // packets that it may open above the rate
+	Reject      bool  // answer dropped new flows of limited sources (TCP RST, ICMP) instead of dropping in silence
+}
+
+// Engaged reports whether p wants any rule in the kernel.
+func (p Posture) Engaged() bool {
+	return p.DropInvalid || len(p.Notrack) > 0 || len(p.Limits) > 0
+}
+
+// Notrack is one selector and how far its step has gone.
+type Notrack struct {
+	Selector Selector
+	Stage    Stage
+}
+
+// Stage is how far a selector is on its way to being untracked.
+type Stage uint8
+
+// The stages of a selector, in order.
+const (
+	Watched Stage = iota // counted only, still tracked: what the host's rules pass before
+	Trial                // untracked, its old entries kept so that it can be taken back
+	Freed                // untracked for good, its old entries are evicted
+)
+
+// String returns the stage's name as the operator sees it.
+func (s Stage) String() string { return [...]string{"watched", "trial", "freed"}[s] }
+
+// Protocol is a transport protocol by the name nft gives it.
+type Protocol string
+
+// The protocols a selector can name. ICMP stands for echo request and reply of IPv4 and IPv6.
+const (
+	TCP  Protocol = "tcp"
+	UDP  Protocol = "udp"
+	ICMP Protocol = "icmp"
+)
+
+// Selector names safe traffic of this host: packets to its own addresses (not by way of the
+// loopback interface) and the answers to them. It is comparable, so it serves as a map key.
+//
+//	{TCP, 80}            tcp/80                       one listening service
+//	{UDP, 53}            udp/53
+//	{ICMP, 0}            echo                         echo requests to this host and its replies
+//	{Group: true}        multicast                    multicast and broadcast, both ways
+//	{TCP, 22, Remote: P} tcp/22 with 198.51.100.0/24  one service and one remote prefix
+type Selector struct {
+	Protocol Protocol
+	Port     uint16       // this host's port, for TCP and UDP
+	Remote   netip.Prefix // the other side; the zero Prefix means anywhere
+	Group    bool         // multicast and broadcast destinations of any protocol; every other field is zero
+}
+
+// String returns the selector as configs and reports write it; [ParseSelector] reads it back.
+func (s Selector) String() string {
+	var name string
+	switch {
+	case s.Group:
+		return "multicast"
+	case s.Protocol == ICMP:
+		name = "echo"
+	default:
+		name = fmt.Sprintf("%s/%d", s.Protocol, s.Port)
+	}
+	if s.Remote.IsValid() {
+		name += " with " + s.Remote.String()
+	}
+	return name
+}
+
+// ParseSelector reads what [Selector.String] writes.
+func ParseSelector(text string) (Selector, error) {
+	var s Selector
+	name, remote, restricted := strings.Cut(text, " with ")
+	if restricted {
+		p, err := netip.ParsePrefix(remote)
+		if err != nil {
+			return s, fmt.Errorf("selector %q: %w", text, err)
+		}
+		s.Remote = p.Masked()
+	}
+	switch {
+	case name == "multicast" && !restricted:
+		s.Group = true
+		return s, nil
+	case name == "echo":
+		s.Protocol = ICMP
+		return s, nil
+	}
+	var proto string
+	if p, port, ok := strings.Cut(name, "/"); ok {
+		proto = p
+		if _, err := fmt.Sscanf(port, "%d", &s.Port); err == nil && fmt.Sprint(s.Port) == port && s.Port > 0 {
+			if s.Protocol = Protocol(proto); s.Protocol == TCP || s.Protocol == UDP {
+				return s, nil
+			}
+		}
+	}
+	return Selector{}, fmt.Errorf(`selector %q is none of "tcp/PORT", "udp/PORT", "echo", "multicast", or one of the first three followed by " with PREFIX"`, text)
+}
+
+// LimitKind is how a source is held back.
+type LimitKind uint8
+
+// The kinds of limit.
+const (
+	LimitNew LimitKind = iota // only new flows, above LimitRate; existing flows go on
+	Block                     // every packet, before conntrack
+)
+
+// String returns the kind's name as the operator sees it.
+func (k LimitKind) String() string { return [...]string{"limit", "block"}[k] }
+
+// Limit holds one source back until a time. The kernel forgets it at Until by itself.
+type Limit struct {
+	Prefix netip.Prefix
+	Kind   LimitKind
+	Until  time.Time
+	Reason string
+}
+
+// Cap is how many entries a source may keep.
+type Cap struct {
+	Prefix       netip.Prefix
+	Keep         int
+	SpareAssured bool // evict none of its assured entries, whatever the excess
+}
