@@ -14,9 +14,10 @@ type Observation struct {
 	Kernel   KernelCounters
 	Arrivals Arrivals            // what reached this host's sockets and stack, tracked or not
 	Sockets  int                 // TCP sockets in use in this namespace, listening ones included
-	Work     Work                // what ctguard's own rules did; zero while there are none
+	Work     Work                // what ctguard itself did; zero while it did nothing
 	Admin    map[string]int      // every conntrack setting as the administrator has it, by sysctl name (without net.netfilter.)
-	Services []Selector          // safe traffic found on this host or named in the config, candidates for notrack
+	Allow    []netip.Prefix      // the allowlist: configured and learnt
+	Services []Selector          // safe traffic found on this host or named in the config: candidates for notrack
 	Refused  map[Selector]string // candidates that must stay tracked, and why
 	Census   *Census             // the newest scan if one ended since the last tick, else nil
 }
@@ -39,8 +40,10 @@ type Arrivals struct {
 	Echoes       uint64 // Icmp InEchos
 }
 
-// Work is what ctguard's rules have counted since the table inet ctguard was made, in packets.
+// Work is what ctguard did since it started: packets its rules counted, entries it deleted.
 type Work struct {
+	Evicted        uint64 // entries deleted, for whatever reason
+	Retimed        uint64 // entries whose timeout was shortened
 	InvalidDropped uint64
 	LimitedDropped uint64                    // new flows of limited sources above their rate
 	BlockedDropped uint64                    // packets of blocked sources

@@ -1,0 +1,99 @@
+package agent
+
+import "strings"
+
+// keyPlaces says on which line of a TOML file each key stands.
+type keyPlaces map[string]int
+
+// keyLines finds the lines of the keys. The TOML library keeps positions to itself, except in
+// errors of its own; for files as people write them (a table header or a key at the start of a
+// line) a look at the lines is enough.
+func keyLines(text string) keyPlaces {
+	places := make(keyPlaces)
+	table := ""
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			header, _, _ := strings.Cut(strings.Trim(line, "["), "]")
+			table = strings.TrimSpace(header)
+			places[normalKey(table)] = n
+			continue
+		}
+		key, _, ok := strings.Cut(line, "=")
+		if !ok || strings.HasPrefix(line, "#") {
+			continue
+		}
+		if table != "" {
+			key = table + "." + key
+		}
+		places[normalKey(key)] = n
+	}
+	return places
+}
+
+// normalKey takes the quotes and spaces out of a dotted key.
+func normalKey(key string) string {
+	return strings.NewReplacer(`"`, "", `'`, "", " ", "", "\t", "").Replace(key)
+}
+
+// of returns the line of key, or of the nearest table above it; 0 when the file has neither.
+func (p keyPlaces) of(key string) int {
+	for key = normalKey(key); key != ""; {
+		if line, ok := p[key]; ok {
+			return line
+		}
+		i := strings.LastIndex(key, ".")
+		if i < 0 {
+			return 0
+		}
+		key = key[:i]
+	}
+	return 0
+}
+
+// knownKeys lists every key that a configuration may have.
+var knownKeys = []string{
+	"profile", "socket", "group", "state_dir", "lookahead", "allow",
+	"table.capacity", "tick.calm", "tick.pressed", "sources.ipv4_prefix", "sources.ipv6_prefix",
+	"management.ports", "metrics.listen", "steps.*.enabled", "steps.*.enter", "steps.*.leave", "steps.*.hold",
+	"drop_invalid.calm_per_second", "notrack.services", "notrack.except", "notrack.trial", "notrack.retry",
+	"tighten.floors", "evict.target", "evict.floor", "evict.weights", "evict.spare_assured", "evict.max_limited",
+	"evict.limit_for", "evict.max_limit_for", "evict.limit_rate", "evict.ban_unreplied", "evict.reject",
+}
+
+// nearest suggests the known key that an unknown one may have been meant for.
+func nearest(key string) string {
+	best, distance := "", 4
+	for _, known := range knownKeys {
+		if d := editDistance(key, known); d < distance {
+			best, distance = known, d
+		}
+	}
+	if best == "" {
+		return "; ctguard.toml(5) lists them all"
+	}
+	return "; did you mean " + best + "?"
+}
+
+// editDistance returns how many characters must be changed, added or taken away to make b of a
+// (Levenshtein).
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		previous := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := previous
+			if a[i] != b[j] {
+				cost = 1 + min(previous, row[j], row[j+1])
+			}
+			previous, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}

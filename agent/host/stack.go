@@ -1,0 +1,84 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"ctguard/policy"
+)
+
+// net returns the path of a file of /proc/net for the calling thread's namespace; /proc/net itself
+// is the main thread's.
+func (h *Host) net(name string) string {
+	return filepath.Join(h.proc, "thread-self/net", name)
+}
+
+// Arrivals returns how much new work the protocol stack has seen; see proc(5) and RFC 1213.
+func (h *Host) Arrivals() (policy.Arrivals, error) {
+	v4, err := os.ReadFile(h.net("snmp"))
+	if err != nil {
+		return policy.Arrivals{}, fmt.Errorf("read stack counters: %w", err)
+	}
+	c := columns(string(v4))
+	// A host without IPv6 has no snmp6.
+	v6, err := os.ReadFile(h.net("snmp6"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return policy.Arrivals{}, fmt.Errorf("read stack counters: %w", err)
+	}
+	for line := range strings.Lines(string(v6)) {
+		if f := strings.Fields(line); len(f) == 2 {
+			c[f[0]], _ = strconv.ParseUint(f[1], 10, 64)
+		}
+	}
+	return policy.Arrivals{
+		TCPOpens: c["TcpPassiveOpens"],
+		UDPDatagrams: c["UdpInDatagrams"] + c["UdpNoPorts"] + c["UdpInErrors"] +
+			c["Udp6InDatagrams"] + c["Udp6NoPorts"] + c["Udp6InErrors"],
+		Echoes: c["IcmpInEchos"] + c["Icmp6InEchos"],
+	}, nil
+}
+
+// columns reads the pairs of lines of /proc/net/snmp ("Tcp: Name Name", "Tcp: 1 2") into one map
+// with names such as TcpPassiveOpens.
+func columns(text string) map[string]uint64 {
+	counters := make(map[string]uint64)
+	lines := strings.Split(text, "\n")
+	for i := 0; i+1 < len(lines); i += 2 {
+		names, values := strings.Fields(lines[i]), strings.Fields(lines[i+1])
+		if len(names) == 0 || len(names) != len(values) || names[0] != values[0] {
+			continue
+		}
+		for k := 1; k < len(names); k++ {
+			// Negative values (Tcp MaxConn) are no counters.
+			counters[strings.TrimSuffix(names[0], ":")+names[k]], _ = strconv.ParseUint(values[k], 10, 64)
+		}
+	}
+	return counters
+}
+
+// Sockets returns how many TCP sockets are in use, listening ones included.
+func (h *Host) Sockets() (int, error) {
+	total := 0
+	for _, file := range []string{"sockstat", "sockstat6"} {
+		text, err := os.ReadFile(h.net(file))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("count sockets: %w", err)
+		}
+		for line := range strings.Lines(string(text)) {
+			f := strings.Fields(line)
+			if len(f) >= 3 && (f[0] == "TCP:" || f[0] == "TCP6:") && f[1] == "inuse" {
+				n, _ := strconv.Atoi(f[2])
+				total += n
+			}
+		}
+	}
+	return total, nil
+}

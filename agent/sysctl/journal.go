@@ -1,0 +1,108 @@
+package sysctl
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// journalName is the journal's file name in the state directory.
+const journalName = "settings.json"
+
+// Journal is what was changed and what it was before. It lives on disk from before the first change
+// until everything is back.
+type Journal struct {
+	Boot      string           `json:"boot"`      // a reboot puts settings back by itself
+	Namespace uint64           `json:"namespace"` // inode of the network namespace
+	Settings  map[string]Entry `json:"settings"`
+}
+
+// Entry is one changed setting.
+type Entry struct {
+	First   int `json:"first"`   // the administrator's value
+	Before  int `json:"before"`  // the value before the last write: that write may not have happened
+	Written int `json:"written"` // what ctguard wrote last
+}
+
+// here returns an empty journal of this boot and the network namespace of the calling thread.
+func here(proc string) (Journal, error) {
+	boot, err := os.ReadFile(filepath.Join(proc, "sys/kernel/random/boot_id"))
+	if err != nil {
+		return Journal{}, fmt.Errorf("read boot id: %w", err)
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(filepath.Join(proc, "thread-self/ns/net"), &st); err != nil {
+		return Journal{}, fmt.Errorf("read network namespace: %w", err)
+	}
+	return Journal{strings.TrimSpace(string(boot)), st.Ino, make(map[string]Entry)}, nil
+}
+
+// load reads the journal in dir. A missing one, one of another boot and one of another namespace
+// (that namespace is gone, or has an agent of its own) are empty.
+func load(dir, proc string) (Journal, error) {
+	empty, err := here(proc)
+	if err != nil {
+		return empty, err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, journalName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return empty, nil
+	}
+	if err != nil {
+		return empty, fmt.Errorf("read journal: %w", err)
+	}
+	var j Journal
+	if err := json.Unmarshal(text, &j); err != nil {
+		return empty, fmt.Errorf("read journal %s: %w", filepath.Join(dir, journalName), err)
+	}
+	if j.Boot != empty.Boot || j.Namespace != empty.Namespace || j.Settings == nil {
+		return empty, nil
+	}
+	return j, nil
+}
+
+// save writes the journal to dir so that it survives a crash of the machine: a new file, synced,
+// renamed over the old one, and the directory synced. An empty journal is removed.
+func (j Journal) save(dir string) error {
+	path := filepath.Join(dir, journalName)
+	if len(j.Settings) == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove journal: %w", err)
+		}
+		return syncDir(dir)
+	}
+	text, err := json.MarshalIndent(j, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	f, err := os.CreateTemp(dir, journalName+".*")
+	if err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	_, err = f.Write(append(text, '\n'))
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write journal: %w", errors.Join(err, os.Remove(f.Name())))
+	}
+	return syncDir(dir)
+}
+
+// syncDir makes a rename or removal in dir lasting.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync state directory: %w", err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("sync state directory: %w", err)
+	}
+	return nil
+}

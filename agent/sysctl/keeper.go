@@ -1,0 +1,162 @@
+package sysctl
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Keeper brings settings to what is wanted and remembers what they were. It is not safe for
+// concurrent use.
+type Keeper struct {
+	*Settings
+	dir     string
+	journal Journal
+	foreign map[string]bool // settings somebody else changed: left alone until they are no longer wanted
+}
+
+// NewKeeper returns a keeper with its journal in dir and takes over what an earlier process left in
+// it. proc is "/proc" except in tests.
+func NewKeeper(proc, dir string) (*Keeper, error) {
+	settings, err := NewSettings(proc)
+	if err != nil {
+		return nil, err
+	}
+	journal, err := load(dir, proc)
+	if err != nil {
+		return nil, err
+	}
+	return &Keeper{settings, dir, journal, make(map[string]bool)}, nil
+}
+
+// Change is one setting that was written, or that was left alone because somebody else had.
+type Change struct {
+	Name     string
+	From, To int
+	Foreign  bool // somebody else wrote From since: it was left alone
+}
+
+// String says what happened to the setting.
+func (c Change) String() string {
+	if c.Foreign {
+		return fmt.Sprintf("%s is %d now, which somebody else wrote: left alone", c.Name, c.From)
+	}
+	return fmt.Sprintf("%s %d -> %d", c.Name, c.From, c.To)
+}
+
+// Changed returns how many settings are not at the administrator's value because of ctguard.
+func (k *Keeper) Changed() int { return len(k.journal.Settings) }
+
+// Admin returns every setting as the administrator has it.
+func (k *Keeper) Admin() (map[string]int, error) {
+	all, err := k.All()
+	if err != nil {
+		return nil, err
+	}
+	for name, e := range k.journal.Settings {
+		if all[name] == e.Written {
+			all[name] = e.First
+		}
+	}
+	return all, nil
+}
+
+// Apply brings every setting in wanted to its value, and every other setting back to what it was.
+// It can be called any number of times; what it could not do is in the error, the rest is done.
+func (k *Keeper) Apply(wanted map[string]int) ([]Change, error) {
+	before := maps.Clone(k.journal.Settings)
+	changes, err := k.plan(wanted)
+	if err != nil {
+		k.journal.Settings = before
+		return nil, err
+	}
+	// The first values are on disk before anything is changed.
+	if err := k.saveIfChanged(before); err != nil {
+		k.journal.Settings = before
+		return nil, err
+	}
+	planned := maps.Clone(k.journal.Settings)
+	var errs []error
+	done := changes[:0]
+	for _, c := range changes {
+		if !c.Foreign {
+			if err := k.write(c.Name, c.To); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		done = append(done, c)
+		if e, ours := k.journal.Settings[c.Name]; ours && c.To == e.First {
+			delete(k.journal.Settings, c.Name)
+		}
+	}
+	errs = append(errs, k.saveIfChanged(planned))
+	return done, errors.Join(errs...)
+}
+
+// saveIfChanged writes the journal to disk if it differs from what it was.
+func (k *Keeper) saveIfChanged(before map[string]Entry) error {
+	if maps.Equal(before, k.journal.Settings) {
+		return nil
+	}
+	return k.journal.save(k.dir)
+}
+
+// plan enters what is about to be written into the journal in memory and returns it in order.
+func (k *Keeper) plan(wanted map[string]int) ([]Change, error) {
+	maps.DeleteFunc(k.foreign, func(name string, _ bool) bool { _, still := wanted[name]; return !still })
+	names := maps.Clone(wanted)
+	if names == nil {
+		names = make(map[string]int)
+	}
+	for name := range k.journal.Settings {
+		names[name] = 0
+	}
+	var changes []Change
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		if !k.exists(name) || k.foreign[name] {
+			continue
+		}
+		now, err := k.Read(name)
+		if err != nil {
+			return nil, err
+		}
+		to, want := wanted[name]
+		if c, needed := k.planOne(name, now, to, want); needed {
+			changes = append(changes, c)
+		}
+	}
+	return changes, nil
+}
+
+// planOne enters one setting, which is now at a value, into the journal, and returns the change
+// that it needs.
+func (k *Keeper) planOne(name string, now, to int, want bool) (Change, bool) {
+	e, ours := k.journal.Settings[name]
+	if ours && !slices.Contains([]int{e.First, e.Before, e.Written}, now) {
+		delete(k.journal.Settings, name)
+		if want {
+			k.foreign[name] = true
+		}
+		return Change{Name: name, From: now, To: now, Foreign: true}, true
+	}
+	if !ours {
+		e.First = now
+	}
+	if !want {
+		to = e.First
+	}
+	if now == to {
+		if !want {
+			delete(k.journal.Settings, name)
+		}
+		return Change{}, false
+	}
+	e.Before, e.Written = now, to
+	k.journal.Settings[name] = e
+	return Change{Name: name, From: now, To: to}, true
+}
+
+// Revert puts every setting back to what it was.
+func (k *Keeper) Revert() ([]Change, error) { return k.Apply(nil) }

@@ -1,0 +1,97 @@
+package sysctl
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// ErrNoConntrack says that this kernel, or this namespace, has no conntrack settings.
+var ErrNoConntrack = errors.New("no connection tracking in this kernel: /proc/sys/net/netfilter/nf_conntrack_max is missing")
+
+// Settings finds the conntrack settings below a proc root.
+type Settings struct {
+	net string // PROC/sys/net
+}
+
+// NewSettings returns the settings below proc, which is "/proc" except in tests. It returns
+// [ErrNoConntrack] where there are none.
+func NewSettings(proc string) (*Settings, error) {
+	s := &Settings{filepath.Join(proc, "sys/net")}
+	if _, err := os.Stat(s.path("nf_conntrack_max")); err != nil {
+		return nil, fmt.Errorf("%w (modprobe nf_conntrack)", ErrNoConntrack)
+	}
+	return s, nil
+}
+
+// path returns where the setting called name lives: net.netfilter.NAME, or what kernels before
+// 2.6.20 called it, net.ipv4.netfilter.ip_conntrack_*, where only that exists.
+func (s *Settings) path(name string) string {
+	path := filepath.Join(s.net, "netfilter", name)
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	old := filepath.Join(s.net, "ipv4/netfilter", "ip"+strings.TrimPrefix(name, "nf"))
+	if _, err := os.Stat(old); err == nil {
+		return old
+	}
+	return path
+}
+
+// Read returns one setting's value.
+func (s *Settings) Read(name string) (int, error) {
+	text, err := os.ReadFile(s.path(name))
+	if err != nil {
+		return 0, fmt.Errorf("read setting: %w", err)
+	}
+	value, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0, fmt.Errorf("read setting %s: %w", name, err)
+	}
+	return value, nil
+}
+
+// All returns every conntrack setting of the namespace that holds one number, by name.
+func (s *Settings) All() (map[string]int, error) {
+	files, err := os.ReadDir(filepath.Dir(s.path("nf_conntrack_max")))
+	if err != nil {
+		return nil, fmt.Errorf("list settings: %w", err)
+	}
+	all := make(map[string]int, len(files))
+	for _, f := range files {
+		name := f.Name()
+		if old, ok := strings.CutPrefix(name, "ip_conntrack_"); ok {
+			name = "nf_conntrack_" + old
+		}
+		if !strings.HasPrefix(name, "nf_conntrack_") || name == "nf_conntrack_count" {
+			continue
+		}
+		if value, err := s.Read(name); err == nil {
+			all[name] = value
+		}
+	}
+	return all, nil
+}
+
+// write changes one setting.
+func (s *Settings) write(name string, value int) error {
+	f, err := os.OpenFile(s.path(name), os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("write setting: %w", err)
+	}
+	_, err = f.WriteString(strconv.Itoa(value))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write setting %s=%d: %w", name, value, err)
+	}
+	return nil
+}
+
+// exists reports whether this kernel has the setting.
+func (s *Settings) exists(name string) bool {
+	_, err := os.Stat(s.path(name))
+	return !errors.Is(err, fs.ErrNotExist)
+}

@@ -1,0 +1,170 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Profile is what kind of host this is. It changes defaults only.
+type Profile string
+
+// The profiles.
+const (
+	Server     Profile = "server"
+	NATGateway Profile = "nat-gateway"
+)
+
+// StepName names a step of the ladder.
+type StepName string
+
+// The steps, in the order of the ladder.
+const (
+	DropInvalid StepName = "drop-invalid"
+	NotrackStep StepName = "notrack"
+	Tighten     StepName = "tighten"
+	Evict       StepName = "evict"
+)
+
+// StepNames lists every step in the order of the ladder.
+func StepNames() []StepName { return []StepName{DropInvalid, NotrackStep, Tighten, Evict} }
+
+// Step is one step's place on the ladder.
+type Step struct {
+	Name  StepName
+	Enter float64       // percent of pressure at which the step is engaged
+	Leave float64       // percent of pressure below which it may be taken back
+	Hold  time.Duration // how long pressure must stay below Leave
+}
+
+// Weight lets a prefix hold more than one fair share: a CGNAT address or a partner is many users.
+type Weight struct {
+	Prefix netip.Prefix
+	Weight float64
+}
+
+// Config is everything the machine can be told. [Defaults] fills it; [Config.Validate] checks it.
+type Config struct {
+	Profile   Profile
+	Lookahead time.Duration // how far ahead pressure projects the fill
+	Calm      time.Duration // the tick with time to spare
+	Pressed   time.Duration // the tick under pressure
+	Steps     []Step        // the ladder; a step that is off is absent
+
+	Trial       time.Duration // how long a selector's replies are compared before its old entries are freed
+	RetryTrial  time.Duration // when a selector that failed its trial may be tried again
+	CalmInvalid float64       // INVALID packets per second in calm above which drop-invalid is skipped
+
+	Floors map[string]int // the shortest timeouts that tighten may set, in seconds by sysctl name
+
+	Target       float64 // percent of capacity that the fair share aims at
+	Floor        int     // entries below which nobody is ever limited
+	Weights      []Weight
+	SpareAssured bool          // evict no assured entry, whatever the excess
+	MaxLimited   int           // sources limited at once
+	LimitFor     time.Duration // the first limit of a source; doubled for repeaters
+	MaxLimitFor  time.Duration
+	LimitRate    int  // new flows per second that a limited source may open at most
+	BanUnreplied bool // block sources whose excess got no reply: only where addresses can't be spoofed
+	Reject       bool // answer what a limit drops
+	FoldV4       int  // prefix length to which heavy sources are folded when they outnumber MaxLimited
+	FoldV6       int
+}
+
+// Defaults returns the configuration of a profile without a config file.
+func Defaults(p Profile) Config {
+	return Config{
+		Profile:   p,
+		Lookahead: 5 * time.Second,
+		Calm:      250 * time.Millisecond,
+		Pressed:   50 * time.Millisecond,
+		Steps: []Step{
+			{DropInvalid, 60, 45, 10 * time.Second},
+			{NotrackStep, 70, 55, 10 * time.Second},
+			{Tighten, 80, 65, 10 * time.Second},
+			{Evict, 90, 75, 10 * time.Second},
+		},
+		Trial:        time.Second,
+		RetryTrial:   time.Hour,
+		CalmInvalid:  20,
+		Floors:       timeoutFloors(),
+		Target:       60,
+		Floor:        16,
+		SpareAssured: p == NATGateway,
+		MaxLimited:   4096,
+		LimitFor:     time.Minute,
+		MaxLimitFor:  time.Hour,
+		LimitRate:    10,
+		FoldV4:       24,
+		FoldV6:       48,
+	}
+}
+
+// Step returns the step called name and whether it is on the ladder.
+func (c Config) Step(name StepName) (Step, bool) {
+	i := slices.IndexFunc(c.Steps, func(s Step) bool { return s.Name == name })
+	if i < 0 {
+		return Step{}, false
+	}
+	return c.Steps[i], true
+}
+
+// A FieldError says which field of a [Config] is wrong, as a path of TOML keys, and what would be
+// right.
+type FieldError struct {
+	Key  string // such as "steps.evict.leave"
+	Text string
+}
+
+// Error returns the key and what is wrong with it.
+func (e *FieldError) Error() string { return e.Key + ": " + e.Text }
+
+// Validate returns every fault of c, in the order of the fields; none means that c can be used.
+func (c Config) Validate() []*FieldError {
+	var faults []*FieldError
+	need := func(ok bool, key, format string, args ...any) {
+		if !ok {
+			faults = append(faults, &FieldError{key, fmt.Sprintf(format, args...)})
+		}
+	}
+	need(c.Profile == Server || c.Profile == NATGateway, "profile", `%q is neither "server" nor "nat-gateway"`, c.Profile)
+	need(c.Lookahead >= 0 && c.Lookahead <= 5*time.Minute, "lookahead", "%s is not between 0s and 5m", c.Lookahead)
+	need(c.Pressed >= 10*time.Millisecond, "tick.pressed", "%s is below 10ms", c.Pressed)
+	need(c.Calm >= c.Pressed && c.Calm <= 10*time.Second, "tick.calm", "%s is not between tick.pressed (%s) and 10s", c.Calm, c.Pressed)
+	faults = append(faults, c.validateSteps()...)
+	need(c.Trial >= 100*time.Millisecond && c.Trial <= time.Minute, "notrack.trial", "%s is not between 100ms and 1m", c.Trial)
+	need(c.Target > 0 && c.Target < 100, "evict.target", "%v is not between 0 and 100", c.Target)
+	if evict, ok := c.Step(Evict); ok {
+		need(c.Target < evict.Leave, "evict.target", "%v is not below steps.evict.leave (%v): evict could never be taken back", c.Target, evict.Leave)
+	}
+	need(c.Floor >= 1, "evict.floor", "%d is below 1", c.Floor)
+	for _, w := range c.Weights {
+		need(w.Weight > 0, fmt.Sprintf("evict.weights.%q", w.Prefix), "%v is not above 0", w.Weight)
+	}
+	need(c.MaxLimited >= 1 && c.MaxLimited <= 65536, "evict.max_limited", "%d is not between 1 and 65536", c.MaxLimited)
+	need(c.LimitFor >= time.Second, "evict.limit_for", "%s is below 1s", c.LimitFor)
+	need(c.MaxLimitFor >= c.LimitFor, "evict.max_limit_for", "%s is below evict.limit_for (%s)", c.MaxLimitFor, c.LimitFor)
+	need(c.LimitRate >= 1, "evict.limit_rate", "%d is below 1", c.LimitRate)
+	return faults
+}
+
+// validateSteps checks each step's marks, and that the ladder climbs.
+func (c Config) validateSteps() []*FieldError {
+	var faults []*FieldError
+	for i, s := range c.Steps {
+		key := "steps." + string(s.Name)
+		switch {
+		case s.Enter <= 0 || s.Enter > 100:
+			faults = append(faults, &FieldError{key + ".enter", fmt.Sprintf("%v is not a percentage above 0 and up to 100", s.Enter)})
+		case s.Leave <= 0 || s.Leave >= s.Enter:
+			faults = append(faults, &FieldError{key + ".leave", fmt.Sprintf("%v is not above 0 and below its enter mark (%v)", s.Leave, s.Enter)})
+		case i > 0 && s.Enter < c.Steps[i-1].Enter:
+			faults = append(faults, &FieldError{key + ".enter", fmt.Sprintf("%v is below that of %s (%v), the step before it", s.Enter, c.Steps[i-1].Name, c.Steps[i-1].Enter)})
+		}
+		if s.Hold < 100*time.Millisecond || s.Hold > time.Hour {
+			faults = append(faults, &FieldError{key + ".hold", fmt.Sprintf("%s is not between 100ms and 1h", s.Hold)})
+		}
+	}
+	return faults
+}

@@ -1,0 +1,293 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+)
+
+// Names of settings that decisions depend on.
+const (
+	tcpLoose   = "nf_conntrack_tcp_loose"
+	tcpLiberal = "nf_conntrack_tcp_be_liberal"
+)
+
+// Scan is what the machine wants to know about the table's entries.
+type Scan uint8
+
+// The kinds of scan.
+const (
+	NoScan     Scan = iota
+	SampleScan      // who fills the table, roughly
+	WholeScan       // every entry, for a fair share to the entry
+)
+
+// Decision is the outcome of one tick.
+type Decision struct {
+	Posture       Posture
+	Events        []Event
+	Next          time.Duration // until the next tick
+	Scan          Scan          // what the next observations should bring
+	Fill          float64       // percent
+	Pressure      float64       // percent
+	Rate          float64       // net new entries per second
+	SecondsToFull float64       // +Inf while the table is not filling
+}
+
+// Machine decides. It is not safe for concurrent use.
+type Machine struct {
+	cfg       Config
+	gauge     gauge
+	ladder    ladder
+	untracker untracker
+	tightener tightener
+	offenders offenders
+	calm      calm
+	work      map[StepName]*pace
+	started   map[StepName]*outcome
+	override  *Override
+	manual    []Manual
+	census    *Census // the newest
+	last      Observation
+	decision  Decision
+}
+
+// New returns a machine at level 0. c must be valid.
+func New(c Config) *Machine {
+	m := &Machine{cfg: c, ladder: newLadder(c.Steps), work: make(map[StepName]*pace), started: make(map[StepName]*outcome)}
+	for _, name := range StepNames() {
+		m.work[name] = &pace{}
+	}
+	return m
+}
+
+// Reconfigure gives the machine another configuration, which must be valid. The steps that are
+// engaged stay engaged as far as the new ladder has them; nothing that was learnt is forgotten.
+func (m *Machine) Reconfigure(c Config) {
+	old := m.ladder
+	m.cfg, m.ladder = c, newLadder(c.Steps)
+	for i := range m.ladder.rungs {
+		for _, r := range old.rungs {
+			if r.Name == m.ladder.rungs[i].Name {
+				r.Step = m.ladder.rungs[i].Step
+				m.ladder.rungs[i] = r
+			}
+		}
+		if !m.ladder.rungs[i].engaged.IsZero() && m.ladder.level == i {
+			m.ladder.level = i + 1
+		}
+	}
+	for i := m.ladder.level; i < len(m.ladder.rungs); i++ {
+		m.ladder.rungs[i].engaged = time.Time{}
+	}
+	m.ladder.changed = old.changed
+}
+
+// SetOverride pins, caps or freezes the level until its end; nil gives it back.
+func (m *Machine) SetOverride(ov *Override) { m.override = ov }
+
+// SetManual takes an operator's word on one prefix; a later word on the same prefix replaces it.
+func (m *Machine) SetManual(word Manual) {
+	m.manual = slices.DeleteFunc(m.manual, func(o Manual) bool { return o.Prefix == word.Prefix })
+	m.manual = append(m.manual, word)
+	if word.Release {
+		m.offenders.forget(word.Prefix)
+	}
+}
+
+// Override returns the override in force, or nil.
+func (m *Machine) Override() *Override { return m.override }
+
+// Manual returns the operator's words in force.
+func (m *Machine) Manual() []Manual { return slices.Clone(m.manual) }
+
+// Tick takes one observation in and returns what is wanted now.
+func (m *Machine) Tick(o Observation) Decision {
+	r := m.gauge.read(o, m.cfg.Lookahead, m.ladder.lowest())
+	if o.Census != nil {
+		m.census = o.Census
+	}
+	m.calm.observe(o, m.ladder.level == 0 && r.pressure < m.ladder.lowest())
+	m.ladder.observe(o.Time, r.pressure, m.quiet(o))
+
+	var events []Event
+	events = append(events, m.expire(o.Time)...)
+	events = append(events, m.climb(o, r)...)
+	posture, more := m.posture(o, r)
+	events = append(events, more...)
+	events = append(events, m.report(o, r)...)
+	m.stamp(events, o, r)
+	m.last = o
+	m.decision = Decision{
+		Posture: posture, Events: events, Next: m.next(o, r), Scan: m.scan(r),
+		Fill: r.fill, Pressure: r.pressure, Rate: r.rate, SecondsToFull: r.secondsToFull(o.Capacity),
+	}
+	return m.decision
+}
+
+// expire ends overrides and manual words whose time has come.
+func (m *Machine) expire(now time.Time) []Event {
+	m.manual = slices.DeleteFunc(m.manual, func(w Manual) bool { return !now.Before(w.Until) })
+	if m.override == nil || now.Before(m.override.Until) {
+		return nil
+	}
+	ended := Event{Kind: OverrideEvent, Reason: fmt.Sprintf("%s: its time is over", m.override)}
+	m.override = nil
+	return []Event{ended}
+}
+
+// climb moves the level and says why.
+func (m *Machine) climb(o Observation, r reading) []Event {
+	wanted, reason := m.ladder.wanted(o.Time, r.pressure)
+	level := min(max(m.override.apply(wanted, m.ladder.level), 0), len(m.ladder.rungs))
+	from := m.ladder.level
+	if level == from {
+		return nil
+	}
+	if level != wanted || reason == "" {
+		reason = m.override.String()
+	}
+	if shape := m.shape(o.Time); level > from && shape != "" {
+		reason += "; " + shape
+	}
+	m.ladder.set(o.Time, level)
+	for i := from; i < level; i++ {
+		m.started[m.ladder.rungs[i].Name] = m.begin(m.ladder.rungs[i].Name, o, r)
+	}
+	return []Event{{Kind: LevelEvent, From: &from, To: &level, Reason: reason}}
+}
+
+// engaged reports whether the step called name is engaged.
+func (m *Machine) engaged(name StepName) (Step, bool) {
+	for _, r := range m.ladder.rungs[:m.ladder.level] {
+		if r.Name == name {
+			return r.Step, true
+		}
+	}
+	return Step{}, false
+}
+
+// posture builds the whole desired state for the level.
+func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
+	p := Posture{Level: m.ladder.level, Settings: make(map[string]int), Reject: m.cfg.Reject}
+	_, notrack := m.engaged(NotrackStep)
+	_, listed := m.cfg.Step(NotrackStep)
+	selectors, events := m.untracker.update(o, m.cfg, listed && m.ladder.level > 0, notrack)
+	p.Notrack = selectors
+
+	if _, on := m.engaged(DropInvalid); on && m.skipped(DropInvalid, o) == "" {
+		// Flows that lived untracked are picked up in the middle by tcp_loose; until they are, they
+		// must not be INVALID.
+		p.DropInvalid = notrack || !m.untracker.untracked
+		if o.Admin[tcpLoose] != 0 && !m.untracker.untracked {
+			p.Settings[tcpLoose] = 0
+		}
+	}
+	if step, on := m.engaged(Tighten); on {
+		for name, value := range m.tightener.settings(o.Time, r.pressure, step, m.cfg, o.Admin) {
+			p.Settings[name] = value
+		}
+	}
+	if _, on := m.engaged(Evict); !on {
+		m.offenders.release(o.Time)
+	} else if o.Census != nil {
+		events = append(events, m.offenders.judge(m.withReleased(o), m.cfg)...)
+		p.Caps = slices.Clone(m.offenders.caps)
+	}
+	p.Limits = m.limits(o)
+	p.LimitRate = max(1, m.offenders.rate)
+	p.LimitBurst = 5 * p.LimitRate
+	return p, events
+}
+
+// withReleased returns o with the operator's released prefixes on its allowlist.
+func (m *Machine) withReleased(o Observation) Observation {
+	for _, w := range m.manual {
+		if w.Release {
+			o.Allow = append(slices.Clone(o.Allow), w.Prefix)
+		}
+	}
+	return o
+}
+
+// limits returns the offenders' limits and the operator's own.
+func (m *Machine) limits(o Observation) []Limit {
+	limits := m.offenders.limits(o.Time, m.cfg)
+	for _, w := range m.manual {
+		if !w.Release {
+			limits = slices.DeleteFunc(limits, func(l Limit) bool { return l.Prefix == w.Prefix })
+			limits = append(limits, Limit{w.Prefix, LimitNew, w.Until, "by the operator: " + w.Reason})
+		}
+	}
+	return limits
+}
+
+// skipped says why a step does nothing on this host; it is empty when the step can do its work.
+func (m *Machine) skipped(name StepName, o Observation) string {
+	switch name {
+	case DropInvalid:
+		if o.Admin[tcpLiberal] != 0 {
+			return "tcp_be_liberal is on: what is out of window is not invalid here"
+		}
+		if m.calm.invalid > m.cfg.CalmInvalid {
+			return fmt.Sprintf("%.0f invalid packets a second are part of this host's calm traffic (asymmetric routes?)", m.calm.invalid)
+		}
+	case NotrackStep:
+		if len(o.Services) == 0 {
+			return "no service of this host was found or listed"
+		}
+		if !slices.ContainsFunc(o.Services, func(s Selector) bool { return m.untracker.refusal(s, o) == "" }) {
+			return fmt.Sprintf("all %d selectors are refused; %s: %s", len(o.Services), o.Services[0], m.untracker.refusal(o.Services[0], o))
+		}
+	}
+	return ""
+}
+
+// next returns when to look again: a tenth of the time that is left until the table is full, within
+// the configured ticks.
+func (m *Machine) next(o Observation, r reading) time.Duration {
+	if m.ladder.level > 0 || r.pressure >= m.ladder.lowest() {
+		return m.cfg.Pressed
+	}
+	left := r.secondsToFull(o.Capacity) / 10 * float64(time.Second)
+	return time.Duration(min(max(left, float64(m.cfg.Pressed)), float64(m.cfg.Calm)))
+}
+
+// scan says which scan the next observations should bring.
+func (m *Machine) scan(r reading) Scan {
+	if _, on := m.engaged(Evict); on {
+		return WholeScan
+	}
+	if m.ladder.level > 0 || r.pressure >= m.ladder.lowest() {
+		return SampleScan
+	}
+	return NoScan
+}
+
+// stamp writes the numbers of this tick into its events.
+func (m *Machine) stamp(events []Event, o Observation, r reading) {
+	for i := range events {
+		e := &events[i]
+		e.Time, e.Fill, e.Pressure, e.Rate = o.Time, r.fill, r.pressure, r.rate
+		if s := r.secondsToFull(o.Capacity); !math.IsInf(s, 1) {
+			e.SecondsToFull = &s
+		}
+	}
+}
+
+// shape says what the table consists of, from a census that is not older than a few seconds.
+func (m *Machine) shape(now time.Time) string {
+	c := m.census
+	if c == nil || c.Seen == 0 || now.Sub(c.Time) > 5*time.Second {
+		return ""
+	}
+	percent := func(n int) int { return 100 * n / c.Seen }
+	text := fmt.Sprintf("%d %% unreplied, %d %% half-open, %d %% assured", percent(c.Classes[Unreplied]), percent(c.Classes[HalfOpen]), percent(c.Classes[Assured]))
+	if len(c.Sources) > 0 {
+		top := slices.MaxFunc(c.Sources, func(a, b Holding) int { return cmp.Compare(a.Entries, b.Entries) })
+		text += fmt.Sprintf("; %s holds %d %%, the most of %d sources", top.Prefix, percent(top.Entries), c.Distinct)
+	}
+	return text
+}

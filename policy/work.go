@@ -1,0 +1,125 @@
+package policy
+
+import (
+	"fmt"
+	"math"
+	"time"
+)
+
+// calm is what an ordinary day looks like, learnt at level 0: the measure for "gone quiet".
+type calm struct {
+	invalid  float64 // INVALID packets per second
+	arrivals float64 // the peak of new work per second, fading over minutes
+	paces    [2]pace
+}
+
+// calmFade is how long a peak of ordinary traffic is remembered.
+const calmFade = 10 * time.Minute
+
+// observe takes one observation in; only while ordinary does it learn.
+func (c *calm) observe(o Observation, ordinary bool) {
+	before := c.paces[1].at
+	invalid := c.paces[0].update(o.Time, o.Kernel.Invalid)
+	arrivals := c.paces[1].update(o.Time, o.Arrivals.TCPOpens+o.Arrivals.UDPDatagrams+o.Arrivals.Echoes)
+	if !ordinary || before.IsZero() {
+		return
+	}
+	dt := max(0, o.Time.Sub(before).Seconds())
+	c.invalid += (1 - math.Exp(-dt/60)) * (invalid - c.invalid)
+	c.arrivals = max(arrivals, c.arrivals*math.Exp(-dt/calmFade.Seconds()))
+}
+
+// quietRate is the work per second that every step may still do and count as quiet.
+const quietRate = 10
+
+// done returns how much a step has done so far, in packets and entries.
+func (m *Machine) done(name StepName, o Observation) uint64 {
+	switch name {
+	case DropInvalid:
+		return o.Work.InvalidDropped
+	case NotrackStep:
+		return m.untracker.opened(o)
+	case Tighten:
+		return o.Work.Retimed
+	case Evict:
+		return o.Work.LimitedDropped + o.Work.BlockedDropped
+	}
+	return 0
+}
+
+// quiet returns whether a step's own work has gone quiet: were it taken back now, the table would
+// stay as calm as it is.
+func (m *Machine) quiet(o Observation) func(StepName) bool {
+	for name, p := range m.work {
+		p.update(o.Time, m.done(name, o))
+	}
+	return func(name StepName) bool {
+		rate := m.work[name].Rate
+		switch name {
+		case DropInvalid:
+			return rate <= quietRate+2*m.calm.invalid
+		case NotrackStep:
+			step, _ := m.cfg.Step(NotrackStep)
+			// Every connection that lives untracked becomes an entry again.
+			return rate <= 5*quietRate+2*m.calm.arrivals && 100*float64(o.Count+o.Sockets) < step.Enter*float64(o.Capacity)
+		case Evict:
+			return rate <= quietRate
+		}
+		return true
+	}
+}
+
+// outcomeAfter is when a step says what it brought.
+const outcomeAfter = 5 * time.Second
+
+// outcome is what things were like when a step was engaged.
+type outcome struct {
+	at      time.Time
+	fill    float64
+	drops   uint64
+	done    uint64
+	evicted uint64
+}
+
+// begin notes what things are like as a step is engaged.
+func (m *Machine) begin(name StepName, o Observation, r reading) *outcome {
+	return &outcome{o.Time, r.fill, o.Kernel.Drop + o.Kernel.InsertFailed, m.done(name, o), o.Work.Evicted}
+}
+
+// report says what each step brought, a little after it was engaged.
+func (m *Machine) report(o Observation, r reading) []Event {
+	var events []Event
+	for _, rung := range m.ladder.rungs[:m.ladder.level] {
+		was := m.started[rung.Name]
+		if was == nil || o.Time.Sub(was.at) < outcomeAfter {
+			continue
+		}
+		delete(m.started, rung.Name)
+		events = append(events, Event{Kind: StepEvent, Step: rung.Name, Reason: m.brought(rung.Name, was, o, r)})
+	}
+	return events
+}
+
+// brought puts a step's outcome into words.
+func (m *Machine) brought(name StepName, was *outcome, o Observation, r reading) string {
+	done := since(m.done(name, o), was.done)
+	evicted := since(o.Work.Evicted, was.evicted)
+	var text string
+	switch {
+	case m.skipped(name, o) != "":
+		text = "skipped: " + m.skipped(name, o)
+	case name == DropInvalid && done > 0:
+		text = fmt.Sprintf("dropped %d invalid packets", done)
+	case name == NotrackStep && done > 0:
+		text = fmt.Sprintf("kept %d new flows out of the table", done)
+	case name == Tighten && done > 0:
+		text = fmt.Sprintf("shortened %d entries", done)
+	case name == Evict && done+evicted > 0:
+		text = fmt.Sprintf("evicted %d entries, dropped %d packets of %d sources", evicted, done, len(m.decision.Posture.Limits))
+	default:
+		text = "brought nothing"
+	}
+	drops := since(o.Kernel.Drop+o.Kernel.InsertFailed, was.drops)
+	return fmt.Sprintf("%s in %s: fill %.0f %% to %.0f %%, %d flows refused by the kernel meanwhile",
+		text, o.Time.Sub(was.at).Round(time.Second), was.fill, r.fill, drops)
+}
