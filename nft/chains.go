@@ -1,0 +1,230 @@
+package nft
+
+import (
+	"github.com/google/nftables"
+
+	"ctguard/policy"
+)
+
+// builder writes the chains. Rules appear only where something needs them, so that the table shows
+// what is engaged; the chains themselves are always the same.
+type builder struct {
+	posture  policy.Posture
+	blocks   bool // some source is blocked
+	limits   bool // some source is limited
+	services bool // some selector is a plain service
+	untracks bool // some plain service is untracked
+	special  []special
+}
+
+// chains returns all chains in the order in which they are made.
+func (b builder) chains(keep *retained) []chain {
+	list := []chain{
+		{"early", &hook{"prerouting", nftables.ChainHookPrerouting, beforeRaw}, b.early()},
+		{"late", &hook{"prerouting", nftables.ChainHookPrerouting, afterConntrack}, b.late()},
+		{"outgoing", &hook{"output", nftables.ChainHookOutput, beforeRaw}, b.outgoing()},
+		{"passed_in", &hook{"input", nftables.ChainHookInput, last}, b.passedIn()},
+		{"passed_out", &hook{"output", nftables.ChainHookOutput, last}, b.passedOut()},
+		{"arrive", nil, b.arrive()},
+		{"service", nil, b.service()},
+		{"invalid", nil, b.invalid()},
+		{"opening", nil, b.opening()},
+		{"refuse", nil, b.refuse()},
+	}
+	for _, r := range keep.sorted() {
+		list = append(list, chain{r.chain(), nil, b.ration(r)})
+	}
+	return list
+}
+
+// early sees packets before conntrack: what is dropped here costs no entry, what is left untracked
+// here makes none.
+func (b builder) early() []rule {
+	var list []rule
+	if b.blocks || b.limits {
+		list = append(list,
+			newRule(sourceIn(allow[0]), goTo("arrive")),
+			newRule(sourceIn(allow[1]), goTo("arrive")))
+	}
+	if b.blocks {
+		list = append(list,
+			newRule(sourceIn(blocked[0]), count(blockedDropped), drop()),
+			newRule(sourceIn(blocked[1]), count(blockedDropped), drop()))
+	}
+	if b.limits {
+		list = append(list, newRule(opensTCP(), jump("opening")))
+	}
+	if b.services || len(b.special) > 0 {
+		list = append(list, newRule(goTo("arrive")))
+	}
+	return afterFirst(newRule(inLoopback(), back()), list)
+}
+
+// late sees packets after conntrack and before any NAT. What is dropped here while its entry is not
+// confirmed leaves no entry.
+func (b builder) late() []rule {
+	var list []rule
+	if b.posture.DropInvalid {
+		list = append(list, newRule(ctInvalid(), jump("invalid")))
+	}
+	if b.limits {
+		list = append(list,
+			newRule(opensTCP(), back()), // early has metered it
+			newRule(ctOpens(), jump("opening")))
+	}
+	if len(list) > 0 {
+		list = append([]rule{newRule(sourceIn(allow[0]), back()), newRule(sourceIn(allow[1]), back())}, list...)
+	}
+	return afterFirst(newRule(inLoopback(), back()), list)
+}
+
+// afterFirst puts first before list unless list is empty.
+func afterFirst(first rule, list []rule) []rule {
+	if len(list) == 0 {
+		return nil
+	}
+	return append([]rule{first}, list...)
+}
+
+// arrive counts safe traffic on its way in, and leaves it untracked where that is wanted.
+func (b builder) arrive() []rule {
+	var list []rule
+	if b.services || b.hasLocal() {
+		list = append(list, newRule(going(toLocal), goTo("service")))
+	}
+	for _, s := range b.special {
+		if s.selector.Group {
+			list = append(list, s.counting(requests, s.incoming(), true)...)
+		}
+	}
+	return list
+}
+
+// hasLocal reports whether some special selector is about this host's own addresses.
+func (b builder) hasLocal() bool {
+	for _, s := range b.special {
+		if !s.selector.Group {
+			return true
+		}
+	}
+	return false
+}
+
+// service sees packets for this host's own addresses.
+func (b builder) service() []rule {
+	var list []rule
+	if b.services {
+		list = append(list,
+			newRule(destination.serviceIn(requests)),
+			newRule(opensTCP(), destination.tcpServiceIn(opened)),
+			newRule(destination.serviceIn(untracked), notrack()))
+	}
+	for _, s := range b.special {
+		if s.selector.Group {
+			continue
+		}
+		if s.selector.Protocol == policy.TCP {
+			list = append(list, rules(s.incoming(), opensTCP(), count(s.counter(opened)))...)
+		}
+		list = append(list, s.counting(requests, s.incoming(), true)...)
+	}
+	return list
+}
+
+// outgoing counts the answers, and leaves them untracked where the requests are.
+func (b builder) outgoing() []rule {
+	var list []rule
+	if b.services {
+		list = append(list,
+			newRule(source.serviceIn(replies)),
+			newRule(source.serviceIn(untracked), notrack()))
+	}
+	for _, s := range b.special {
+		list = append(list, s.counting(replies, s.outgoing(), true)...)
+	}
+	return afterFirst(newRule(outLoopback(), back()), list)
+}
+
+// passedIn counts requests that the host's own rules let through.
+func (b builder) passedIn() []rule {
+	var list []rule
+	if b.services {
+		list = append(list, newRule(destination.serviceIn(delivered)))
+	}
+	for _, s := range b.special {
+		list = append(list, s.counting(delivered, s.incoming(), false)...)
+	}
+	return afterFirst(newRule(inLoopback(), back()), list)
+}
+
+// passedOut counts answers that the host's own rules let through. It sits at output and not at
+// postrouting, where forwarded packets would have to be told apart.
+func (b builder) passedOut() []rule {
+	var list []rule
+	if b.services {
+		list = append(list, newRule(source.serviceIn(sent)))
+	}
+	for _, s := range b.special {
+		list = append(list, s.counting(sent, s.outgoing(), false)...)
+	}
+	return afterFirst(newRule(outLoopback(), back()), list)
+}
+
+// invalid drops what conntrack could not place. Traffic that is going untracked or was until a
+// moment ago is spared, and so are the ICMP errors about it: conntrack calls them invalid because it
+// does not know the flow, and path MTU discovery needs them.
+func (b builder) invalid() []rule {
+	if !b.posture.DropInvalid {
+		return nil
+	}
+	var list []rule
+	if b.untracks {
+		list = append(list, newRule(going(toLocal), destination.serviceIn(untracked), back()))
+	}
+	spared := b.untracks
+	for _, s := range b.special {
+		if s.untracked {
+			spared = true
+			list = append(list, rules(s.incoming(), back())...)
+		}
+	}
+	if spared {
+		for _, kind := range []icmpKind{unreachable[0], unreachable[1], packetTooBig} {
+			list = append(list, newRule(kind.clause(), back()))
+		}
+	}
+	return append(list, newRule(count(invalidDropped), drop()))
+}
+
+// opening sees packets that open a flow, each of them once.
+func (b builder) opening() []rule {
+	if !b.limits {
+		return nil
+	}
+	return []rule{newRule(sourceVerdict(limited[0])), newRule(sourceVerdict(limited[1]))}
+}
+
+// ration lets a limited source open flows up to the rate. The limited prefix is what is metered, so
+// a prefix does not get the rate once for each of its addresses.
+func (b builder) ration(r ration) []rule {
+	if !b.limits {
+		return nil
+	}
+	list := []rule{newRule(goTo("refuse"))}
+	if b.posture.LimitRate > 0 {
+		within := withinRate(r.meter, r.bits, b.posture.LimitRate, max(b.posture.LimitBurst, 1))
+		list = append([]rule{newRule(within, back())}, list...)
+	}
+	return list
+}
+
+// refuse ends what a limited source opened above the rate.
+func (b builder) refuse() []rule {
+	switch {
+	case !b.limits:
+		return nil
+	case b.posture.Reject:
+		return []rule{newRule(count(limitedDropped)), newRule(resetTCP()), newRule(reject())}
+	}
+	return []rule{newRule(count(limitedDropped), drop())}
+}

@@ -1,0 +1,297 @@
+package nft
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"ctguard/policy"
+)
+
+// clause is a piece of a rule in nft's syntax and the expressions it stands for. What it takes for
+// granted about the packet is named, not written: [newRule] adds the test where it is missing, as
+// nft does.
+type clause struct {
+	text   string
+	family uint8 // NFPROTO_IPV4 or NFPROTO_IPV6; 0 for either
+	l4     uint8 // IP protocol number; 0 for any
+	exprs  []expr.Any
+}
+
+// rule is one line of a chain.
+type rule struct {
+	text  string
+	exprs []expr.Any
+}
+
+// newRule joins clauses.
+func newRule(clauses ...clause) rule {
+	var r rule
+	var family, l4 uint8
+	texts := make([]string, 0, len(clauses))
+	for _, c := range clauses {
+		if c.family != 0 && c.family != family {
+			family = c.family
+			r.exprs = append(r.exprs, loadMeta(expr.MetaKeyNFPROTO), equal([]byte{family}))
+		}
+		if c.l4 != 0 && c.l4 != l4 {
+			l4 = c.l4
+			r.exprs = append(r.exprs, loadMeta(expr.MetaKeyL4PROTO), equal([]byte{l4}))
+		}
+		r.exprs = append(r.exprs, c.exprs...)
+		texts = append(texts, c.text)
+	}
+	r.text = strings.Join(texts, " ")
+	return r
+}
+
+// reg is the register every expression works in; concatenations go on in the 32-bit register after it.
+const (
+	reg     = unix.NFT_REG_1
+	regNext = unix.NFT_REG32_01
+)
+
+func loadMeta(key expr.MetaKey) expr.Any { return &expr.Meta{Key: key, Register: reg} }
+
+func equal(data []byte) expr.Any {
+	return &expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: data}
+}
+
+func masked(mask []byte) expr.Any {
+	return &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))}
+}
+
+func loadHeader(base expr.PayloadBase, offset, length uint32) *expr.Payload {
+	return &expr.Payload{DestRegister: reg, Base: base, Offset: offset, Len: length}
+}
+
+// loopbackIndex is LOOPBACK_IFINDEX in include/net/flow.h: lo is always the first interface.
+const loopbackIndex = 1
+
+// inLoopback and outLoopback match packets by way of lo.
+func inLoopback() clause {
+	return clause{text: `iif "lo"`, exprs: []expr.Any{loadMeta(expr.MetaKeyIIF), equal(binaryutil.NativeEndian.PutUint32(loopbackIndex))}}
+}
+
+func outLoopback() clause {
+	return clause{text: `oif "lo"`, exprs: []expr.Any{loadMeta(expr.MetaKeyOIF), equal(binaryutil.NativeEndian.PutUint32(loopbackIndex))}}
+}
+
+// side is an end of a packet as its headers name it.
+type side struct {
+	addr, port string
+	v4, v6, th uint32 // offsets of the address in the IPv4 and IPv6 header and of the port in the transport header
+}
+
+var (
+	source      = side{addr: "saddr", port: "sport", v4: 12, v6: 8, th: 0}
+	destination = side{addr: "daddr", port: "dport", v4: 16, v6: 24, th: 2}
+)
+
+// loadAddr loads s's address of one family.
+func (s side) loadAddr(v6 bool) (c clause) {
+	if v6 {
+		return clause{text: "ip6 " + s.addr, family: unix.NFPROTO_IPV6, exprs: []expr.Any{loadHeader(expr.PayloadBaseNetworkHeader, s.v6, 16)}}
+	}
+	return clause{text: "ip " + s.addr, family: unix.NFPROTO_IPV4, exprs: []expr.Any{loadHeader(expr.PayloadBaseNetworkHeader, s.v4, 4)}}
+}
+
+// sourceIn matches sources in an address set.
+func sourceIn(set addressSet) clause {
+	c := source.loadAddr(set.v6)
+	c.text += " @" + set.name
+	c.exprs = append(c.exprs, &expr.Lookup{SourceRegister: reg, SetName: set.name})
+	return c
+}
+
+// sourceVerdict goes where a verdict map sends the source.
+func sourceVerdict(set addressSet) clause {
+	c := source.loadAddr(set.v6)
+	c.text += " vmap @" + set.name
+	c.exprs = append(c.exprs, &expr.Lookup{SourceRegister: reg, SetName: set.name, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true})
+	return c
+}
+
+// in matches packets whose address on side s is in p.
+func (s side) in(p netip.Prefix) clause {
+	c := s.loadAddr(p.Addr().Is6())
+	switch p.Bits() {
+	case 0: // the family is all there is to test
+		name := map[uint8]string{unix.NFPROTO_IPV4: "ipv4", unix.NFPROTO_IPV6: "ipv6"}[c.family]
+		return clause{text: "meta nfproto " + name, family: c.family}
+	case p.Addr().BitLen():
+		c.text += " " + p.Addr().String()
+	default:
+		c.text += " " + p.String()
+		c.exprs = append(c.exprs, masked(maskOf(p.Addr().BitLen(), p.Bits())))
+	}
+	c.exprs = append(c.exprs, equal(p.Addr().AsSlice()))
+	return c
+}
+
+// maskOf returns a netmask of the given length in bits as bytes.
+func maskOf(length, bits int) []byte {
+	mask := make([]byte, length/8)
+	for i := range bits {
+		mask[i/8] |= 0x80 >> (i % 8)
+	}
+	return mask
+}
+
+// ipProtocols maps the protocols that have ports to their numbers.
+var ipProtocols = map[policy.Protocol]uint8{policy.TCP: unix.IPPROTO_TCP, policy.UDP: unix.IPPROTO_UDP}
+
+// is matches one port of one protocol on side s.
+func (s side) is(proto policy.Protocol, port uint16) clause {
+	return clause{
+		text:  fmt.Sprintf("%s %s %d", proto, s.port, port),
+		l4:    ipProtocols[proto],
+		exprs: []expr.Any{loadHeader(expr.PayloadBaseTransportHeader, s.th, 2), equal(binaryutil.BigEndian.PutUint16(port))},
+	}
+}
+
+// serviceIn matches packets whose protocol and port on side s are in a set of services, and counts
+// them there if the set counts.
+func (s side) serviceIn(set string) clause {
+	port := loadHeader(expr.PayloadBaseTransportHeader, s.th, 2)
+	port.DestRegister = regNext
+	return clause{
+		text:  fmt.Sprintf("meta l4proto . th %s @%s", s.port, set),
+		exprs: []expr.Any{loadMeta(expr.MetaKeyL4PROTO), port, &expr.Lookup{SourceRegister: reg, SetName: set}},
+	}
+}
+
+// tcpServiceIn is serviceIn after a test for TCP; nft then names the header.
+func (s side) tcpServiceIn(set string) clause {
+	c := s.serviceIn(set)
+	c.text = fmt.Sprintf("meta l4proto . tcp %s @%s", s.port, set)
+	return c
+}
+
+// opensTCP matches the first packet of a TCP connection: SYN without ACK.
+func opensTCP() clause {
+	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
+	return clause{
+		text: "tcp flags syn / fin,syn,rst,ack",
+		l4:   unix.IPPROTO_TCP,
+		exprs: []expr.Any{
+			loadHeader(expr.PayloadBaseTransportHeader, 13, 1), masked([]byte{fin | syn | rst | ack}), equal([]byte{syn}),
+		},
+	}
+}
+
+// route is a kind of destination as the routing table knows it: RTN_* in include/uapi/linux/rtnetlink.h.
+type route string
+
+const (
+	toLocal     route = "local"
+	toMulticast route = "multicast"
+	toBroadcast route = "broadcast"
+)
+
+// going matches packets by the kind of their destination address.
+func going(r route) clause {
+	kind := map[route]uint32{toLocal: unix.RTN_LOCAL, toMulticast: unix.RTN_MULTICAST, toBroadcast: unix.RTN_BROADCAST}[r]
+	return clause{
+		text:  "fib daddr type " + string(r),
+		exprs: []expr.Any{&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true}, equal(binaryutil.NativeEndian.PutUint32(kind))},
+	}
+}
+
+// icmpKind is a message of ICMP or ICMPv6; numbers as in include/uapi/linux/icmp.h and icmpv6.h.
+type icmpKind struct {
+	v6   bool
+	name string
+	kind uint8
+}
+
+var (
+	echoRequest  = [2]icmpKind{{false, "echo-request", 8}, {true, "echo-request", 128}}
+	echoReply    = [2]icmpKind{{false, "echo-reply", 0}, {true, "echo-reply", 129}}
+	unreachable  = [2]icmpKind{{false, "destination-unreachable", 3}, {true, "destination-unreachable", 1}}
+	packetTooBig = icmpKind{true, "packet-too-big", 2}
+)
+
+// is matches one kind of message.
+func (k icmpKind) clause() clause {
+	c := clause{text: "icmp type " + k.name, family: unix.NFPROTO_IPV4, l4: unix.IPPROTO_ICMP}
+	if k.v6 {
+		c = clause{text: "icmpv6 type " + k.name, family: unix.NFPROTO_IPV6, l4: unix.IPPROTO_ICMPV6}
+	}
+	c.exprs = []expr.Any{loadHeader(expr.PayloadBaseTransportHeader, 0, 1), equal([]byte{k.kind})}
+	return c
+}
+
+// ctInvalid matches packets that conntrack could not place.
+func ctInvalid() clause {
+	return clause{text: "ct state invalid", exprs: ctBits(expr.CtKeySTATE, expr.CtStateBitINVALID, expr.CmpOpNeq)}
+}
+
+// ctOpens matches packets for which conntrack has just made an entry that is not in the table yet.
+// State new alone would also match later packets of flows that nobody answers.
+func ctOpens() clause {
+	const confirmed = 1 << 3 // IPS_CONFIRMED in include/uapi/linux/netfilter/nf_conntrack_common.h
+	return clause{
+		text: "ct state new ct status ! confirmed",
+		exprs: append(ctBits(expr.CtKeySTATE, expr.CtStateBitNEW, expr.CmpOpNeq),
+			ctBits(expr.CtKeySTATUS, confirmed, expr.CmpOpEq)...),
+	}
+}
+
+func ctBits(key expr.CtKey, bits uint32, op expr.CmpOp) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Register: reg, Key: key},
+		masked(binaryutil.NativeEndian.PutUint32(bits)),
+		&expr.Cmp{Op: op, Register: reg, Data: make([]byte, 4)},
+	}
+}
+
+// withinRate matches while the source, folded to a number of bits, stays below the rate. It does not
+// match when the meter has no room for one more source, so what follows it fails closed.
+func withinRate(meter addressSet, bits, perSecond, burst int) clause {
+	key := source.loadAddr(meter.v6)
+	if length := meter.bits(); bits < length {
+		mask := maskOf(length, bits)
+		addr, _ := netip.AddrFromSlice(mask)
+		key.text += " & " + addr.String()
+		key.exprs = append(key.exprs, masked(mask))
+	}
+	rate := &expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(perSecond), Unit: expr.LimitTimeSecond, Burst: uint32(burst)}
+	key.text = fmt.Sprintf("update @%s { %s limit rate %d/second burst %d packets }", meter.name, key.text, perSecond, burst)
+	key.exprs = append(key.exprs, &expr.Dynset{SrcRegKey: reg, SetName: meter.name, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{rate}})
+	return key
+}
+
+// count adds to a named counter, which keeps its value when the rule is replaced.
+func count(counter string) clause {
+	return clause{text: fmt.Sprintf("counter name %q", counter), exprs: []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter}}}
+}
+
+func notrack() clause { return clause{text: "notrack", exprs: []expr.Any{&expr.Notrack{}}} }
+
+func drop() clause { return verdict("drop", expr.VerdictDrop, "") }
+
+func back() clause { return verdict("return", expr.VerdictReturn, "") }
+
+func jump(chain string) clause { return verdict("jump "+chain, expr.VerdictJump, chain) }
+
+func goTo(chain string) clause { return verdict("goto "+chain, expr.VerdictGoto, chain) }
+
+func verdict(text string, kind expr.VerdictKind, chain string) clause {
+	return clause{text: text, exprs: []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
+}
+
+// resetTCP answers TCP with a reset.
+func resetTCP() clause {
+	return clause{text: "meta l4proto tcp reject with tcp reset", l4: unix.IPPROTO_TCP,
+		exprs: []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}}
+}
+
+// reject answers with ICMP or ICMPv6 port unreachable.
+func reject() clause {
+	return clause{text: "reject", exprs: []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}}
+}

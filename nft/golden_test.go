@@ -1,0 +1,185 @@
+package nft
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ctguard/policy"
+)
+
+var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
+
+// now is the time at which tests apply, unless it is time they test.
+var now = time.Date(2025, 6, 1, 12, 0, 0, 0, time.UTC)
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func tracked(stage policy.Stage, selectors ...string) []policy.Notrack {
+	var list []policy.Notrack
+	for _, text := range selectors {
+		s, err := policy.ParseSelector(text)
+		if err != nil {
+			panic(err)
+		}
+		list = append(list, policy.Notrack{Selector: s, Stage: stage})
+	}
+	return list
+}
+
+// cases are representative states and the golden files of what nft lists for them. States that share
+// a file must make no difference.
+func cases() []struct {
+	name, golden string
+	desired      Desired
+} {
+	allowList := []netip.Prefix{prefix("192.0.2.0/24"), prefix("192.0.2.7/32"), prefix("2001:db8:1::/48")}
+	minute := now.Add(time.Minute)
+	limits := []policy.Limit{
+		{Prefix: prefix("198.51.100.7/32"), Kind: policy.Block, Until: minute},
+		{Prefix: prefix("203.0.113.0/24"), Until: minute},
+		{Prefix: prefix("198.51.100.9/32"), Until: minute.Add(90 * time.Second)},
+		{Prefix: prefix("2001:db8:2::/64"), Until: minute},
+		{Prefix: prefix("2001:db8:3::1/128"), Kind: policy.Block},
+	}
+	messy := append([]policy.Limit{
+		{Prefix: prefix("203.0.113.77/32"), Until: minute},                           // covered
+		{Prefix: prefix("::ffff:198.51.100.7/128"), Kind: policy.Block, Until: minute}, // the same, mapped
+		{Prefix: prefix("203.0.113.9/24"), Until: now.Add(time.Second)},              // the same, unmasked, shorter
+		{Prefix: prefix("203.0.113.10/32"), Kind: policy.Block, Until: now},          // ended
+	}, limits...)
+	posture := policy.Posture{Limits: limits, LimitRate: 10, LimitBurst: 20}
+	services := tracked(policy.Trial, "tcp/80", "udp/53", "echo", "multicast", "tcp/22 with 198.51.100.0/25", "tcp/22 with 2001:db8:4::/64", "echo with 203.0.113.7/32")
+	watched := tracked(policy.Watched, "tcp/443", "udp/123")
+	type c = struct {
+		name, golden string
+		desired      Desired
+	}
+	return []c{
+		{"invalid", "invalid", Desired{Posture: policy.Posture{Level: 1, DropInvalid: true}, Allow: allowList}},
+		{"invalid, rate without limits", "invalid", Desired{Posture: policy.Posture{DropInvalid: true, LimitRate: 5, Reject: true,
+			Settings: map[string]int{"nf_conntrack_tcp_loose": 0}, Caps: []policy.Cap{{Prefix: prefix("198.51.100.7/32"), Keep: 1}}}, Allow: allowList}},
+		{"limits", "limits", Desired{Posture: posture, Allow: allowList}},
+		{"limits, messy", "limits", Desired{Posture: policy.Posture{Limits: messy, LimitRate: 10, LimitBurst: 20}, Allow: allowList}},
+		{"limits, reject", "reject", Desired{Posture: policy.Posture{Limits: limits, LimitRate: 10, LimitBurst: 20, Reject: true}, Allow: allowList}},
+		{"no new flows", "norate", Desired{Posture: policy.Posture{Limits: limits[1:2]}}},
+		{"watched", "watched", Desired{Posture: policy.Posture{Notrack: watched}}},
+		{"notrack", "notrack", Desired{Posture: policy.Posture{Notrack: append(watched, services...)}}},
+		{"notrack freed", "notrack", Desired{Posture: policy.Posture{Notrack: append(watched, tracked(policy.Freed, "multicast", "tcp/80", "udp/53", "tcp/22 with 198.51.100.0/25", "tcp/22 with 2001:db8:4::/64", "echo", "echo with 203.0.113.7/32")...)}}},
+		{"all", "all", Desired{Posture: policy.Posture{DropInvalid: true, Notrack: append(watched, services...), Limits: limits, LimitRate: 10, LimitBurst: 20}, Allow: allowList}},
+		{"everything allowed", "whole", Desired{Posture: policy.Posture{DropInvalid: true, Limits: []policy.Limit{{Prefix: prefix("0.0.0.0/0")}, {Prefix: prefix("::/0"), Kind: policy.Block}, {Prefix: prefix("255.255.255.255/32"), Kind: policy.Block}}, LimitRate: 5, LimitBurst: 5,
+			Notrack: tracked(policy.Trial, "tcp/22 with 0.0.0.0/0", "udp/53 with ::/0")}, Allow: []netip.Prefix{prefix("0.0.0.0/0"), prefix("ffff::/16")}}},
+	}
+}
+
+// volatile is what differs between two listings of the same state.
+var volatile = []struct {
+	what *regexp.Regexp
+	with string
+}{
+	{regexp.MustCompile(` # progname \S+`), ""},
+	{regexp.MustCompile(` expires [0-9dhms]+`), ""},
+	{regexp.MustCompile(`packets \d+ bytes \d+`), "packets 0 bytes 0"},
+	{regexp.MustCompile(`(?m)^\tflags owner\n\n?`), ""},
+}
+
+// list returns nft's listing of the table without what is volatile.
+func list(t testing.TB) string {
+	t.Helper()
+	text := run(t, "nft list table inet ctguard")
+	for _, v := range volatile {
+		text = v.what.ReplaceAllString(text, v.with)
+	}
+	return text
+}
+
+func open(t testing.TB) *Table {
+	t.Helper()
+	table, err := Open(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { table.Close() })
+	return table
+}
+
+func apply(t testing.TB, table *Table, d Desired) {
+	t.Helper()
+	if err := table.Apply(d, now); err != nil {
+		t.Fatalf("apply: %v", err)
+	}
+}
+
+func TestGolden(t *testing.T) {
+	for _, c := range cases() {
+		t.Run(c.name, func(t *testing.T) {
+			inNewNetNS(t)
+			apply(t, open(t), c.desired)
+			got := list(t)
+			file := filepath.Join("testdata", c.golden+".golden")
+			if *update {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("nft lists (-golden +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestRenderIsApply proves that what a plan shows is what is applied: nft reads it and then lists
+// the same.
+func TestRenderIsApply(t *testing.T) {
+	for _, c := range cases() {
+		t.Run(c.name, func(t *testing.T) {
+			inNewNetNS(t)
+			table := open(t)
+			apply(t, table, c.desired)
+			applied := list(t)
+			if err := table.Close(); err != nil {
+				t.Fatal(err)
+			}
+			text := Render(c.desired, now)
+			feed(t, strings.Replace(text, "\tflags owner\n", "", 1))
+			if diff := cmp.Diff(applied, list(t)); diff != "" {
+				t.Errorf("nft lists (-applied +rendered):\n%s\n%s", diff, text)
+			}
+		})
+	}
+}
+
+// TestCommentIsRule proves that each rule's comment is the line that nft prints for it.
+func TestCommentIsRule(t *testing.T) {
+	line := regexp.MustCompile(`(?m)^\t\t(.*) comment "(.*)"$`)
+	for _, c := range cases() {
+		t.Run(c.name, func(t *testing.T) {
+			inNewNetNS(t)
+			apply(t, open(t), c.desired)
+			listing := list(t)
+			found := line.FindAllStringSubmatch(listing, -1)
+			if len(found) == 0 {
+				t.Fatalf("no rule has a comment:\n%s", listing)
+			}
+			for _, f := range found {
+				// The kernel's default burst is not printed.
+				r := rule{text: strings.Replace(f[1], "limit rate 5/second }", "limit rate 5/second burst 5 packets }", 1)}
+				if got := r.comment(); got != f[2] {
+					t.Errorf("nft lists %q, the comment says %q", got, f[2])
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,119 @@
+package nft
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Render returns the ruleset that Apply would make, in the syntax that nft -f reads. It needs no
+// kernel. What no ruleset can be made from is left out, see [Table.Apply] for the error.
+func Render(d Desired, now time.Time) string {
+	if !d.Posture.Engaged() {
+		return ""
+	}
+	var keep retained
+	r := d.ruleset(now, &keep)
+	var w strings.Builder
+	fmt.Fprintf(&w, "table inet %s {\n\tflags owner\n", Name)
+	for _, c := range r.counters {
+		fmt.Fprintf(&w, "\n\tcounter %s {\n\t}\n", c)
+	}
+	for _, s := range addressSets() {
+		s.render(&w, r.addresses[s.name], now)
+	}
+	for _, name := range serviceSets() {
+		renderServices(&w, name, r.services[name])
+	}
+	for _, c := range r.chains {
+		c.render(&w)
+	}
+	w.WriteString("}\n")
+	return w.String()
+}
+
+// render writes an address set.
+func (s addressSet) render(w *strings.Builder, elements map[netip.Prefix]entry, now time.Time) {
+	block, typ := "set", "ipv4_addr"
+	if s.v6 {
+		typ = "ipv6_addr"
+	}
+	if s.kind == directing {
+		block, typ = "map", typ+" : verdict"
+	}
+	fmt.Fprintf(w, "\n\t%s %s {\n\t\ttype %s\n", block, s.name, typ)
+	switch s.kind {
+	case permanent:
+		fmt.Fprint(w, "\t\tflags interval\n")
+	case ending, directing:
+		fmt.Fprint(w, "\t\tflags interval,timeout\n")
+	case metering:
+		fmt.Fprintf(w, "\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %s\n", meterSize, spell(meterTimeout))
+	}
+	var list []string
+	for _, p := range slices.SortedFunc(maps.Keys(elements), netip.Prefix.Compare) {
+		text := p.String()
+		if p.IsSingleIP() {
+			text = p.Addr().String()
+		}
+		if until := elements[p].until; !until.IsZero() {
+			text += " timeout " + spell(max(until.Sub(now), time.Millisecond))
+		}
+		if s.kind == directing {
+			text += " : goto " + rationOf(p).chain()
+		}
+		list = append(list, text)
+	}
+	renderElements(w, list)
+}
+
+func renderServices(w *strings.Builder, name string, elements map[service]struct{}) {
+	fmt.Fprintf(w, "\n\tset %s {\n\t\ttype inet_proto . inet_service\n", name)
+	if name != untracked {
+		fmt.Fprint(w, "\t\tcounter\n")
+	}
+	var list []string
+	for s := range elements {
+		list = append(list, fmt.Sprintf("%s . %d", s.proto, s.port))
+	}
+	slices.Sort(list)
+	renderElements(w, list)
+}
+
+// renderElements closes a set's block.
+func renderElements(w *strings.Builder, list []string) {
+	if len(list) > 0 {
+		fmt.Fprintf(w, "\t\telements = { %s }\n", strings.Join(list, ",\n\t\t\t     "))
+	}
+	fmt.Fprint(w, "\t}\n")
+}
+
+// render writes a chain.
+func (c chain) render(w *strings.Builder) {
+	fmt.Fprintf(w, "\n\tchain %s {\n", c.name)
+	if h := c.hook; h != nil {
+		fmt.Fprintf(w, "\t\ttype filter hook %s priority %d; policy accept;\n", h.name, h.priority)
+	}
+	for _, r := range c.rules {
+		fmt.Fprintf(w, "\t\t%s comment %q\n", r.text, r.comment())
+	}
+	fmt.Fprint(w, "\t}\n")
+}
+
+// spell writes a duration as nft does, down to milliseconds.
+func spell(d time.Duration) string {
+	var text string
+	for _, unit := range []struct {
+		name string
+		size time.Duration
+	}{{"d", 24 * time.Hour}, {"h", time.Hour}, {"m", time.Minute}, {"s", time.Second}, {"ms", time.Millisecond}} {
+		if n := d / unit.size; n > 0 {
+			text += fmt.Sprintf("%d%s", n, unit.name)
+			d %= unit.size
+		}
+	}
+	return text
+}

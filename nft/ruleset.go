@@ -1,0 +1,237 @@
+package nft
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+
+	"ctguard/policy"
+)
+
+// ruleset is everything the table holds, as a value: what [Render] prints and [Table.Apply] compares.
+type ruleset struct {
+	counters  []string                          // named counters, sorted
+	addresses map[string]map[netip.Prefix]entry // elements of the address sets, by set name
+	services  map[string]map[service]struct{}   // elements of the service sets, by set name
+	chains    []chain                           // in the order in which they are made
+	selectors map[policy.Selector]policy.Stage  // what the counters are read back for
+	metering  string                            // what the meters' elements carry; they are emptied when it changes
+}
+
+// addressSet is a set of sources of one family.
+type addressSet struct {
+	name string
+	v6   bool
+	kind addressKind
+}
+
+// addressKind is what the elements of an address set are.
+type addressKind uint8
+
+const (
+	permanent addressKind = iota // prefixes without an end
+	ending                       // prefixes with an end
+	directing                    // prefixes with an end, and the chain to go to
+	metering                     // sources that the kernel itself adds, each with its rate
+)
+
+// bits returns the length of the set's addresses.
+func (s addressSet) bits() int {
+	if s.v6 {
+		return 128
+	}
+	return 32
+}
+
+// The address sets, IPv4 first.
+var (
+	allow   = [2]addressSet{{"allow4", false, permanent}, {"allow6", true, permanent}}
+	blocked = [2]addressSet{{"blocked4", false, ending}, {"blocked6", true, ending}}
+	limited = [2]addressSet{{"limited4", false, directing}, {"limited6", true, directing}}
+	meters  = [2]addressSet{{"meter4", false, metering}, {"meter6", true, metering}}
+)
+
+// addressSets lists the address sets in the order in which they are made.
+func addressSets() []addressSet { return slices.Concat(allow[:], blocked[:], limited[:], meters[:]) }
+
+// A meter holds one element for each limited source that was active within meterTimeout. The size
+// is far above the limits a posture has, and the rules fail closed if it is reached all the same.
+const (
+	meterSize    = 1 << 17
+	meterTimeout = time.Minute
+)
+
+// service is a protocol and one of this host's ports.
+type service struct {
+	proto policy.Protocol
+	port  uint16
+}
+
+// The service sets. All but the last count packets for each element.
+const (
+	requests  = "requests"
+	opened    = "opened"
+	delivered = "delivered"
+	replies   = "replies"
+	sent      = "sent"
+	untracked = "untracked"
+)
+
+// serviceSets lists the service sets in the order in which they are made.
+func serviceSets() []string { return []string{requests, opened, delivered, replies, sent, untracked} }
+
+// The counters that every table has.
+const (
+	blockedDropped = "blocked_dropped"
+	invalidDropped = "invalid_dropped"
+	limitedDropped = "limited_dropped"
+)
+
+// chain is a list of rules; a base chain if it has a hook.
+type chain struct {
+	name  string
+	hook  *hook
+	rules []rule
+}
+
+// hook is where a base chain sees packets.
+type hook struct {
+	name     string
+	num      *nftables.ChainHook
+	priority nftables.ChainPriority
+}
+
+// Priorities are relative to those of enum nf_ip_hook_priorities in
+// include/uapi/linux/netfilter_ipv4.h. beforeRaw is before every rule that leaves traffic untracked
+// and before conntrack (-200), but after defragmentation (-400), so ports can be read. last is after
+// every filter, before conntrack confirms an entry.
+const (
+	beforeRaw      nftables.ChainPriority = -310
+	afterConntrack nftables.ChainPriority = -150
+	last           nftables.ChainPriority = 1<<31 - 2
+)
+
+// retained is what a table keeps although nothing wants it any more.
+type retained struct {
+	rations map[string]ration // by chain name: an element that has ended, but is not yet collected, still points to its chain
+}
+
+// ration is a chain that holds sources of one prefix length to the rate.
+type ration struct {
+	meter addressSet
+	bits  int
+}
+
+func (r ration) chain() string {
+	return fmt.Sprintf("ration%s_%d", r.meter.name[len("meter"):], r.bits)
+}
+
+// rationOf returns the ration for a limited prefix.
+func rationOf(p netip.Prefix) ration {
+	if p.Addr().Is6() {
+		return ration{meters[1], p.Bits()}
+	}
+	return ration{meters[0], p.Bits()}
+}
+
+// ruleset builds what d wants at a time. It adds to keep the chains that must stay from now on.
+func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
+	r := ruleset{
+		addresses: map[string]map[netip.Prefix]entry{},
+		services:  map[string]map[service]struct{}{},
+		selectors: map[policy.Selector]policy.Stage{},
+		metering:  fmt.Sprintf("%d/%d", d.Posture.LimitRate, d.Posture.LimitBurst),
+	}
+	block, slow := d.limits(policy.Block, now), d.limits(policy.LimitNew, now)
+	for i := range 2 {
+		v6 := i == 1
+		r.addresses[allow[i].name] = outermost(d.allowed(), v6)
+		r.addresses[blocked[i].name] = outermost(block, v6)
+		r.addresses[limited[i].name] = outermost(slow, v6)
+		for p := range r.addresses[limited[i].name] {
+			keep.add(rationOf(p))
+		}
+	}
+	for _, n := range d.Posture.Notrack {
+		r.selectors[n.Selector] = max(n.Stage, r.selectors[n.Selector])
+	}
+	r.counters = []string{blockedDropped, invalidDropped, limitedDropped}
+	r.addServices()
+	b := builder{
+		posture: d.Posture,
+		blocks:  len(block) > 0, limits: len(slow) > 0,
+		services: len(r.services[requests]) > 0,
+		untracks: len(r.services[untracked]) > 0,
+		special:  r.special(),
+	}
+	for _, s := range b.special {
+		r.counters = append(r.counters, s.counters()...)
+	}
+	slices.Sort(r.counters)
+	r.chains = b.chains(keep)
+	return r
+}
+
+func (k *retained) add(r ration) {
+	if k.rations == nil {
+		k.rations = map[string]ration{}
+	}
+	k.rations[r.chain()] = r
+}
+
+// sorted returns the rations in a fixed order.
+func (k *retained) sorted() []ration {
+	return slices.SortedFunc(maps.Values(k.rations), func(a, b ration) int {
+		return cmp.Or(strings.Compare(a.meter.name, b.meter.name), a.bits-b.bits)
+	})
+}
+
+// addServices fills the service sets with the selectors that are a protocol and a port.
+func (r *ruleset) addServices() {
+	for _, name := range serviceSets() {
+		r.services[name] = map[service]struct{}{}
+	}
+	for sel, stage := range r.selectors {
+		s, ok := serviceOf(sel)
+		if !ok {
+			continue
+		}
+		for _, name := range serviceSets() {
+			switch {
+			case name == opened && s.proto != policy.TCP: // every packet opens a flow
+			case name == untracked && stage < policy.Trial:
+			default:
+				r.services[name][s] = struct{}{}
+			}
+		}
+	}
+}
+
+// serviceOf returns sel as an element of the service sets; it is not one if it names a remote
+// prefix, echo or multicast, which have rules of their own.
+func serviceOf(sel policy.Selector) (service, bool) {
+	if sel.Group || sel.Remote.IsValid() || ipProtocols[sel.Protocol] == 0 {
+		return service{}, false
+	}
+	return service{sel.Protocol, sel.Port}, true
+}
+
+// special returns the selectors that have rules of their own, in a fixed order.
+func (r *ruleset) special() []special {
+	var list []special
+	for sel, stage := range r.selectors {
+		if _, ok := serviceOf(sel); !ok {
+			list = append(list, special{sel, stage >= policy.Trial})
+		}
+	}
+	slices.SortFunc(list, func(a, b special) int {
+		return strings.Compare(a.selector.String(), b.selector.String())
+	})
+	return list
+}

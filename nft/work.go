@@ -1,0 +1,95 @@
+package nft
+
+import (
+	"fmt"
+
+	"github.com/google/nftables"
+
+	"ctguard/policy"
+)
+
+// Work reads what the rules have counted since the table was made, in packets; it is zero while there
+// is no table. A selector's counters start anew when it has been out of the posture, all counters
+// when the table was made anew. Of UDP, echo and groups every request counts as new.
+func (t *Table) Work() (policy.Work, error) {
+	if t.have == nil {
+		return policy.Work{}, nil
+	}
+	named, err := t.namedCounters()
+	if err != nil {
+		return policy.Work{}, err
+	}
+	byService, err := t.serviceCounters()
+	if err != nil {
+		return policy.Work{}, err
+	}
+	work := policy.Work{
+		InvalidDropped: named[invalidDropped],
+		LimitedDropped: named[limitedDropped],
+		BlockedDropped: named[blockedDropped],
+		Selectors:      make(map[policy.Selector]policy.SelectorWork, len(t.have.selectors)),
+	}
+	for sel := range t.have.selectors {
+		read := func(kind string) uint64 { return named[special{selector: sel}.counter(kind)] }
+		if s, ok := serviceOf(sel); ok {
+			key := string(serviceKey(s))
+			read = func(kind string) uint64 { return byService[kind][key] }
+		}
+		w := policy.SelectorWork{
+			Requests: read(requests), New: read(opened), Delivered: read(delivered),
+			Replies: read(replies), Sent: read(sent),
+		}
+		if sel.Protocol != policy.TCP {
+			w.New = w.Requests
+		}
+		work.Selectors[sel] = w
+	}
+	return work, nil
+}
+
+// namedCounters returns the packets of each named counter.
+func (t *Table) namedCounters() (map[string]uint64, error) {
+	objects, err := t.conn.GetObjects(&nftables.Table{Name: Name, Family: nftables.TableFamilyINet})
+	if err != nil {
+		return nil, fmt.Errorf("read counters of table inet %s: %w", Name, err)
+	}
+	packets := make(map[string]uint64, len(objects))
+	for _, o := range objects {
+		if c, ok := o.(*nftables.CounterObj); ok {
+			packets[c.Name] = c.Packets
+		}
+	}
+	return packets, nil
+}
+
+// serviceCounters returns the packets of each element of each counting service set, by the element's key.
+func (t *Table) serviceCounters() (map[string]map[string]uint64, error) {
+	packets := map[string]map[string]uint64{}
+	for _, name := range serviceSets() {
+		if name == untracked || len(t.have.services[name]) == 0 {
+			continue
+		}
+		elements, err := t.elements(name)
+		if err != nil {
+			return nil, err
+		}
+		packets[name] = make(map[string]uint64, len(elements))
+		for _, e := range elements {
+			if e.Counter != nil {
+				packets[name][string(e.Key)] = e.Counter.Packets
+			}
+		}
+	}
+	return packets, nil
+}
+
+// elements reads a set's elements. The library's time for it grows with the square of their number.
+func (t *Table) elements(set string) ([]nftables.SetElement, error) {
+	table := &nftables.Table{Name: Name, Family: nftables.TableFamilyINet}
+	elements, err := t.conn.GetSetElements(&nftables.Set{Table: table, Name: set})
+	if err != nil {
+		return nil, fmt.Errorf("read set %s of table inet %s: %w", set, Name, err)
+	}
+	return elements, nil
+}
+
