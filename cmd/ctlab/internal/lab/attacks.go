@@ -1,0 +1,99 @@
+package lab
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"ctguard/cmd/ctlab/internal/flood"
+	"ctguard/cmd/ctlab/internal/service"
+)
+
+// Attack is one entry of the catalogue.
+type Attack struct {
+	Name       string
+	Summary    string
+	Topologies []string
+
+	kind    flood.Kind
+	rate    int
+	sources int // 0: a random source for each packet
+	ports   int // ports per source, 0: all of them
+	port    uint16
+	ipv6    bool
+	on, off time.Duration
+}
+
+var onServer = []string{"server"}
+
+// Attacks is the catalogue, in the order in which it is shown.
+var Attacks = []Attack{
+	{
+		Name: "handshake", Summary: "200 sources complete 5 000 handshakes a second and hold them",
+		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+	},
+	{
+		Name: "handshake-wide", Summary: "the same from 1 000 sources, below most per-source limits",
+		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 1000, port: service.HTTPPort,
+	},
+	{
+		Name: "handshake6", Summary: "the same over IPv6, from 200 networks of /64",
+		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort, ipv6: true,
+	},
+	{
+		Name: "pulses", Summary: "the handshake flood, 4 s on and 6 s off",
+		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+		on: 4 * time.Second, off: 6 * time.Second,
+	},
+	{
+		Name: "udp", Summary: "200 sources, 300 flows each, to an open UDP port, used again and again",
+		Topologies: onServer, kind: flood.UDP, rate: 20000, sources: 200, ports: 300, port: service.UDPPort,
+	},
+	{
+		Name: "udp-spoofed", Summary: "UDP to an open port, each packet from a random address",
+		Topologies: onServer, kind: flood.UDP, rate: 50000, port: service.UDPPort,
+	},
+	{
+		Name: "syn-spoofed", Summary: "SYNs to an open port, each from a random address",
+		Topologies: onServer, kind: flood.SYN, rate: 50000, port: service.HTTPPort,
+	},
+	{
+		Name: "ack", Summary: "stray ACKs to an open port, each from a random address",
+		Topologies: onServer, kind: flood.ACK, rate: 50000, port: service.HTTPPort,
+	},
+}
+
+func attackNamed(name string) (Attack, bool) {
+	i := slices.IndexFunc(Attacks, func(a Attack) bool { return a.Name == name })
+	if i < 0 {
+		return Attack{}, false
+	}
+	return Attacks[i], true
+}
+
+func (a Attack) runsOn(topology string) bool { return slices.Contains(a.Topologies, topology) }
+
+// spec is the flood on a site, with the scenario's own numbers in it.
+func (a Attack) spec(sc Scenario, s *site) flood.Spec {
+	sp := flood.Spec{
+		Kind: a.kind, Interface: s.attackDev, GatewayMAC: s.attackGateway,
+		Sources: s.attackSources4, Count: a.sources, Ports: a.ports,
+		Rate: a.rate, Duration: sc.AttackFor, On: a.on, Off: a.off,
+		Forbidden: s.outside,
+	}
+	if a.ipv6 {
+		sp.Sources = s.attackSources6
+	}
+	for _, t := range s.attackTargets {
+		if t.Is6() == a.ipv6 {
+			sp.Targets = append(sp.Targets, netip.AddrPortFrom(t, a.port))
+		}
+	}
+	if sc.Rate > 0 {
+		sp.Rate = sc.Rate
+	}
+	if sc.Sources > 0 && a.sources > 0 {
+		sp.Count = sc.Sources
+	}
+	return sp
+}

@@ -1,0 +1,52 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+
+	"github.com/mdlayher/netlink"
+	"github.com/ti-mo/conntrack"
+	"golang.org/x/sys/unix"
+)
+
+// background fills the table with ordinary users' connections: established, assured,
+// spread unevenly on many sources. Nobody is behind them, as nobody is behind most
+// connections of a moment.
+func (s *site) background(entries, sources int) error {
+	if entries == 0 {
+		return nil
+	}
+	conn, err := conntrack.Dial(&netlink.Config{NetNS: s.protected.FD()})
+	if err != nil {
+		return fmt.Errorf("open conntrack: %w", err)
+	}
+	defer func() { _ = conn.Close() }() // nothing is written by closing
+	rng := rand.New(rand.NewPCG(7, 11))
+	froms := make([]netip.Addr, sources)
+	a := s.backgroundFrom.Addr()
+	for i := range froms {
+		a = a.Next()
+		froms[i] = a
+	}
+	const (
+		established = 3
+		status      = conntrack.StatusConfirmed | conntrack.StatusSeenReply | conntrack.StatusAssured
+	)
+	for i := range entries {
+		// Every source has some, a few have several times as many.
+		from := froms[i%sources]
+		if i >= entries/2 {
+			from = froms[rng.IntN(max(1, sources/4))]
+		}
+		to := s.backgroundTo[i%len(s.backgroundTo)]
+		timeout := uint32(7200 + rng.IntN(400_000))
+		f := conntrack.NewFlow(6, status, from, to.Addr(), uint16(2000+i/sources*7+rng.IntN(7)), to.Port(), timeout, 0)
+		f.ProtoInfo.TCP = &conntrack.ProtoInfoTCP{State: established}
+		if err := conn.Create(f); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("make background entry %d: %w", i, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,235 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/BurntSushi/toml"
+)
+
+const (
+	pollEvery     = 250 * time.Millisecond
+	startPatience = 10 * time.Second
+	stopPatience  = 15 * time.Second
+	clockTicks    = 100 // USER_HZ, fixed in the kernel's interface
+)
+
+// ctguard is the agent itself, run as a child in the protected namespace.
+type ctguard struct {
+	path   string
+	args   []string
+	extra  []string // TOML, merged in this order
+	config string
+	cmd    *exec.Cmd
+	exited chan struct{}
+
+	current atomic.Int64
+	polls   context.CancelFunc
+	polling sync.WaitGroup
+	mu      sync.Mutex
+	events  []any
+	took    float64
+}
+
+func newCTGuard(variant string) func(Scenario) guard {
+	return func(sc Scenario) guard {
+		g := &ctguard{path: sc.CTGuard, args: sc.ExtraArgs, extra: []string{variant, sc.ConfigExtra}}
+		g.current.Store(-1)
+		return g
+	}
+}
+
+func (g *ctguard) start(ctx context.Context, r *run) error {
+	if _, err := os.Stat(g.path); err != nil {
+		return fmt.Errorf("find the ctguard binary: %w", err)
+	}
+	if err := g.writeConfig(r); err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(r.dir, "ctguard.log"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }() // the child has its own
+	g.cmd = exec.Command(g.path, append([]string{"run", "--config", g.config}, g.args...)...)
+	g.cmd.Stdout, g.cmd.Stderr = log, log
+	if err := r.site.protected.Start(g.cmd); err != nil {
+		return fmt.Errorf("start ctguard: %w", err)
+	}
+	g.exited = make(chan struct{})
+	go func() {
+		_ = g.cmd.Wait() // an early end shows in the status
+		close(g.exited)
+	}()
+	if err := g.awaitStatus(ctx, r); err != nil {
+		return errors.Join(err, g.stop(r))
+	}
+	pollCtx, cancel := context.WithCancel(ctx)
+	g.polls = cancel
+	g.polling.Go(func() { g.poll(pollCtx) })
+	return nil
+}
+
+// writeConfig merges what the lab needs over what was asked for.
+func (g *ctguard) writeConfig(r *run) error {
+	conf := map[string]any{}
+	for _, text := range g.extra {
+		var more map[string]any
+		if _, err := toml.Decode(text, &more); err != nil {
+			return fmt.Errorf("read extra configuration: %w", err)
+		}
+		merge(conf, more)
+	}
+	merge(conf, r.site.config)
+	merge(conf, map[string]any{
+		"socket":    filepath.Join(r.dir, "ctguard.sock"),
+		"state_dir": filepath.Join(r.dir, "state"),
+		"table":     map[string]any{"capacity": r.sc.Capacity},
+	})
+	var buf bytes.Buffer
+	if err := toml.NewEncoder(&buf).Encode(conf); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	g.config = filepath.Join(r.dir, "ctguard.toml")
+	return os.WriteFile(g.config, buf.Bytes(), 0o600)
+}
+
+func merge(into, from map[string]any) {
+	for k, v := range from {
+		sub, ok := v.(map[string]any)
+		if have, has := into[k].(map[string]any); ok && has {
+			merge(have, sub)
+			continue
+		}
+		into[k] = v
+	}
+}
+
+// awaitStatus asks for the status until the agent answers.
+func (g *ctguard) awaitStatus(ctx context.Context, r *run) error {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	for {
+		err := g.ask(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-g.exited:
+			return fmt.Errorf("ctguard ended at once: %s", g.log(r))
+		case <-ctx.Done():
+			return fmt.Errorf("ctguard does not answer: %w: %s", err, g.log(r))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (g *ctguard) poll(ctx context.Context) {
+	t := time.NewTicker(pollEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		_ = g.ask(ctx) // a missed poll leaves the last level standing
+	}
+}
+
+// ask runs ctguard status, as an operator would.
+func (g *ctguard) ask(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, g.path, "status", "--json", "--config", g.config).Output()
+	if err != nil {
+		return err
+	}
+	var st struct {
+		Level  int64 `json:"level"`
+		Events []any `json:"events"`
+	}
+	if err := json.Unmarshal(out, &st); err != nil {
+		return fmt.Errorf("read status: %w", err)
+	}
+	g.current.Store(st.Level)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.events = st.Events
+	return nil
+}
+
+func (g *ctguard) level() int { return int(g.current.Load()) }
+
+func (g *ctguard) lastEvents() []any {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.events
+}
+
+func (g *ctguard) log(r *run) string {
+	b, err := os.ReadFile(filepath.Join(r.dir, "ctguard.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(bytes.TrimSpace(b[max(0, len(b)-2000):]))
+}
+
+// cost reads the agent's own figures from /proc. The high-water mark there is the
+// program's, while that of wait would include the moment before exec.
+func (g *ctguard) cost() Cost {
+	var c Cost
+	dir := fmt.Sprintf("/proc/%d/", g.cmd.Process.Pid)
+	if b, err := os.ReadFile(dir + "stat"); err == nil {
+		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+		user, _ := strconv.ParseFloat(f[11], 64) // the kernel writes numbers
+		sys, _ := strconv.ParseFloat(f[12], 64)
+		c.CPUSeconds = (user + sys) / clockTicks
+	}
+	b, err := os.ReadFile(dir + "status")
+	if err != nil {
+		return c
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			c.PeakRSSKiB, _ = strconv.Atoi(strings.Fields(v)[0])
+		}
+	}
+	return c
+}
+
+func (g *ctguard) stop(r *run) error {
+	if g.polls != nil {
+		g.polls()
+		g.polling.Wait()
+	}
+	if g.cmd == nil || g.cmd.Process == nil {
+		return nil
+	}
+	select {
+	case <-g.exited:
+		return fmt.Errorf("ctguard ended before it was stopped (%v): %s", g.cmd.ProcessState, g.log(r))
+	default:
+	}
+	began := time.Now()
+	_ = g.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-g.exited:
+		g.took = time.Since(began).Seconds()
+		return nil
+	case <-time.After(stopPatience):
+		_ = g.cmd.Process.Kill()
+		<-g.exited
+		return fmt.Errorf("ctguard did not stop within %v of SIGTERM", stopPatience)
+	}
+}

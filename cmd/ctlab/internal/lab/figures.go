@@ -1,0 +1,128 @@
+package lab
+
+import (
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ctguard/cmd/ctlab/internal/measure"
+)
+
+const (
+	// bucketWidth is the resolution of success over time.
+	bucketWidth = 250 * time.Millisecond
+	// grace is how long after the onset a guard may take.
+	grace = time.Second
+	// served is the share of requests that counts as service.
+	served = 99.0
+	// nearFull is the fill that hurts.
+	nearFull = 95.0
+	// baselineMargin is how much above its calm mean fill may be and yet count as baseline: the
+	// clients' own connections linger in the table for two minutes.
+	baselineMargin = 8.0
+)
+
+// result turns what was recorded into figures.
+func (r *run) result(out outcome) *Result {
+	onset := r.sc.Calm
+	end := onset + r.sc.AttackFor
+	samples := r.sampler.samples
+	total := time.Duration(0)
+	if n := len(samples); n > 0 {
+		total = time.Duration(samples[n-1].Seconds * float64(time.Second))
+	}
+	res := &Result{
+		Scenario: r.sc, Kernel: kernel(), CPUs: runtime.NumCPU(),
+		Flood:      r.floodFigures(out),
+		Fill:       fill(samples, onset, end),
+		HTTP:       serviceFigures(out.users.HTTP, onset, end, total),
+		UDP:        serviceFigures(out.users.UDP, onset, end, total),
+		Lasting:    Lasting{Opened: out.users.Lasting, Lost: out.users.Lost, SessionAlive: out.users.Session},
+		LeftBehind: r.before.diff(r.after),
+		Samples:    samples,
+		Failures:   out.users.Failures,
+
+		SecondsToServed:   measure.Recovery(out.users.HTTP, onset, end, bucketWidth, served),
+		SecondsToBaseline: measure.Settled(samples, end.Seconds(), r.baseline(samples)),
+	}
+	res.Guard = r.guardFigures(total)
+	for _, s := range samples {
+		res.MaxLevel = max(res.MaxLevel, s.Level)
+	}
+	if g, ok := r.guard.(*ctguard); ok {
+		res.Events = g.lastEvents()
+		res.Guard.StopSeconds = g.took
+	}
+	return res
+}
+
+func (r *run) floodFigures(out outcome) Flood {
+	f := Flood{Result: out.flood, AskedRate: r.attack.spec(r.sc, r.site).Rate}
+	if f.Seconds > 0 {
+		f.AchievedRate = float64(f.Sent) / f.Seconds
+	}
+	return f
+}
+
+func (r *run) guardFigures(total time.Duration) Cost {
+	c := r.costAfter
+	c.CPUSeconds -= r.costBefore.CPUSeconds
+	if total > 0 {
+		c.CPUPercent = 100 * c.CPUSeconds / total.Seconds()
+	}
+	return c
+}
+
+func (r *run) baseline(samples []measure.Sample) float64 {
+	return measure.Mean(samples, 0, r.sc.Calm.Seconds()) + baselineMargin
+}
+
+// settled reports whether the baseline is back now.
+func (r *run) settled() bool {
+	if r.guard.level() > 0 {
+		return false
+	}
+	c, err := readCounters(r.site.protected)
+	if err != nil {
+		return true // the sampler reports it
+	}
+	calm := 100 * float64(r.sc.Background) / float64(r.sc.Capacity)
+	return 100*float64(c.count)/float64(r.sc.Capacity) <= calm+baselineMargin
+}
+
+func fill(samples []measure.Sample, onset, end time.Duration) Fill {
+	f := Fill{
+		Calm:         measure.Mean(samples, 0, onset.Seconds()),
+		Peak:         measure.Peak(samples, onset.Seconds(), end.Seconds()),
+		AttackEnd:    measure.Mean(samples, end.Seconds()-0.5, end.Seconds()),
+		SecondsAbove: measure.SecondsAbove(samples, nearFull),
+	}
+	if n := len(samples); n > 0 {
+		last := samples[n-1]
+		f.End, f.Drops, f.EarlyDrops = last.Fill, last.Drops, last.EarlyDrops
+	}
+	return f
+}
+
+func serviceFigures(reqs []measure.Request, onset, end, total time.Duration) Service {
+	attack := measure.Between(reqs, onset, end)
+	return Service{
+		Calm:          measure.Success(measure.Between(reqs, 0, onset)),
+		Onset:         measure.Success(measure.Between(reqs, onset, onset+grace)),
+		During:        measure.Success(measure.Between(reqs, onset+grace, end)),
+		After:         measure.Success(measure.Between(reqs, end, total)),
+		P50:           measure.Quantile(attack, 0.5),
+		P99:           measure.Quantile(attack, 0.99),
+		LongestOutage: measure.Outage(reqs, total).Seconds(),
+		Buckets:       measure.Buckets(reqs, bucketWidth, total),
+	}
+}
+
+func kernel() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}

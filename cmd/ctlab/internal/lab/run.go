@@ -1,0 +1,234 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ctguard/cmd/ctlab/internal/flood"
+	"ctguard/cmd/ctlab/internal/guardian"
+	"ctguard/cmd/ctlab/internal/role"
+	"ctguard/cmd/ctlab/internal/service"
+	"ctguard/cmd/ctlab/internal/workload"
+)
+
+// maxSetting is the global bound of every namespace's table.
+const maxSetting = "/proc/sys/net/netfilter/nf_conntrack_max"
+
+// requestTimeout is when a client gives up.
+const requestTimeout = time.Second
+
+// settleEvery is how often it is asked whether the baseline is back.
+const settleEvery = 200 * time.Millisecond
+
+// run is a scenario in progress.
+type run struct {
+	sc       Scenario
+	attack   Attack
+	capacity int // of the kernel's table
+	dir      string
+	site     *site
+	guard    guard
+	sampler  *sampler
+
+	services, users, flood *role.Process
+	zero                   role.Instant
+	before, after          state
+	costBefore, costAfter  Cost
+}
+
+// Run runs a scenario. Everything it made or changed is gone or put back when it
+// returns.
+func Run(ctx context.Context, sc Scenario) (*Result, error) {
+	sc = sc.withDefaults()
+	if err := sc.check(); err != nil {
+		return nil, err
+	}
+	if err := privileged(); err != nil {
+		return nil, err
+	}
+	r := &run{sc: sc, capacity: sc.Capacity}
+	r.attack, _ = attackNamed(sc.Attack)
+	info, _ := guardNamed(sc.Guard)
+	r.guard = info.make(sc)
+	if info.capacity > 0 {
+		r.capacity = info.capacity
+	}
+	return r.protectedRun(ctx)
+}
+
+// privileged says what is missing to run at all.
+func privileged() error {
+	if os.Geteuid() != 0 {
+		return errors.New("the lab needs root: it makes network namespaces and lowers nf_conntrack_max for the run")
+	}
+	if _, err := exec.LookPath("nft"); err != nil {
+		return fmt.Errorf("the lab needs the nft program: %w", err)
+	}
+	return nil
+}
+
+// protectedRun surrounds the run with the guardian.
+func (r *run) protectedRun(ctx context.Context) (res *Result, err error) {
+	if r.dir, err = os.MkdirTemp("", "ctlab-"); err != nil {
+		return nil, err
+	}
+	if r.site, err = newSite(r.sc.Topology); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(r.dir))
+	}
+	defer r.site.close()
+	if err := r.roomToLower(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(r.dir))
+	}
+	g, err := guardian.Protect(ctx, r.dir, map[string]string{maxSetting: strconv.Itoa(r.capacity)})
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(r.dir))
+	}
+	defer func() { err = errors.Join(err, g.Restore()) }()
+	defer r.killChildren()
+	if err := r.prepare(ctx); err != nil {
+		return nil, err
+	}
+	return r.play(ctx)
+}
+
+// roomToLower refuses to lower the limit of a machine that uses its table itself.
+func (r *run) roomToLower() error {
+	b, err := os.ReadFile(countFile)
+	if err != nil {
+		return fmt.Errorf("is connection tracking there? %w", err)
+	}
+	var count int
+	if _, err := fmt.Sscan(string(b), &count); err != nil {
+		return fmt.Errorf("read %s: %w", countFile, err)
+	}
+	if count > r.capacity/2 {
+		return fmt.Errorf("this machine tracks %d connections itself: lowering nf_conntrack_max to %d would hurt it", count, r.capacity)
+	}
+	return nil
+}
+
+func (r *run) killChildren() {
+	for _, p := range []*role.Process{r.flood, r.users, r.services} {
+		if p != nil {
+			p.Kill()
+		}
+	}
+}
+
+// prepare starts everything but the attack, in the order in which it depends on each other.
+func (r *run) prepare(ctx context.Context) (err error) {
+	s := r.site
+	if r.services, err = role.Spawn(s.serving, service.Role, struct{}{}); err != nil {
+		return err
+	}
+	r.sc.Log("filling the table with %d entries of ordinary users", r.sc.Background)
+	if err := s.background(r.sc.Background, r.sc.BackgroundSources); err != nil {
+		return err
+	}
+	if r.flood, err = role.Spawn(s.attacker, flood.Role, r.attack.spec(r.sc, s)); err != nil {
+		return err
+	}
+	if r.before, err = snapshot(s.protected); err != nil {
+		return err
+	}
+	if err := r.guard.start(ctx, r); err != nil {
+		return fmt.Errorf("guard %s: %w", r.sc.Guard, err)
+	}
+	r.users, err = role.Spawn(s.clients, workload.Role, workload.Spec{
+		Sources: s.clientAddrs, Session: s.session, Targets: s.clientTargets,
+		HTTPPort: service.HTTPPort, HTTPRate: r.sc.HTTPRate,
+		UDPPort: service.UDPPort, UDPRate: r.sc.UDPRate,
+		LinePort: service.LinePort, SSHPort: service.SSHPort, Lasting: r.sc.Lasting,
+		Timeout: requestTimeout,
+	})
+	return err
+}
+
+// play runs the three phases and collects.
+func (r *run) play(ctx context.Context) (*Result, error) {
+	r.zero = role.Now().Add(100 * time.Millisecond)
+	onset := r.zero.Add(r.sc.Calm)
+	if err := errors.Join(r.users.Start(r.zero), r.flood.Start(onset)); err != nil {
+		return nil, errors.Join(err, r.guard.stop(r))
+	}
+	r.sampler = &sampler{
+		space: r.site.protected, capacity: r.sc.Capacity, level: r.guard.level, onSample: r.sc.OnSample,
+	}
+	phases, done := context.WithCancel(ctx)
+	eg, egCtx := errgroup.WithContext(phases)
+	r.costBefore = r.guard.cost()
+	eg.Go(func() error { return r.sampler.run(egCtx, r.zero) })
+	eg.Go(func() error { return r.watchChildren(egCtx) })
+	eg.Go(func() error {
+		defer done()
+		return r.phases(egCtx, onset)
+	})
+	err := eg.Wait()
+	done()
+	r.costAfter = r.guard.cost()
+	var out outcome
+	if err == nil {
+		err = r.collect(&out)
+	}
+	err = errors.Join(err, r.guard.stop(r))
+	if err != nil {
+		return nil, errors.Join(err, context.Cause(ctx))
+	}
+	if r.after, err = snapshot(r.site.protected); err != nil {
+		return nil, err
+	}
+	return r.result(out), nil
+}
+
+// watchChildren ends the run when one of its parts died.
+func (r *run) watchChildren(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-r.users.Exited():
+		return errors.New("the clients ended in the middle of the run")
+	case <-r.services.Exited():
+		return errors.New("the services ended in the middle of the run")
+	case <-r.flood.Exited():
+		return errors.New("the flood ended in the middle of the run")
+	}
+}
+
+func (r *run) phases(ctx context.Context, onset role.Instant) error {
+	r.sc.Log("calm for %v", r.sc.Calm)
+	if err := role.WaitUntil(ctx, onset); err != nil {
+		return err
+	}
+	r.sc.Log("attack: %s, for %v", r.attack.Summary, r.sc.AttackFor)
+	if err := role.WaitUntil(ctx, onset.Add(r.sc.AttackFor)); err != nil {
+		return err
+	}
+	r.sc.Log("the attack is over")
+	over := onset.Add(r.sc.AttackFor + r.sc.After)
+	if err := role.WaitUntil(ctx, over); err != nil {
+		return err
+	}
+	for last := over.Add(r.sc.Settle); last.Until() > 0 && !r.settled(); {
+		if err := role.WaitUntil(ctx, role.Now().Add(settleEvery)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// outcome is what the parts of the lab report.
+type outcome struct {
+	users workload.Result
+	flood flood.Result
+}
+
+func (r *run) collect(out *outcome) error {
+	return errors.Join(r.flood.Stop(&out.flood), r.users.Stop(&out.users))
+}

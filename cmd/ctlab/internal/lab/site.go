@@ -1,0 +1,131 @@
+package lab
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+
+	"ctguard/cmd/ctlab/internal/ns"
+	"ctguard/cmd/ctlab/internal/packet"
+)
+
+// site is a topology that stands: its namespaces, and who is where.
+type site struct {
+	spaces []*ns.Namespace
+	// outside is the namespace ctlab was started in, which nothing may touch.
+	outside string
+
+	protected *ns.Namespace // where the table and the guard are
+	serving   *ns.Namespace // where the services are
+	clients   *ns.Namespace
+	attacker  *ns.Namespace
+
+	attackDev                      string
+	attackGateway                  packet.MAC
+	attackSources4, attackSources6 netip.Prefix
+	attackTargets                  []netip.Addr
+
+	clientAddrs   []netip.Addr
+	session       netip.Addr
+	clientTargets []netip.Addr
+
+	// background is where the ordinary users' entries lead: from these sources to
+	// these addresses and ports.
+	backgroundFrom netip.Prefix
+	backgroundTo   []netip.AddrPort
+
+	// config is what ctguard is told about this topology.
+	config map[string]any
+}
+
+// topologies builds each topology; the key is its name.
+var topologies = map[string]func(*site) error{
+	"server": buildServer,
+}
+
+// Topologies says what each topology is.
+var Topologies = map[string]string{
+	"server": "a host with a stateful ruleset and services of its own; attackers on one side, clients on the other",
+}
+
+func newSite(topology string) (*site, error) {
+	outside, err := ns.Current()
+	if err != nil {
+		return nil, fmt.Errorf("read own namespace: %w", err)
+	}
+	s := &site{outside: outside}
+	if err := topologies[topology](s); err != nil {
+		s.close()
+		return nil, fmt.Errorf("build topology %s: %w", topology, err)
+	}
+	return s, nil
+}
+
+// add makes a namespace with the settings that every one of the lab's needs.
+func (s *site) add(name string) (*ns.Namespace, error) {
+	n, err := ns.New(name)
+	if err != nil {
+		return nil, err
+	}
+	s.spaces = append(s.spaces, n)
+	return n, n.Sysctl(map[string]string{
+		"net.ipv4.conf.all.rp_filter":         "0",
+		"net.ipv4.conf.default.rp_filter":     "0",
+		"net.ipv6.conf.default.accept_ra":     "0",
+		"net.ipv6.conf.default.dad_transmits": "0",
+	})
+}
+
+func (s *site) close() {
+	for _, n := range s.spaces {
+		n.Close()
+	}
+}
+
+// nft loads a ruleset in a namespace, as an administrator would.
+func nft(n *ns.Namespace, ruleset string) error {
+	var out strings.Builder
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(ruleset)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := n.Start(cmd); err != nil {
+		return fmt.Errorf("start nft in %s: %w", n.Name(), err)
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("load ruleset in %s: %w: %s", n.Name(), err, strings.TrimSpace(out.String()))
+	}
+	return nil
+}
+
+// mac is a locally administered address, different for each link and end.
+func mac(link, end byte) packet.MAC { return packet.MAC{0x02, 0x63, 0x74, 0, link, end} }
+
+func hw(m packet.MAC) net.HardwareAddr { return m[:] }
+
+// addrs are n addresses of a prefix, from its first-th.
+func addrs(prefix string, first, n int) []netip.Addr {
+	a := netip.MustParsePrefix(prefix).Addr()
+	for range first {
+		a = a.Next()
+	}
+	out := make([]netip.Addr, 0, n)
+	for range n {
+		out = append(out, a)
+		a = a.Next()
+	}
+	return out
+}
+
+func withBits(as []netip.Addr, bits4, bits6 int) []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(as))
+	for _, a := range as {
+		if a.Is4() {
+			out = append(out, netip.PrefixFrom(a, bits4))
+		} else {
+			out = append(out, netip.PrefixFrom(a, bits6))
+		}
+	}
+	return out
+}

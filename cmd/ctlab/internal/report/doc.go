@@ -1,0 +1,3 @@
+// Package report shows results to people: a table, a chart for the terminal, a
+// chart for a README.
+package report

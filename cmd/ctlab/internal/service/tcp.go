@@ -1,0 +1,141 @@
+package service
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	backlog   = 65535
+	acceptMax = 64
+	pollMs    = 200
+	readMax   = 2048
+)
+
+// kind is what is served on a connection.
+type kind uint8
+
+const (
+	none kind = iota
+	httpListener
+	echoListener
+	httpConn
+	echoConn
+)
+
+var response = []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n")
+
+// tcpServer serves all TCP ports from one epoll descriptor. Connections that send
+// nothing stay open: holding them is what an ordinary server does for a minute, and
+// closing them early would take the attack's entries out of the table.
+type tcpServer struct {
+	poll  int
+	kinds []kind // by descriptor
+	buf   [readMax]byte
+	held  holder
+}
+
+func newTCPServer(files int) (*tcpServer, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make epoll: %w", err)
+	}
+	return &tcpServer{poll: fd, kinds: make([]kind, 1024), held: holder{limit: files - spareFiles}}, nil
+}
+
+func (s *tcpServer) listen(port int, k kind) error {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open socket: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return fmt.Errorf("reuse address: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
+		return fmt.Errorf("serve both families: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet6{Port: port}); err != nil {
+		return fmt.Errorf("bind tcp port %d: %w", port, err)
+	}
+	if err := unix.Listen(fd, backlog); err != nil {
+		return fmt.Errorf("listen on tcp port %d: %w", port, err)
+	}
+	return s.add(fd, k)
+}
+
+func (s *tcpServer) add(fd int, k kind) error {
+	for fd >= len(s.kinds) {
+		s.kinds = append(s.kinds, make([]kind, len(s.kinds))...)
+	}
+	s.kinds[fd] = k
+	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
+	if err := unix.EpollCtl(s.poll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		return fmt.Errorf("watch descriptor: %w", err)
+	}
+	return nil
+}
+
+func (s *tcpServer) serve(ctx context.Context) {
+	events := make([]unix.EpollEvent, 256)
+	for ctx.Err() == nil {
+		n, err := unix.EpollWait(s.poll, events, pollMs)
+		if err != nil {
+			continue // interrupted
+		}
+		for _, ev := range events[:n] {
+			fd := int(ev.Fd)
+			switch k := s.kinds[fd]; k {
+			case httpListener, echoListener:
+				s.accept(fd, k+2)
+			case httpConn, echoConn:
+				s.answer(fd, k)
+			}
+		}
+	}
+}
+
+func (s *tcpServer) accept(listener int, k kind) {
+	for range acceptMax {
+		fd, _, err := unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		if err != nil {
+			return
+		}
+		if err := s.add(fd, k); err != nil {
+			_ = unix.Close(fd)
+			continue
+		}
+		if k == httpConn {
+			s.hold(fd)
+		}
+	}
+}
+
+// answer reads what came and replies. Requests and lines of the lab fit into one
+// segment, so a partial read is an error of the peer's and ends the connection.
+func (s *tcpServer) answer(fd int, k kind) {
+	n, err := unix.Read(fd, s.buf[:])
+	if err == unix.EAGAIN || err == unix.EINTR {
+		return
+	}
+	if err != nil || n <= 0 {
+		s.close(fd)
+		return
+	}
+	reply := s.buf[:n]
+	if k == httpConn {
+		reply = response
+	}
+	if _, err := unix.Write(fd, reply); err != nil || k == httpConn {
+		s.close(fd)
+	}
+}
+
+func (s *tcpServer) close(fd int) {
+	if s.kinds[fd] == httpConn {
+		s.held.drop(fd)
+	}
+	s.kinds[fd] = none
+	_ = unix.Close(fd)
+}
