@@ -50,10 +50,10 @@ func cases() []struct {
 		{Prefix: prefix("2001:db8:3::1/128"), Kind: policy.Block},
 	}
 	messy := append([]policy.Limit{
-		{Prefix: prefix("203.0.113.77/32"), Until: minute},                           // covered
+		{Prefix: prefix("203.0.113.77/32"), Until: minute},                             // covered
 		{Prefix: prefix("::ffff:198.51.100.7/128"), Kind: policy.Block, Until: minute}, // the same, mapped
-		{Prefix: prefix("203.0.113.9/24"), Until: now.Add(time.Second)},              // the same, unmasked, shorter
-		{Prefix: prefix("203.0.113.10/32"), Kind: policy.Block, Until: now},          // ended
+		{Prefix: prefix("203.0.113.9/24"), Until: now.Add(time.Second)},                // the same, unmasked, shorter
+		{Prefix: prefix("203.0.113.10/32"), Kind: policy.Block, Until: now},            // ended
 	}, limits...)
 	posture := policy.Posture{Limits: limits, LimitRate: 10, LimitBurst: 20}
 	services := tracked(policy.Trial, "tcp/80", "udp/53", "echo", "multicast", "tcp/22 with 198.51.100.0/25", "tcp/22 with 2001:db8:4::/64", "echo with 203.0.113.7/32")
@@ -100,9 +100,9 @@ func list(t testing.TB) string {
 	return text
 }
 
-func open(t testing.TB) *Table {
+func open(t testing.TB, opts ...Option) *Table {
 	t.Helper()
-	table, err := Open(Options{})
+	table, err := Open(opts...)
 	if err != nil {
 		t.Fatal(err)
 	}

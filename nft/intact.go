@@ -14,7 +14,7 @@ import (
 // Intact reports whether the table is what the last Apply made it. It is one small request as long
 // as nobody changed any ruleset in this namespace, and reads the whole table if somebody did. After
 // false, Apply makes the table anew.
-func (t *Table) Intact(now time.Time) (bool, error) {
+func (t *Table) Intact() (bool, error) {
 	if t.broken {
 		return false, nil
 	}
@@ -25,7 +25,7 @@ func (t *Table) Intact(now time.Time) (bool, error) {
 	if t.have == nil || generation == t.checked {
 		return true, nil
 	}
-	same, err := t.verify(now)
+	same, err := t.verify()
 	if err != nil {
 		return false, err
 	}
@@ -37,7 +37,7 @@ func (t *Table) Intact(now time.Time) (bool, error) {
 }
 
 // verify compares the table in the kernel with have.
-func (t *Table) verify(now time.Time) (bool, error) {
+func (t *Table) verify() (bool, error) {
 	found, err := t.found()
 	if errors.Is(err, ErrOwned) || err == nil && !found {
 		return false, nil
@@ -53,7 +53,7 @@ func (t *Table) verify(now time.Time) (bool, error) {
 	if !t.unowned {
 		return true, nil // nobody else can have touched an element
 	}
-	same, err := t.sameElements(now)
+	same, err := t.sameElements(time.Now())
 	return same, ignoreGone(err)
 }
 

@@ -26,23 +26,36 @@ type Table struct {
 	checked uint32   // the generation of the kernel's ruleset in which have was known to be true; 0 for none
 }
 
-// Options change how [Open] works. The zero value is for a kernel that has all [Capabilities].
-type Options struct {
-	NetNS   int  // descriptor of the network namespace to work in; 0 for the calling thread's
-	Unowned bool // make the table without the flag owner, for kernels before 5.12
+// Option changes how [Open] works.
+type Option func(*options)
+
+type options struct {
+	netns   int
+	unowned bool
 }
 
+// InNetNS makes the table in the network namespace that a descriptor refers to, instead of the
+// calling thread's.
+func InNetNS(fd int) Option { return func(o *options) { o.netns = fd } }
+
+// Unowned makes the table without the flag owner, for kernels that lack it; see [Capabilities].
+func Unowned() Option { return func(o *options) { o.unowned = true } }
+
 // Open makes the socket that the table will belong to. It writes nothing.
-func Open(o Options) (*Table, error) {
-	opts := []nftables.ConnOption{nftables.AsLasting()}
-	if o.NetNS != 0 {
-		opts = append(opts, nftables.WithNetNSFd(o.NetNS))
+func Open(opts ...Option) (*Table, error) {
+	var o options
+	for _, opt := range opts {
+		opt(&o)
 	}
-	conn, err := nftables.New(opts...)
+	how := []nftables.ConnOption{nftables.AsLasting()}
+	if o.netns != 0 {
+		how = append(how, nftables.WithNetNSFd(o.netns))
+	}
+	conn, err := nftables.New(how...)
 	if err != nil {
 		return nil, fmt.Errorf("open nftables socket: %w", err)
 	}
-	return &Table{conn: conn, unowned: o.Unowned}, nil
+	return &Table{conn: conn, unowned: o.unowned}, nil
 }
 
 // Apply brings the table to what is desired, and removes it when nothing is. It may be called any

@@ -92,4 +92,3 @@ func (t *Table) elements(set string) ([]nftables.SetElement, error) {
 	}
 	return elements, nil
 }
-

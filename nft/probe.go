@@ -1,0 +1,127 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"ctguard/policy"
+)
+
+// Capabilities says what the running kernel's nftables can do. What a table of this package cannot
+// do without is in Rules; the rest is optional.
+type Capabilities struct {
+	Rules    bool // every kind of set and rule that Apply makes, Owner and Reject apart
+	Owner    bool // a table can belong to a socket (since 5.12); without it a killed process leaves the table behind, see Leftover
+	Reject   bool // packets can be rejected at prerouting (since 5.9), for Posture.Reject
+	Socket   bool // the expression socket, for dropping what no socket waits for
+	Synproxy bool // the statement synproxy
+}
+
+// Probe tries each capability in a network namespace made for it, which is gone when Probe returns.
+// It needs CAP_SYS_ADMIN and CAP_NET_ADMIN; an error means that nothing was learnt.
+func Probe() (Capabilities, error) {
+	type result struct {
+		c   Capabilities
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine, and the namespace with the thread.
+		runtime.LockOSThread()
+		var r result
+		if r.err = unix.Unshare(unix.CLONE_NEWNET); r.err != nil {
+			r.err = fmt.Errorf("make network namespace to probe nftables in: %w", r.err)
+		} else {
+			r.c, r.err = probeHere()
+		}
+		done <- r
+	}()
+	r := <-done
+	return r.c, r.err
+}
+
+// probeHere tries each capability in the calling thread's namespace.
+func probeHere() (Capabilities, error) {
+	var c Capabilities
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return c, fmt.Errorf("open nftables socket: %w", err)
+	}
+	defer conn.CloseLasting()
+	for _, probe := range []struct {
+		found *bool
+		name  string
+		queue func(*batch)
+	}{
+		{&c.Owner, "flag owner", func(b *batch) { b.unowned = false; b.conn.AddTable(b.table()) }},
+		{&c.Rules, "rules", probeRules},
+		{&c.Reject, "reject", probeReject},
+		{&c.Socket, "socket", probeSocket},
+		{&c.Synproxy, "synproxy", probeSynproxy},
+	} {
+		b := newBatch(conn, true)
+		probe.queue(b)
+		err := b.flush()
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
+			return c, fmt.Errorf("probe %s: %w", probe.name, err)
+		}
+		*probe.found = err == nil
+		if err == nil {
+			b.deleteTable()
+			if err := b.flush(); err != nil {
+				return c, fmt.Errorf("probe %s: %w", probe.name, err)
+			}
+		}
+	}
+	return c, nil
+}
+
+// probeRules makes the table of a posture that has one of each.
+func probeRules(b *batch) {
+	now := time.Now()
+	d := Desired{
+		Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+		Posture: policy.Posture{
+			DropInvalid: true, LimitRate: 1, LimitBurst: 1,
+			Limits: []policy.Limit{
+				{Prefix: netip.MustParsePrefix("198.51.100.0/24"), Until: now.Add(time.Minute)},
+				{Prefix: netip.MustParsePrefix("2001:db8::/64"), Kind: policy.Block, Until: now.Add(time.Minute)},
+			},
+			Notrack: []policy.Notrack{
+				{Selector: policy.Selector{Protocol: policy.TCP, Port: 80}, Stage: policy.Freed},
+				{Selector: policy.Selector{Protocol: policy.ICMP}, Stage: policy.Freed},
+				{Selector: policy.Selector{Group: true}, Stage: policy.Freed},
+			},
+		},
+	}
+	var keep retained
+	want := d.ruleset(now, &keep)
+	b.create(&want, now)
+}
+
+func probeReject(b *batch) { probeRule(b, nftables.ChainHookPrerouting, nil, reject()) }
+
+func probeSocket(b *batch) {
+	const wildcard = expr.SocketKeyWildcard
+	probeRule(b, nftables.ChainHookPrerouting, nil, clause{exprs: []expr.Any{&expr.Socket{Key: wildcard, Register: reg}}})
+}
+
+func probeSynproxy(b *batch) {
+	synproxy := &expr.SynProxy{Mss: 1460, MssValueSet: true, Wscale: 7, WscaleValueSet: true, Timestamp: true, SackPerm: true}
+	probeRule(b, nftables.ChainHookInput, []clause{opensTCP()}, clause{exprs: []expr.Any{synproxy}})
+}
+
+// probeRule makes a table with one rule.
+func probeRule(b *batch, at *nftables.ChainHook, matches []clause, c clause) {
+	b.conn.AddTable(b.table())
+	b.makeEmpty(&ruleset{}, chain{name: "probe", hook: &hook{num: at, priority: beforeRaw}})
+	b.conn.AddRule(b.rule("probe", newRule(append(matches, c)...)))
+	b.note(nil)
+}
