@@ -1,0 +1,88 @@
+package conntrack
+
+import (
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ctguard/agent/conntrack/conntracktest"
+)
+
+type flow = conntracktest.Flow
+
+// openTable makes a network namespace for the calling test and opens its table. Tests that need
+// the kernel are skipped without privileges, unless CTGUARD_REQUIRE_PRIVILEGED=1 says that they
+// must run.
+func openTable(tb testing.TB) *Table {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
+			tb.Fatal("needs root: it makes a network namespace and fills its conntrack table")
+		}
+		tb.Skip("needs root: it makes a network namespace and fills its conntrack table")
+	}
+	if err := conntracktest.Enter(); err != nil {
+		tb.Fatal(err)
+	}
+	table, err := Open()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := table.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return table
+}
+
+func fill(tb testing.TB, flows ...flow) {
+	tb.Helper()
+	if made, err := conntracktest.Fill(slices.Values(flows)); err != nil || made != len(flows) {
+		tb.Fatalf("made %d of %d entries: %v", made, len(flows), err)
+	}
+}
+
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// nth is the n-th address after a.
+func nth(a netip.Addr, n int) netip.Addr {
+	b := a.As16()
+	for i := 15; n > 0; i-- {
+		n += int(b[i])
+		b[i] = byte(n)
+		n >>= 8
+	}
+	return netip.AddrFrom16(b).Unmap()
+}
+
+// tcp makes n TCP flows of one source, with different source ports.
+func tcp(src string, n int, state uint8, status, timeout uint32) (flows []flow) {
+	for i := range n {
+		flows = append(flows, flow{
+			Src: addr(src), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_TCP, SrcPort: uint16(1024 + i), DstPort: 80,
+			State: state, Status: status, Timeout: timeout,
+		})
+	}
+	return flows
+}
+
+// dump reads the whole table as flows, for tests to compare.
+func dump(tb testing.TB, t *Table) (flows []entry) {
+	tb.Helper()
+	end, err := t.walk(tb.Context(), part{}, time.Time{}, func(e *entry) bool {
+		e2 := *e
+		e2.message = slices.Clone(e.message)
+		flows = append(flows, e2)
+		return true
+	})
+	if err != nil || !end.whole {
+		tb.Fatalf("dump: whole %v, error %v", end.whole, err)
+	}
+	return flows
+}

@@ -1,0 +1,108 @@
+package conntrack
+
+// Message types of the conntrack subsystem: enum cntl_msg_types in
+// include/uapi/linux/netfilter/nfnetlink_conntrack.h, behind NFNL_SUBSYS_CTNETLINK in the high byte.
+const (
+	subsystem      = 1 << 8
+	msgNew         = subsystem | 0 // IPCTNL_MSG_CT_NEW: an entry in a dump, create or update in a request
+	msgGet         = subsystem | 1 // IPCTNL_MSG_CT_GET
+	msgDelete      = subsystem | 2 // IPCTNL_MSG_CT_DELETE
+	msgGetStatsCPU = subsystem | 4 // IPCTNL_MSG_CT_GET_STATS_CPU
+)
+
+// Attributes of an entry: enum ctattr_type in the same header.
+const (
+	attrTupleOrig  = 1  // CTA_TUPLE_ORIG
+	attrTupleReply = 2  // CTA_TUPLE_REPLY
+	attrStatus     = 3  // CTA_STATUS
+	attrProtoInfo  = 4  // CTA_PROTOINFO
+	attrHelp       = 5  // CTA_HELP
+	attrTimeout    = 7  // CTA_TIMEOUT, seconds
+	attrID         = 12 // CTA_ID
+	attrZone       = 18 // CTA_ZONE
+	attrFilter     = 25 // CTA_FILTER
+)
+
+// Attributes nested in the above: enums ctattr_tuple, ctattr_ip, ctattr_l4proto, ctattr_protoinfo,
+// ctattr_protoinfo_tcp and ctattr_filter in the same header.
+const (
+	tupleIP    = 1 // CTA_TUPLE_IP
+	tupleProto = 2 // CTA_TUPLE_PROTO
+
+	ipV4Src = 1 // CTA_IP_V4_SRC
+	ipV4Dst = 2 // CTA_IP_V4_DST
+	ipV6Src = 3 // CTA_IP_V6_SRC
+	ipV6Dst = 4 // CTA_IP_V6_DST
+
+	protoNum        = 1 // CTA_PROTO_NUM
+	protoSrcPort    = 2 // CTA_PROTO_SRC_PORT
+	protoDstPort    = 3 // CTA_PROTO_DST_PORT
+	protoICMPID     = 4 // CTA_PROTO_ICMP_ID
+	protoICMPType   = 5 // CTA_PROTO_ICMP_TYPE
+	protoICMPCode   = 6 // CTA_PROTO_ICMP_CODE
+	protoICMPv6ID   = 7 // CTA_PROTO_ICMPV6_ID
+	protoICMPv6Type = 8 // CTA_PROTO_ICMPV6_TYPE
+	protoICMPv6Code = 9 // CTA_PROTO_ICMPV6_CODE
+
+	protoInfoTCP       = 1 // CTA_PROTOINFO_TCP
+	protoInfoDCCP      = 2 // CTA_PROTOINFO_DCCP, gone from the kernel with its tracker
+	protoInfoSCTP      = 3 // CTA_PROTOINFO_SCTP
+	protoInfoState     = 1 // CTA_PROTOINFO_TCP_STATE, _DCCP_STATE and _SCTP_STATE alike
+	protoInfoFlagsOrig = 4 // CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, struct nf_ct_tcp_flags
+	protoInfoFlagsRepl = 5 // CTA_PROTOINFO_TCP_FLAGS_REPLY
+
+	filterOrigFlags  = 1      // CTA_FILTER_ORIG_FLAGS, host byte order
+	filterReplyFlags = 2      // CTA_FILTER_REPLY_FLAGS
+	filterSource     = 1 << 0 // CTA_FILTER_FLAG(CTA_IP_SRC) in net/netfilter/nf_conntrack_netlink.c
+)
+
+// Attributes of the per-CPU statistics: enum ctattr_stats_cpu in the same header.
+const (
+	statsInvalid      = 4  // CTA_STATS_INVALID
+	statsInsertFailed = 9  // CTA_STATS_INSERT_FAILED
+	statsDrop         = 10 // CTA_STATS_DROP
+	statsEarlyDrop    = 11 // CTA_STATS_EARLY_DROP
+)
+
+// Bits of CTA_STATUS: enum ip_conntrack_status in
+// include/uapi/linux/netfilter/nf_conntrack_common.h.
+const (
+	statusSeenReply    = 1 << 1
+	statusAssured      = 1 << 2
+	statusSrcNAT       = 1 << 4
+	statusDstNAT       = 1 << 5
+	statusFixedTimeout = 1 << 10
+)
+
+// States of a TCP entry: enum tcp_conntrack in include/uapi/linux/netfilter/nf_conntrack_tcp.h.
+const (
+	tcpSynSent     = 1
+	tcpSynRecv     = 2
+	tcpEstablished = 3
+	tcpFinWait     = 4
+	tcpCloseWait   = 5
+	tcpLastAck     = 6
+	tcpTimeWait    = 7
+	tcpClose       = 8
+	tcpSynSent2    = 9
+
+	tcpUnacknowledged = 0x10 // IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED in the same header
+)
+
+// IP protocol numbers, as the IANA registry has them.
+const (
+	protoICMP    = 1
+	protoTCP     = 6
+	protoUDP     = 17
+	protoDCCP    = 33
+	protoGRE     = 47
+	protoICMPv6  = 58
+	protoSCTP    = 132
+	protoUDPLite = 136
+)
+
+// Types of an echo request: RFC 792 and RFC 4443.
+const (
+	echoRequest   = 8
+	echoRequestV6 = 128
+)

@@ -1,0 +1,57 @@
+package conntrack
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+)
+
+// Retiming says how long existing entries may still live.
+type Retiming struct {
+	Timeouts map[string]int // seconds by sysctl name, such as nf_conntrack_tcp_timeout_established; states without a name stay as they are
+	Spare    []netip.Prefix // the allowlist: entries with such an original source stay as they are
+	Rate     *rate.Limiter  // changes per second, nil for no bound; Retime waits for it, in batches up to its burst
+}
+
+// Retime gives every entry that has more time left than the timeout of its protocol and state that
+// timeout, and returns how many it changed. It only ever shortens; entries with a fixed timeout
+// (IPS_FIXED_TIMEOUT) and those that hardware forwards are left alone. The next packet of an entry
+// sets its time by the kernel's own settings again, so set those first.
+//
+// When ctx ends or the kernel fails, it returns how many were changed until then beside the error.
+func (t *Table) Retime(ctx context.Context, r Retiming) (changed int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(r.Timeouts) == 0 {
+		return 0, nil
+	}
+	queue, err := t.newChanges(ctx, msgNew, r.Rate)
+	if err != nil {
+		return 0, fmt.Errorf("retime: %w", err)
+	}
+	queue.done = func(int32) { changed++ }
+	queue.failed = func(int32, unix.Errno) {} // the entry is gone, or has just become fixed
+	queue.skipped = func(int32) {}
+
+	limits, spare := newLimits(r.Timeouts), newPrefixSet(r.Spare)
+	timeout := make([]byte, 0, 2*attrLen)
+	_, err = t.walk(ctx, part{}, deadline(0), func(e *entry) bool {
+		limit := limits.of(e)
+		if e.timeout == noTimeout || e.timeout <= limit || e.status&statusFixedTimeout != 0 || spare.contains(e.orig.src) {
+			return true
+		}
+		timeout = timeoutAttr(timeout, limit)
+		queue.add(0, e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), timeout)
+		return queue.err == nil
+	})
+	if closeErr := queue.close(); closeErr != nil {
+		err = closeErr
+	}
+	if err != nil {
+		err = fmt.Errorf("retime: %w", err)
+	}
+	return changed, err
+}

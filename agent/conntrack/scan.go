@@ -1,0 +1,195 @@
+package conntrack
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"ctguard/policy"
+)
+
+// SampleSize is the number of entries that a sampled scan needs to find every source which holds
+// one entry in a hundred: each such source appears about 164 times, and fewer than 120 times with a
+// probability below one in a thousand, whatever the size of the table.
+const SampleSize = 16384
+
+// Defaults for the zero values of [ScanOptions].
+const (
+	DefaultV4Bits     = 32
+	DefaultV6Bits     = 64
+	DefaultMaxSources = 1024
+	DefaultMaxPorts   = 64
+)
+
+// ScanOptions says how much of the table a scan reads and how much of it the census lists.
+type ScanOptions struct {
+	Limit          int           // entries after which the scan ends as a sample; 0 reads the whole table
+	Budget         time.Duration // time after which it ends as a sample; 0 means no bound
+	V4Bits, V6Bits int           // prefix lengths that make a source; 0 means 32 and 64
+	MaxSources     int           // sources listed, largest first; 0 means 1024
+	MaxPorts       int           // destination ports listed, largest first; 0 means 64
+}
+
+func (o ScanOptions) withDefaults() ScanOptions {
+	o.V4Bits, o.V6Bits = prefixBits(o.V4Bits, o.V6Bits)
+	if o.MaxSources == 0 {
+		o.MaxSources = DefaultMaxSources
+	}
+	if o.MaxPorts == 0 {
+		o.MaxPorts = DefaultMaxPorts
+	}
+	return o
+}
+
+func prefixBits(v4, v6 int) (int, int) {
+	if v4 <= 0 || v4 > 32 {
+		v4 = DefaultV4Bits
+	}
+	if v6 <= 0 || v6 > 128 {
+		v6 = DefaultV6Bits
+	}
+	return v4, v6
+}
+
+// Scan reads the table, or a sample of it, to a census. A scan that its limit or budget ended is not
+// an error: the census says that it is not whole. On an error of the kernel or of ctx the census
+// holds what had been read, or is nil if nothing could be.
+func (t *Table) Scan(ctx context.Context, o ScanOptions) (*policy.Census, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	start := time.Now()
+	total, err := t.Count()
+	if err != nil {
+		return nil, err
+	}
+	o = o.withDefaults()
+	expect := total
+	if o.Limit > 0 {
+		expect = min(expect, o.Limit)
+	}
+	y := &t.tally
+	y.reset(o, expect)
+	end, err := t.walk(ctx, part{}, deadline(o.Budget), y.add)
+	c := y.census()
+	c.Total, c.Whole, c.Torn = max(total, c.Seen), end.whole, end.torn
+	c.Time = time.Now()
+	c.Took = c.Time.Sub(start)
+	return c, err
+}
+
+// tally is what a scan counts. It is made once and reset for each scan.
+type tally struct {
+	options      ScanOptions
+	seen         int
+	v4Mask       int
+	sources      sources
+	classes      [policy.NumClasses]int
+	protocols    [256]int
+	tcpStates    [256]int
+	ports        [numPortTables][]uint32
+	portsTouched [numPortTables]bool
+}
+
+// Protocols whose destination port is worth counting, each with a counter for every port. GRE keeps
+// its key in the same attribute, which is no port.
+const numPortTables = 5
+
+var portProtocols = [numPortTables]uint8{protoTCP, protoUDP, protoSCTP, protoDCCP, protoUDPLite}
+
+func portTable(proto uint8) int { return slices.Index(portProtocols[:], proto) }
+
+func (y *tally) reset(o ScanOptions, expect int) {
+	y.options = o
+	y.v4Mask = 96 + o.V4Bits
+	y.sources.reset(expect)
+	y.seen = 0
+	y.classes, y.protocols, y.tcpStates = [policy.NumClasses]int{}, [256]int{}, [256]int{}
+	for i := range y.ports {
+		if y.portsTouched[i] {
+			clear(y.ports[i])
+			y.portsTouched[i] = false
+		}
+	}
+}
+
+// add counts one entry and says whether the scan wants another.
+func (y *tally) add(e *entry) bool {
+	class := e.class()
+	y.seen++
+	y.classes[class]++
+	y.protocols[e.orig.proto]++
+	if e.protoInfo == protoInfoTCP {
+		y.tcpStates[e.state]++
+	}
+	if i := portTable(e.orig.proto); i >= 0 {
+		if y.ports[i] == nil {
+			y.ports[i] = make([]uint32, 1<<16)
+		}
+		y.portsTouched[i] = true
+		y.ports[i][e.orig.dstPort]++
+	}
+	y.sources.add(y.source(e.orig.src), class)
+	return y.seen != y.options.Limit
+}
+
+// source folds an address to the prefix that makes a source.
+func (y *tally) source(a address) address {
+	if a.is4() {
+		return a.mask(y.v4Mask)
+	}
+	return a.mask(y.options.V6Bits)
+}
+
+func (y *tally) census() *policy.Census {
+	c := &policy.Census{
+		Seen:      y.seen,
+		Classes:   y.classes,
+		Protocols: nonZero(y.protocols[:]),
+		TCPStates: nonZero(y.tcpStates[:]),
+		Ports:     y.topPorts(),
+		Distinct:  y.sources.used,
+	}
+	if y.sources.short > 0 {
+		c.Distinct = max(y.sources.used, min(y.sources.distinct.estimate(), y.seen))
+	}
+	c.Sources, c.Rest = y.sources.largest(y.options.MaxSources, y.holding)
+	return c
+}
+
+func (y *tally) holding(source address) policy.Holding {
+	bits := y.options.V6Bits
+	if source.is4() {
+		bits = y.options.V4Bits
+	}
+	return policy.Holding{Prefix: netip.PrefixFrom(source.netip(), bits)}
+}
+
+func (y *tally) topPorts() []policy.PortCount {
+	var all []policy.PortCount
+	for i, counts := range y.ports {
+		if !y.portsTouched[i] {
+			continue
+		}
+		for port, n := range counts {
+			if n > 0 {
+				all = append(all, policy.PortCount{Protocol: portProtocols[i], Port: uint16(port), Entries: int(n)})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b policy.PortCount) int {
+		return cmp.Or(b.Entries-a.Entries, int(a.Protocol)-int(b.Protocol), int(a.Port)-int(b.Port))
+	})
+	return slices.Clone(all[:min(len(all), y.options.MaxPorts)])
+}
+
+func nonZero(counts []int) map[uint8]int {
+	m := make(map[uint8]int)
+	for i, n := range counts {
+		if n > 0 {
+			m[uint8(i)] = n
+		}
+	}
+	return m
+}

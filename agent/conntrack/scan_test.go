@@ -1,0 +1,123 @@
+package conntrack
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/policy"
+)
+
+// mixed is one flow of everything the kernel tracks.
+func mixed() []flow {
+	return slices.Concat(
+		tcp("192.0.2.1", 10, tcpSynSent, 0, 60),
+		tcp("192.0.2.2", 5, tcpSynRecv, conntracktest.SeenReply, 60),
+		tcp("192.0.2.3", 3, tcpTimeWait, conntracktest.SeenReply|conntracktest.Assured, 60),
+		tcp("192.0.2.4", 2, tcpEstablished, conntracktest.SeenReply|conntracktest.Assured, 3000),
+		[]flow{
+			{Src: addr("2001:db8::1"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5, DstPort: 53, Timeout: 30},
+			{Src: addr("2001:db8::2"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5, DstPort: 53, Timeout: 30, Status: conntracktest.SeenReply},
+			{Src: addr("2001:db8:2::1"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_ICMPV6, SrcPort: 77, Timeout: 30},
+			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_ICMP, SrcPort: 77, Timeout: 30},
+			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_SCTP, SrcPort: 77, DstPort: 99, State: 4, Timeout: 30},
+			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_GRE, SrcPort: 7, DstPort: 8, Timeout: 30},
+			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: 50, Timeout: 30},
+			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_DCCP, Timeout: 30},
+			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: 50, Timeout: 30, Zone: 9},
+		},
+	)
+}
+
+func TestScanWhole(t *testing.T) {
+	table := openTable(t)
+	flows := mixed()
+	fill(t, flows...)
+	c, err := table.Scan(t.Context(), ScanOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !c.Whole || c.Torn || c.Seen != len(flows) || c.Total != len(flows) {
+		t.Errorf("whole %v, torn %v, seen %d, total %d; want whole and %d", c.Whole, c.Torn, c.Seen, c.Total, len(flows))
+	}
+	if want := [policy.NumClasses]int{18, 5, 3, 1, 2}; c.Classes != want {
+		t.Errorf("classes %v, want %v", c.Classes, want)
+	}
+	for proto, want := range map[uint8]int{6: 20, 17: 2, 58: 1, 1: 1, 132: 1, 47: 1, 50: 2, 33: 1} {
+		if c.Protocols[proto] != want {
+			t.Errorf("protocol %d: %d entries, want %d", proto, c.Protocols[proto], want)
+		}
+	}
+	for state, want := range map[uint8]int{tcpSynSent: 10, tcpSynRecv: 5, tcpTimeWait: 3, tcpEstablished: 2} {
+		if c.TCPStates[state] != want {
+			t.Errorf("TCP state %d: %d entries, want %d", state, c.TCPStates[state], want)
+		}
+	}
+	if want := (policy.PortCount{Protocol: 6, Port: 80, Entries: 20}); c.Ports[0] != want {
+		t.Errorf("largest port %+v, want %+v", c.Ports[0], want)
+	}
+	if want := (policy.Holding{Prefix: prefix("192.0.2.1/32"), Entries: 10, Classes: [policy.NumClasses]int{10}}); c.Sources[0] != want {
+		t.Errorf("largest source %+v, want %+v", c.Sources[0], want)
+	}
+	i := slices.IndexFunc(c.Sources, func(h policy.Holding) bool { return h.Prefix == prefix("2001:db8::/64") })
+	if i < 0 || c.Sources[i].Entries != 2 {
+		t.Errorf("two IPv6 neighbours are not one source: %+v", c.Sources)
+	}
+	if c.Distinct != 7 || len(c.Sources) != 7 || c.Rest.Entries != 0 {
+		t.Errorf("distinct %d, listed %d, rest %+v; want 7, 7, none", c.Distinct, len(c.Sources), c.Rest)
+	}
+}
+
+func TestScanOptions(t *testing.T) {
+	table := openTable(t)
+	flows := mixed()
+	fill(t, flows...)
+	t.Run("limit", func(t *testing.T) {
+		c, err := table.Scan(t.Context(), ScanOptions{Limit: 12})
+		if err != nil || c.Whole || c.Seen != 12 || c.Total != len(flows) {
+			t.Errorf("%+v, %v", c, err)
+		}
+	})
+	t.Run("limit above the table", func(t *testing.T) {
+		c, err := table.Scan(t.Context(), ScanOptions{Limit: 1000})
+		if err != nil || !c.Whole || c.Seen != len(flows) {
+			t.Errorf("%+v, %v", c, err)
+		}
+	})
+	t.Run("budget", func(t *testing.T) {
+		c, err := table.Scan(t.Context(), ScanOptions{Budget: time.Nanosecond})
+		if err != nil || c.Whole {
+			t.Errorf("%+v, %v", c, err)
+		}
+	})
+	t.Run("coarse sources", func(t *testing.T) {
+		c, err := table.Scan(t.Context(), ScanOptions{V4Bits: 24, V6Bits: 32})
+		if err != nil || c.Distinct != 2 || c.Sources[0].Prefix != prefix("192.0.2.0/24") || c.Sources[1].Prefix != prefix("2001:db8::/32") {
+			t.Errorf("%+v, %v", c, err)
+		}
+	})
+	t.Run("exact IPv6", func(t *testing.T) {
+		c, err := table.Scan(t.Context(), ScanOptions{V6Bits: 128})
+		if err != nil || c.Distinct != 8 {
+			t.Errorf("%+v, %v", c, err)
+		}
+	})
+	t.Run("few listed", func(t *testing.T) {
+		c, err := table.Scan(t.Context(), ScanOptions{MaxSources: 1, MaxPorts: 1})
+		if err != nil || len(c.Sources) != 1 || c.Sources[0].Entries != 10 || len(c.Ports) != 1 || c.Rest.Entries != len(flows)-10 || c.Distinct != 7 {
+			t.Errorf("%+v, %v", c, err)
+		}
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := table.Scan(ctx, ScanOptions{}); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+	})
+}

@@ -1,0 +1,187 @@
+package conntrack
+
+import (
+	"container/heap"
+	"math/bits"
+	"math/rand/v2"
+	"slices"
+
+	"ctguard/policy"
+)
+
+const (
+	// More sources than three quarters of that are not told apart at one time. 40 bytes each: 20 MiB,
+	// of which only what is used is ever touched.
+	maxSlots = 1 << 19
+	minSlots = 1 << 10
+)
+
+// slot counts one source by class. A slot without counts is free.
+type slot struct {
+	source address
+	counts [policy.NumClasses]uint32
+	total  uint32
+}
+
+// sources counts entries by source in an open-addressing table with linear probing on memory that
+// does not grow. Its hash is keyed at random, so that nobody can choose addresses that collide.
+//
+// When the table is three quarters full, the smallest sources are forgotten to make room (lossy
+// counting: Manku and Motwani, VLDB 2002). A source that is listed in the end may have been forgotten
+// before, so its count may be short, by less than `short`: the largest count forgotten in each round,
+// summed. Every round forgets at least a quarter of a table, so a million sources with one entry each
+// make a shortfall of three or so: nothing beside a heavy source.
+type sources struct {
+	slots    []slot
+	mask     uint64
+	keys     [2]uint64
+	used     int
+	short    int
+	forgot   [policy.NumClasses]int
+	distinct distinct
+}
+
+// reset empties s and makes it fit for n entries; memory that is large enough is kept.
+func (s *sources) reset(n int) {
+	want := minSlots
+	for want < maxSlots && want/4*3 < n {
+		want *= 2
+	}
+	if cap(s.slots) < want {
+		s.slots = make([]slot, want)
+	} else {
+		s.slots = s.slots[:want]
+		clear(s.slots)
+	}
+	if s.keys[0] == 0 {
+		s.keys = [2]uint64{rand.Uint64() | 1, rand.Uint64() | 1}
+	}
+	s.mask = uint64(want - 1)
+	s.used, s.short, s.forgot = 0, 0, [policy.NumClasses]int{}
+	s.distinct.reset()
+}
+
+// hash folds the product of both halves, each hidden behind a key.
+func (s *sources) hash(a address) uint64 {
+	hi, lo := bits.Mul64(a.hi^s.keys[0], a.lo^s.keys[1])
+	hi, lo = bits.Mul64(hi^lo^s.keys[1], 0x9e3779b97f4a7c15)
+	return hi ^ lo
+}
+
+func (s *sources) add(a address, c policy.Class) {
+	h := s.hash(a)
+	for i := h & s.mask; ; i = (i + 1) & s.mask {
+		p := &s.slots[i]
+		if p.total == 0 {
+			p.source = a
+			s.used++
+			s.distinct.add(h)
+		} else if p.source != a {
+			continue
+		}
+		p.counts[c]++
+		p.total++
+		break
+	}
+	if s.used > len(s.slots)/4*3 {
+		s.forget()
+	}
+}
+
+// forget drops the sources with the smallest counts until at least half of the table is free.
+func (s *sources) forget() {
+	var sizes [256]int // how many sources have that many entries; the last one and more
+	for i := range s.slots {
+		sizes[min(s.slots[i].total, 255)]++
+	}
+	limit, gone := uint32(0), 0
+	for gone < len(s.slots)/4 && limit < 254 {
+		limit++
+		gone += sizes[limit]
+	}
+	if gone == 0 { // every source has more than 254 entries: a table of over a hundred million
+		limit = 1 << 31
+	}
+	s.short += int(limit)
+	for i := 0; i < len(s.slots); {
+		p := &s.slots[i]
+		if p.total == 0 || p.total > limit {
+			i++
+			continue
+		}
+		for c, n := range p.counts {
+			s.forgot[c] += int(n)
+		}
+		s.remove(uint64(i)) // another source may move here: look again
+	}
+}
+
+// remove frees a slot and moves later sources of the same cluster back, so that each stays
+// reachable from where its hash points (Knuth, TAOCP 3, 6.4, algorithm R).
+func (s *sources) remove(hole uint64) {
+	s.used--
+	for i := (hole + 1) & s.mask; s.slots[i].total != 0; i = (i + 1) & s.mask {
+		home := s.hash(s.slots[i].source) & s.mask
+		if (i-home)&s.mask >= (i-hole)&s.mask {
+			s.slots[hole] = s.slots[i]
+			hole = i
+		}
+	}
+	s.slots[hole] = slot{}
+}
+
+// largest returns the n largest sources, largest first, and what all others hold.
+func (s *sources) largest(n int, prefix func(address) policy.Holding) (top []policy.Holding, rest policy.Holding) {
+	h := &slotHeap{s: s}
+	for c, k := range s.forgot {
+		rest.Classes[c] += k
+		rest.Entries += k
+	}
+	for i := range s.slots {
+		if s.slots[i].total == 0 {
+			continue
+		}
+		if h.Len() < n {
+			heap.Push(h, uint32(i))
+			continue
+		}
+		small := uint32(i)
+		if n > 0 && s.slots[h.at[0]].total < s.slots[i].total {
+			small, h.at[0] = h.at[0], small
+			heap.Fix(h, 0)
+		}
+		addSlot(&rest, &s.slots[small])
+	}
+	top = make([]policy.Holding, 0, len(h.at))
+	for _, i := range h.at {
+		held := prefix(s.slots[i].source)
+		addSlot(&held, &s.slots[i])
+		top = append(top, held)
+	}
+	slices.SortFunc(top, func(a, b policy.Holding) int {
+		if a.Entries != b.Entries {
+			return b.Entries - a.Entries
+		}
+		return a.Prefix.Addr().Compare(b.Prefix.Addr())
+	})
+	return top, rest
+}
+
+func addSlot(h *policy.Holding, p *slot) {
+	h.Entries += int(p.total)
+	for c, n := range p.counts {
+		h.Classes[c] += int(n)
+	}
+}
+
+// slotHeap keeps the largest slots, the smallest of them on top.
+type slotHeap struct {
+	s  *sources
+	at []uint32
+}
+
+func (h *slotHeap) Len() int           { return len(h.at) }
+func (h *slotHeap) Less(i, j int) bool { return h.s.slots[h.at[i]].total < h.s.slots[h.at[j]].total }
+func (h *slotHeap) Swap(i, j int)      { h.at[i], h.at[j] = h.at[j], h.at[i] }
+func (h *slotHeap) Push(x any)         { h.at = append(h.at, x.(uint32)) }
+func (h *slotHeap) Pop() any           { panic("nothing is ever popped") }
