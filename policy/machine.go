@@ -159,8 +159,8 @@ func (m *Machine) climb(o Observation, r reading) []Event {
 	return []Event{{Kind: LevelEvent, From: &from, To: &level, Reason: reason}}
 }
 
-// engaged reports whether the step called name is engaged.
-func (m *Machine) engaged(name StepName) (Step, bool) {
+// Engaged reports whether the step called name is engaged.
+func (m *Machine) Engaged(name StepName) (Step, bool) {
 	for _, r := range m.ladder.rungs[:m.ladder.level] {
 		if r.Name == name {
 			return r.Step, true
@@ -172,12 +172,12 @@ func (m *Machine) engaged(name StepName) (Step, bool) {
 // posture builds the whole desired state for the level.
 func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 	p := Posture{Level: m.ladder.level, Settings: make(map[string]int), Reject: m.cfg.Reject}
-	_, notrack := m.engaged(NotrackStep)
+	_, notrack := m.Engaged(NotrackStep)
 	_, listed := m.cfg.Step(NotrackStep)
 	selectors, events := m.untracker.update(o, m.cfg, listed && m.ladder.level > 0, notrack)
 	p.Notrack = selectors
 
-	if _, on := m.engaged(DropInvalid); on && m.skipped(DropInvalid, o) == "" {
+	if _, on := m.Engaged(DropInvalid); on && m.skipped(DropInvalid, o) == "" {
 		// Flows that lived untracked are picked up in the middle by tcp_loose; until they are, they
 		// must not be INVALID.
 		p.DropInvalid = notrack || !m.untracker.untracked
@@ -185,12 +185,12 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 			p.Settings[tcpLoose] = 0
 		}
 	}
-	if step, on := m.engaged(Tighten); on {
+	if step, on := m.Engaged(Tighten); on {
 		for name, value := range m.tightener.settings(o.Time, r.pressure, step, m.cfg, o.Admin) {
 			p.Settings[name] = value
 		}
 	}
-	if _, on := m.engaged(Evict); !on {
+	if _, on := m.Engaged(Evict); !on {
 		m.offenders.release(o.Time)
 	} else if o.Census != nil {
 		events = append(events, m.offenders.judge(m.withReleased(o), m.cfg)...)
@@ -257,7 +257,7 @@ func (m *Machine) next(o Observation, r reading) time.Duration {
 
 // scan says which scan the next observations should bring.
 func (m *Machine) scan(r reading) Scan {
-	if _, on := m.engaged(Evict); on {
+	if _, on := m.Engaged(Evict); on {
 		return WholeScan
 	}
 	if m.ladder.level > 0 || r.pressure >= m.ladder.lowest() {

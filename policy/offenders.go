@@ -53,7 +53,24 @@ func (f *offenders) judge(o Observation, c Config) []Event {
 			events = f.hold(events, o.Time, h, c)
 		}
 	}
-	return events
+	return summed(events)
+}
+
+// mostEvents is how many limits of one tick are told one by one.
+const mostEvents = 20
+
+// summed keeps the first limits of a tick and puts the rest into one event, so that an attack from
+// thousands of sources doesn't flood the log too.
+func summed(events []Event) []Event {
+	if len(events) <= mostEvents {
+		return events
+	}
+	rest := Event{Kind: LimitEvent, Step: Evict}
+	for _, e := range events[mostEvents:] {
+		rest.Entries += e.Entries
+	}
+	rest.Reason = fmt.Sprintf("and %d more sources, with %d entries", len(events)-mostEvents, rest.Entries)
+	return append(events[:mostEvents:mostEvents], rest)
 }
 
 // findHeavy returns the sources above their fair share, largest excess first, and the share.

@@ -2,7 +2,6 @@ package host
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,10 +20,10 @@ func (h *Host) Services() ([]policy.Selector, error) {
 		return nil, err
 	}
 	found := make(map[policy.Selector]bool)
-	add := func(p policy.Protocol) func(socket) {
-		return func(s socket) {
-			port := s.local.Port()
-			if s.local.Addr().IsLoopback() || port == 0 || p == policy.UDP && port >= low && port <= high {
+	add := func(p policy.Protocol) func(Connection) {
+		return func(c Connection) {
+			port := c.Local.Port()
+			if c.Local.Addr().IsLoopback() || port == 0 || p == policy.UDP && port >= low && port <= high {
 				return
 			}
 			found[policy.Selector{Protocol: p, Port: port}] = true
@@ -59,15 +58,4 @@ func (h *Host) ephemeral() (low, high uint16, err error) {
 		return 0, 0, fmt.Errorf("read ephemeral ports: %w", err)
 	}
 	return low, high, nil
-}
-
-// Peers returns the other sides of the established connections to a local TCP port.
-func (h *Host) Peers(port uint16) ([]netip.Addr, error) {
-	var peers []netip.Addr
-	err := sockets(unix.IPPROTO_TCP, stateEstablished, port, func(s socket) {
-		if a := s.remote.Addr(); !slices.Contains(peers, a) {
-			peers = append(peers, a)
-		}
-	})
-	return peers, err
 }

@@ -23,14 +23,14 @@ const (
 	stateListen      = 1 << 10
 )
 
-// socket is one socket of this host.
-type socket struct {
-	local, remote netip.AddrPort
+// Connection is one socket of this host, by its two ends.
+type Connection struct {
+	Local, Remote netip.AddrPort
 }
 
 // sockets calls each for every socket of a protocol in one of the states (a bit set), of local port
 // port only where that is not 0; see sock_diag(7).
-func sockets(protocol uint8, states uint32, port uint16, each func(socket)) error {
+func sockets(protocol uint8, states uint32, port uint16, each func(Connection)) error {
 	conn, err := netlink.Dial(unix.NETLINK_SOCK_DIAG, nil)
 	if err != nil {
 		return fmt.Errorf("list sockets: %w", err)
@@ -76,16 +76,16 @@ func portFilter(port uint16) []byte {
 }
 
 // parseSocket reads one struct inet_diag_msg.
-func parseSocket(b []byte) (socket, bool) {
+func parseSocket(b []byte) (Connection, bool) {
 	if len(b) < sizeofInetDiagMsg {
-		return socket{}, false
+		return Connection{}, false
 	}
 	address := func(b []byte) netip.Addr { return netip.AddrFrom16([16]byte(b)).Unmap() }
 	if b[0] == unix.AF_INET {
 		address = func(b []byte) netip.Addr { return netip.AddrFrom4([4]byte(b)) }
 	}
-	return socket{
-		local:  netip.AddrPortFrom(address(b[8:]), binary.BigEndian.Uint16(b[4:])),
-		remote: netip.AddrPortFrom(address(b[24:]), binary.BigEndian.Uint16(b[6:])),
+	return Connection{
+		Local:  netip.AddrPortFrom(address(b[8:]), binary.BigEndian.Uint16(b[4:])),
+		Remote: netip.AddrPortFrom(address(b[24:]), binary.BigEndian.Uint16(b[6:])),
 	}, true
 }

@@ -17,15 +17,17 @@ type Keeper struct {
 }
 
 // NewKeeper returns a keeper with its journal in dir and takes over what an earlier process left in
-// it. proc is "/proc" except in tests.
+// it. Without a dir the keeper can only read. proc is "/proc" except in tests.
 func NewKeeper(proc, dir string) (*Keeper, error) {
 	settings, err := NewSettings(proc)
 	if err != nil {
 		return nil, err
 	}
-	journal, err := load(dir, proc)
-	if err != nil {
-		return nil, err
+	var journal Journal
+	if dir != "" {
+		if journal, err = load(dir, proc); err != nil {
+			return nil, err
+		}
 	}
 	return &Keeper{settings, dir, journal, make(map[string]bool)}, nil
 }

@@ -1,0 +1,148 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"ctguard/agent/conntrack"
+	"ctguard/agent/sysctl"
+	"ctguard/nft"
+	"ctguard/policy"
+)
+
+// reader is what the loop reads of the table; *conntrack.Table is one.
+type reader interface {
+	Count() (int, error)
+	Max() (int, error)
+	Counters() (policy.KernelCounters, error)
+	Scan(context.Context, conntrack.ScanOptions) (*policy.Census, error)
+}
+
+// walker changes entries of the table; *conntrack.Table is one.
+type walker interface {
+	Evict(context.Context, conntrack.Eviction) (conntrack.Evicted, error)
+	Retime(context.Context, conntrack.Retiming) (int, error)
+}
+
+// ruleset keeps the rules; *nft.Table is one.
+type ruleset interface {
+	Apply(nft.Desired, time.Time) error
+	Work() (policy.Work, error)
+	Intact() (bool, error)
+	Close() error
+}
+
+// keeper keeps the settings; *sysctl.Keeper is one.
+type keeper interface {
+	Apply(wanted map[string]int) ([]sysctl.Change, error)
+	Admin() (map[string]int, error)
+}
+
+// Bounds of what the agent does to entries, whatever is wanted: a second's worth is far above what
+// a flood on one core brings in, and far below what would keep a core busy.
+const (
+	evictionsPerSecond = 200_000
+	retimesPerSecond   = 500_000
+)
+
+// live changes the kernel.
+type live struct {
+	walker
+	ruleset
+	settings keeper
+	evicting *rate.Limiter
+	retiming *rate.Limiter
+}
+
+// dry changes nothing: it is what remains of live when the last arrow is cut.
+type dry struct {
+	settings keeper
+	planned  map[string]int
+}
+
+// actuator brings the kernel to what is wanted.
+type actuator interface {
+	rules(nft.Desired, time.Time) error
+	work() (policy.Work, error)
+	intact() (bool, error)
+	set(map[string]int) ([]sysctl.Change, error)
+	evict(context.Context, conntrack.Eviction, *policy.Census) (conntrack.Evicted, error)
+	retime(context.Context, map[string]int, []netip.Prefix) (int, error)
+	close() error
+}
+
+func (l *live) rules(d nft.Desired, now time.Time) error { return l.Apply(d, now) }
+func (l *live) work() (policy.Work, error)               { return l.Work() }
+func (l *live) intact() (bool, error)                    { return l.Intact() }
+func (l *live) set(wanted map[string]int) ([]sysctl.Change, error) {
+	return l.settings.Apply(wanted)
+}
+
+func (l *live) evict(ctx context.Context, e conntrack.Eviction, _ *policy.Census) (conntrack.Evicted, error) {
+	e.Rate = l.evicting
+	return l.Evict(ctx, e)
+}
+
+func (l *live) retime(ctx context.Context, timeouts map[string]int, spare []netip.Prefix) (int, error) {
+	return l.Retime(ctx, conntrack.Retiming{Timeouts: timeouts, Spare: spare, Rate: l.retiming})
+}
+
+func (l *live) close() error { return l.Close() }
+
+func (*dry) rules(nft.Desired, time.Time) error { return nil }
+func (*dry) work() (policy.Work, error)         { return policy.Work{}, nil }
+func (*dry) intact() (bool, error)              { return true, nil }
+func (*dry) close() error                       { return nil }
+
+// set returns the changes that wanted would have brought.
+func (d *dry) set(wanted map[string]int) ([]sysctl.Change, error) {
+	admin, err := d.settings.Admin()
+	if err != nil {
+		return nil, err
+	}
+	var changes []sysctl.Change
+	for name, to := range wanted {
+		from, known := admin[name]
+		if was, ok := d.planned[name]; ok {
+			from = was
+		}
+		if known && from != to {
+			changes = append(changes, sysctl.Change{Name: name, From: from, To: to})
+		}
+	}
+	for name, from := range d.planned {
+		if _, still := wanted[name]; !still {
+			changes = append(changes, sysctl.Change{Name: name, From: from, To: admin[name]})
+		}
+	}
+	d.planned = wanted
+	return changes, nil
+}
+
+// evict counts what the caps would have freed, as far as the census tells.
+func (*dry) evict(_ context.Context, e conntrack.Eviction, census *policy.Census) (conntrack.Evicted, error) {
+	var freed conntrack.Evicted
+	if census == nil {
+		return freed, nil
+	}
+	held := make(map[netip.Prefix]policy.Holding, len(census.Sources))
+	for _, s := range census.Sources {
+		held[s.Prefix] = s
+	}
+	for _, c := range e.Caps {
+		source := held[c.Prefix]
+		mid, _, _ := census.Estimate(source.Entries)
+		excess := mid - c.Keep
+		if c.SpareAssured {
+			assured, _, _ := census.Estimate(source.Classes[policy.Assured])
+			excess = min(excess, mid-assured)
+		}
+		freed.Entries += max(0, excess)
+	}
+	return freed, nil
+}
+
+func (*dry) retime(context.Context, map[string]int, []netip.Prefix) (int, error) { return 0, nil }

@@ -1,0 +1,329 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"ctguard/agent/conntrack"
+	"ctguard/agent/host"
+	"ctguard/agent/sysctl"
+	"ctguard/nft"
+	"ctguard/policy"
+)
+
+// Agent guards the conntrack table of one network namespace.
+type Agent struct {
+	config   Config
+	dryRun   bool
+	log      *slog.Logger
+	stack    stack
+	surveyor *surveyor
+	table    reader
+	actuator actuator
+	settings keeper
+	machine  *policy.Machine
+	release  []func() error // what New opened, to be closed in reverse order
+	status   atomic.Pointer[Status]
+	metrics  *metrics
+	asks     chan func(*Agent) // from the control socket, run between two ticks
+	changed  chan struct{}     // closed and replaced at each event, for those who follow
+	ready    func()
+
+	// What follows belongs to the loop's goroutine.
+	facts      facts
+	allow      []netip.Prefix
+	admin      map[string]int // every setting as the administrator has it
+	census     *policy.Census // the newest scan
+	fresh      bool           // no tick has seen census yet
+	evictedFor *policy.Census
+	freed      map[policy.Selector]bool
+	retimedTo  map[string]int
+	evicted    uint64
+	retimed    uint64
+	decision   policy.Decision
+	events     history
+	troubles   map[string]string
+	walking    bool
+}
+
+// stack is what the loop reads of the protocol stack; *host.Host is one.
+type stack interface {
+	Arrivals() (policy.Arrivals, error)
+	Sockets() (int, error)
+}
+
+// Options are what the command line adds to the configuration.
+type Options struct {
+	DryRun bool
+	Root   string // "/" except in tests: where /proc, /etc, /sys and /run are found
+	Log    *slog.Logger
+	Ready  func() // called once the agent guards the table
+}
+
+// ErrRunning says that another agent guards this network namespace.
+var ErrRunning = errors.New("another ctguard guards this network namespace")
+
+// New opens everything the agent needs in the network namespace of the calling thread, and puts
+// back what an earlier process left behind. Nothing else is changed before [Agent.Run].
+func New(c Config, o Options) (*Agent, error) {
+	a := &Agent{config: c, dryRun: o.DryRun, log: o.Log, ready: o.Ready,
+		asks: make(chan func(*Agent)), changed: make(chan struct{}), troubles: make(map[string]string)}
+	if err := a.open(o); err != nil {
+		return nil, errors.Join(err, a.close())
+	}
+	return a, nil
+}
+
+// open does the work of New.
+func (a *Agent) open(o Options) error {
+	if os.Geteuid() != 0 {
+		return errors.New("ctguard needs root, or CAP_NET_ADMIN in a user namespace of its own: run it with sudo")
+	}
+	c := a.config
+	if err := a.claim(); err != nil {
+		return err
+	}
+	rules, err := nft.Open(nft.Options{}) // first: its descriptor must stay small
+	if err != nil {
+		return err
+	}
+	a.release = append(a.release, rules.Close)
+	settings, err := a.openSettings(o)
+	if err != nil {
+		return err
+	}
+	table, err := conntrack.Open()
+	if err != nil {
+		return err
+	}
+	a.release = append(a.release, table.Close)
+	a.table, a.settings = table, settings
+	if a.dryRun {
+		a.actuator = &dry{settings: settings}
+	} else {
+		a.actuator = &live{walker: table, ruleset: rules, settings: settings,
+			evicting: rate.NewLimiter(evictionsPerSecond, evictionsPerSecond),
+			retiming: rate.NewLimiter(retimesPerSecond, retimesPerSecond)}
+	}
+	here := host.New(o.Root)
+	a.stack = here
+	a.surveyor = &surveyor{host: here, config: c}
+	a.machine = policy.New(c.Policy)
+	a.metrics = newMetrics()
+	a.restore()
+	return nil
+}
+
+// openSettings opens the settings and puts back what an earlier process did not. A dry run has no
+// state directory and leaves everything as it is.
+func (a *Agent) openSettings(o Options) (*sysctl.Keeper, error) {
+	proc := o.Root + "/proc"
+	if a.dryRun {
+		return sysctl.NewKeeper(proc, "")
+	}
+	if err := a.prepareStateDir(); err != nil {
+		return nil, err
+	}
+	settings, err := sysctl.NewKeeper(proc, a.config.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	changes, err := settings.Revert()
+	for _, c := range changes {
+		a.emit(policy.Event{Time: time.Now(), Kind: policy.RepairEvent, Reason: "left by an earlier run: " + c.String()})
+	}
+	return settings, err
+}
+
+// close gives back everything that New opened.
+func (a *Agent) close() error {
+	var errs []error
+	for i := len(a.release) - 1; i >= 0; i-- {
+		errs = append(errs, a.release[i]())
+	}
+	a.release = nil
+	return errors.Join(errs...)
+}
+
+// Run guards the table until ctx ends, then takes every step back. hup asks for the configuration
+// to be read again.
+func (a *Agent) Run(ctx context.Context, hup <-chan os.Signal) error {
+	server, err := a.listen()
+	if err != nil {
+		return errors.Join(err, a.close())
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	walks := make(chan walk, 1)
+	walked := make(chan func(*Agent), 1)
+	surveys := make(chan facts, 1)
+	reload := make(chan *surveyor, 1)
+	a.learn(a.surveyor.survey())
+	group.Go(func() error { return walkLoop(ctx, walks, walked) })
+	group.Go(func() error { return surveyLoop(ctx, a.surveyor, reload, surveys) })
+	group.Go(func() error { return server.serve(ctx) })
+	group.Go(func() error { return a.loop(ctx, loopChannels{walks, walked, surveys, reload, hup}) })
+	err = group.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return errors.Join(err, a.revert(), a.close())
+}
+
+// loopChannels are how the loop talks to the other goroutines.
+type loopChannels struct {
+	walks   chan<- walk
+	walked  <-chan func(*Agent)
+	surveys <-chan facts
+	reload  chan<- *surveyor
+	hup     <-chan os.Signal
+}
+
+// loop ticks until ctx ends.
+func (a *Agent) loop(ctx context.Context, ch loopChannels) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+			a.tick()
+			if a.ready != nil {
+				a.ready()
+				a.ready = nil
+			}
+			timer.Reset(a.decision.Next)
+		case result := <-ch.walked:
+			a.walking = false
+			result(a)
+			if a.fresh {
+				timer.Reset(0) // who fills the table is news
+			}
+		case f := <-ch.surveys:
+			a.learn(f)
+		case ask := <-a.asks:
+			ask(a)
+			timer.Reset(0)
+		case <-ch.hup:
+			if s := a.reload(); s != nil {
+				ch.reload <- s
+			}
+		}
+		if !a.walking {
+			if w := a.nextWalk(time.Now()); w != nil {
+				a.walking = true
+				ch.walks <- w
+			}
+		}
+	}
+}
+
+// tick is one turn of the loop: observe, decide, apply.
+func (a *Agent) tick() {
+	started := time.Now()
+	o, err := a.observe(started)
+	if a.trouble("observe", err); err != nil {
+		a.decision.Next = a.config.Policy.Calm
+		return
+	}
+	a.decision = a.machine.Tick(o)
+	for _, e := range a.decision.Events {
+		a.emit(e)
+	}
+	a.apply(started)
+	a.publish(o, time.Since(started))
+}
+
+// observe reads everything that one tick needs.
+func (a *Agent) observe(now time.Time) (policy.Observation, error) {
+	o := policy.Observation{Time: now, Admin: a.admin, Allow: a.allow, Services: a.facts.services, Refused: a.facts.refused}
+	var errs [6]error
+	o.Count, errs[0] = a.table.Count()
+	o.Capacity, errs[1] = a.table.Max()
+	if c := a.config.Capacity; c > 0 && (o.Capacity == 0 || c < o.Capacity) {
+		o.Capacity = c
+	}
+	o.Kernel, errs[2] = a.table.Counters()
+	o.Arrivals, errs[3] = a.stack.Arrivals()
+	o.Sockets, errs[4] = a.stack.Sockets()
+	o.Work, errs[5] = a.actuator.work()
+	o.Work.Evicted, o.Work.Retimed = a.evicted, a.retimed
+	if a.fresh {
+		o.Census, a.fresh = a.census, false
+	}
+	return o, errors.Join(errs[:]...)
+}
+
+// apply brings the kernel to the posture.
+func (a *Agent) apply(now time.Time) {
+	desired := nft.Desired{Posture: a.decision.Posture, Allow: a.allow}
+	if ok, err := a.actuator.intact(); err == nil && !ok {
+		a.emit(policy.Event{Time: now, Kind: policy.RepairEvent, Reason: "rules of table inet ctguard went missing: made again"})
+	}
+	a.trouble("rules", a.actuator.rules(desired, now))
+	changes, err := a.actuator.set(a.decision.Posture.Settings)
+	a.trouble("settings", err)
+	for _, c := range changes {
+		a.emit(policy.Event{Kind: policy.StepEvent, Reason: c.String()})
+	}
+}
+
+// revert takes every step back.
+func (a *Agent) revert() error {
+	_, err := a.actuator.set(nil)
+	if err != nil {
+		err = fmt.Errorf("put settings back: %w", err)
+	}
+	return errors.Join(err, a.actuator.rules(nft.Desired{}, time.Now()))
+}
+
+// learn takes what was found out about the host, and reads the settings again: somebody else may
+// have changed them.
+func (a *Agent) learn(f facts) {
+	a.facts, a.allow = f, f.allow
+	a.trouble("survey", errors.Join(f.faults...))
+	admin, err := a.settings.Admin()
+	if a.trouble("read settings", err); err == nil {
+		a.admin = admin
+	}
+}
+
+// walkLoop carries walks out, one at a time.
+func walkLoop(ctx context.Context, walks <-chan walk, walked chan<- func(*Agent)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case w := <-walks:
+			walked <- w(ctx)
+		}
+	}
+}
+
+// surveyLoop looks at the host every few seconds.
+func surveyLoop(ctx context.Context, s *surveyor, reload <-chan *surveyor, surveys chan<- facts) error {
+	timer := time.NewTicker(surveyPause)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case s = <-reload:
+		case <-timer.C:
+		}
+		select {
+		case surveys <- s.survey():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

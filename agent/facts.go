@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"ctguard/agent/host"
+	"ctguard/policy"
+)
+
+// surveyPause is how often the agent looks at the host it runs on.
+const surveyPause = 5 * time.Second
+
+// facts is what the agent knows of its host.
+type facts struct {
+	services []policy.Selector
+	refused  map[policy.Selector]string
+	own      []netip.Addr
+	allow    []netip.Prefix // configured and learnt
+	faults   []error        // what could not be found out
+}
+
+// surveyor looks at the host.
+type surveyor struct {
+	host   *host.Host
+	config Config
+	seen   map[host.Connection]time.Time // management connections and when each was first seen
+}
+
+// loginGrace is how long a management connection must live before its peer counts as an operator:
+// anybody can open one, and flood from there, but sshd closes it after LoginGraceTime (120 s by
+// default, sshd_config(5)) unless it logs in.
+const loginGrace = 150 * time.Second
+
+// operators returns the peers of management connections that have logged in.
+func (s *surveyor) operators(now time.Time) ([]netip.Addr, error) {
+	peers := s.host.Sessions()
+	seen := make(map[host.Connection]time.Time)
+	for _, port := range s.config.Ports {
+		connections, err := s.host.Connections(port)
+		if err != nil {
+			return peers, err
+		}
+		for _, c := range connections {
+			first, known := s.seen[c]
+			if !known {
+				first = now
+			}
+			seen[c] = first
+			if now.Sub(first) >= loginGrace {
+				peers = append(peers, c.Remote.Addr())
+			}
+		}
+	}
+	s.seen = seen
+	return peers, nil
+}
+
+// survey finds out everything about the host. What can't be found out is left empty, which makes
+// ctguard do less, and is in faults.
+func (s *surveyor) survey() facts {
+	var f facts
+	note := func(err error) {
+		if err != nil {
+			f.faults = append(f.faults, err)
+		}
+	}
+	var err error
+	f.services, err = s.services()
+	note(err)
+	if f.refused, err = s.host.Refused(f.services); err != nil {
+		note(err)
+		f.services = nil // unknown NAT: nothing goes untracked
+	}
+	f.own, err = s.host.Own()
+	note(err)
+	f.allow, err = s.allowlist(f.own)
+	note(err)
+	return f
+}
+
+// services returns the candidates for notrack: what the config names, and what is found for "auto".
+func (s *surveyor) services() ([]policy.Selector, error) {
+	var all []policy.Selector
+	for _, text := range s.config.Services {
+		if text == "auto" {
+			found, err := s.host.Services()
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, found...)
+			continue
+		}
+		one, err := policy.ParseSelector(text)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	seen := make(map[policy.Selector]bool)
+	return slices.DeleteFunc(all, func(one policy.Selector) bool {
+		again := seen[one]
+		seen[one] = true
+		return again || slices.Contains(s.config.Except, one)
+	}), nil
+}
+
+// allowlist returns the configured prefixes, loopback, the host's own addresses, its gateways and
+// resolvers and the operators logged in from elsewhere.
+func (s *surveyor) allowlist(own []netip.Addr) ([]netip.Prefix, error) {
+	list := slices.Clone(s.config.Allow)
+	list = append(list, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
+	learnt := slices.Concat(own, s.host.Gateways())
+	resolvers, err := s.host.Resolvers()
+	if err != nil {
+		return list, err
+	}
+	learnt = append(learnt, resolvers...)
+	operators, err := s.operators(time.Now())
+	if err != nil {
+		return list, err
+	}
+	learnt = append(learnt, operators...)
+	for _, addr := range learnt {
+		list = append(list, netip.PrefixFrom(addr, addr.BitLen()))
+	}
+	slices.SortFunc(list, func(a, b netip.Prefix) int {
+		if c := a.Addr().Compare(b.Addr()); c != 0 {
+			return c
+		}
+		return a.Bits() - b.Bits()
+	})
+	return slices.Compact(list), nil
+}

@@ -1,0 +1,83 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"ctguard/policy"
+)
+
+// memory is what survives a restart besides the journal: the operator's words.
+type memory struct {
+	Override *policy.Override `json:"override"`
+	Manual   []policy.Manual  `json:"manual"`
+}
+
+// memoryPath returns where the memory is kept.
+func (a *Agent) memoryPath() string { return filepath.Join(a.config.StateDir, "operator.json") }
+
+// remember writes the operator's words down.
+func (a *Agent) remember() error {
+	if a.dryRun {
+		return nil
+	}
+	text, err := json.MarshalIndent(memory{a.machine.Override(), a.machine.Manual()}, "", "  ")
+	if err == nil {
+		err = os.WriteFile(a.memoryPath()+".new", append(text, '\n'), 0o600)
+	}
+	if err == nil {
+		err = os.Rename(a.memoryPath()+".new", a.memoryPath())
+	}
+	if err != nil {
+		return fmt.Errorf("done, but a restart will forget it: %w", err)
+	}
+	return nil
+}
+
+// restore reads the operator's words of an earlier run. A memory that can't be read is no reason
+// not to guard the table.
+func (a *Agent) restore() {
+	if a.dryRun {
+		return
+	}
+	text, err := os.ReadFile(a.memoryPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var m memory
+	if err == nil {
+		err = json.Unmarshal(text, &m)
+	}
+	if a.trouble("operator's words", err); err != nil {
+		return
+	}
+	if m.Override != nil && time.Now().Before(m.Override.Until) {
+		a.machine.SetOverride(m.Override)
+	}
+	for _, word := range m.Manual {
+		a.machine.SetManual(word)
+	}
+}
+
+// reload reads the configuration file again. A faulty one changes nothing and is told of. It
+// returns the surveyor of the new configuration, or nil.
+func (a *Agent) reload() *surveyor {
+	c, err := LoadConfig(a.config.Path, true)
+	if err == nil && (c.Socket != a.config.Socket || c.StateDir != a.config.StateDir || c.Metrics != a.config.Metrics || c.Group != a.config.Group) {
+		err = errors.New("socket, group, state_dir and metrics.listen change only with a restart")
+	}
+	if err != nil {
+		a.emit(policy.Event{Kind: policy.ConfigEvent, Reason: "not reloaded, nothing changed: " + err.Error()})
+		return nil
+	}
+	a.config = c
+	a.machine.Reconfigure(c.Policy)
+	a.surveyor = &surveyor{host: a.surveyor.host, config: c}
+	a.emit(policy.Event{Kind: policy.ConfigEvent, Reason: "reloaded " + c.Path})
+	return a.surveyor
+}

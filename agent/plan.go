@@ -1,0 +1,63 @@
+package agent
+
+import (
+	"fmt"
+	"time"
+
+	"ctguard/agent/conntrack"
+	"ctguard/agent/host"
+	"ctguard/agent/sysctl"
+	"ctguard/nft"
+	"ctguard/policy"
+)
+
+// Plan is what a level would bring on this host.
+type Plan struct {
+	Level     int                     `json:"level"`
+	Steps     []policy.StepStatus     `json:"steps"`
+	Selectors []policy.SelectorStatus `json:"selectors"`
+	Settings  []sysctl.Change         `json:"settings"` // as changes from what is now
+	Ruleset   string                  `json:"ruleset"`  // in nft syntax
+}
+
+// NewPlan finds out what level would bring here, with the table as it is now, selectors as if they
+// had passed their trial and timeouts as if the table were full. It only reads.
+func NewPlan(c Config, root string, level int) (Plan, error) {
+	if most := len(c.Policy.Steps); level < 0 || level > most {
+		return Plan{}, fmt.Errorf("level %d is not between 0 and %d, the number of steps on this ladder", level, most)
+	}
+	settings, err := sysctl.NewKeeper(root+"/proc", "")
+	if err != nil {
+		return Plan{}, err
+	}
+	table, err := conntrack.Open()
+	if err != nil {
+		return Plan{}, err
+	}
+	defer table.Close()
+	a := &Agent{config: c, table: table, settings: settings, actuator: &dry{settings: settings}, stack: host.New(root)}
+	a.facts = (&surveyor{host: host.New(root), config: c}).survey()
+	a.allow = a.facts.allow
+	if a.admin, err = settings.Admin(); err != nil {
+		return Plan{}, err
+	}
+	now := time.Now()
+	o, err := a.observe(now)
+	if err != nil {
+		return Plan{}, err
+	}
+	// Kernel drops move between the two ticks, so that the second one sees a full table.
+	m := policy.New(c.Policy)
+	m.SetOverride(&policy.Override{Kind: policy.Pin, Level: level, Until: now.Add(time.Hour), Reason: "plan"})
+	o.Count = max(o.Count, o.Capacity)
+	m.Tick(o)
+	o.Time = now.Add(c.Policy.Pressed)
+	posture := m.Tick(o).Posture
+	if _, on := m.Engaged(policy.NotrackStep); on {
+		for i := range posture.Notrack {
+			posture.Notrack[i].Stage = policy.Freed
+		}
+	}
+	changes, err := a.actuator.set(posture.Settings)
+	return Plan{level, m.Steps(), m.Selectors(), changes, nft.Render(nft.Desired{Posture: posture, Allow: a.allow}, now)}, err
+}

@@ -1,0 +1,154 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"ctguard/agent/conntrack"
+	"ctguard/policy"
+)
+
+// Bounds of looking at the table. A whole scan of 65 536 entries takes a tenth of the budget on a
+// machine of 2020; what does not fit ends as a sample.
+const (
+	scanBudget   = 500 * time.Millisecond
+	sampleSize   = 20_000 // entries: a source with 1 % is seen 200 times, give or take 14
+	scanShare    = 5      // at most one part in scanShare of the time goes into scans
+	minScanPause = 200 * time.Millisecond
+	samplePause  = time.Second
+)
+
+// walk is one pass over the table; it runs beside the loop. It returns what it learnt as a function
+// that the loop runs.
+type walk func(context.Context) func(*Agent)
+
+// nextWalk picks the most urgent walk that is due; nil when none is.
+func (a *Agent) nextWalk(now time.Time) walk {
+	if w := a.eviction(); w != nil {
+		return w
+	}
+	if w := a.freeing(); w != nil {
+		return w
+	}
+	if w := a.retiming(); w != nil {
+		return w
+	}
+	return a.scanning(now)
+}
+
+// eviction takes what sources hold above their caps out of the table, once per census.
+func (a *Agent) eviction() walk {
+	caps := a.decision.Posture.Caps
+	if len(caps) == 0 || a.evictedFor == a.census {
+		return nil
+	}
+	a.evictedFor = a.census
+	e := conntrack.Eviction{Caps: caps, Spare: a.allow, V4Bits: a.config.V4Bits, V6Bits: a.config.V6Bits}
+	return a.evict(e, func(freed conntrack.Evicted) policy.Event {
+		return policy.Event{Kind: policy.EvictEvent, Step: policy.Evict, Entries: freed.Entries,
+			Reason: fmt.Sprintf("%d entries of %d heavy sources above their fair share", freed.Entries, len(caps))}
+	})
+}
+
+// freeing takes the entries of selectors out of the table that were untracked for good.
+func (a *Agent) freeing() walk {
+	var due []policy.Selector
+	freed := make(map[policy.Selector]bool)
+	for _, n := range a.decision.Posture.Notrack {
+		if n.Stage != policy.Freed {
+			continue
+		}
+		freed[n.Selector] = true
+		if !a.freed[n.Selector] {
+			due = append(due, n.Selector)
+		}
+	}
+	a.freed = freed
+	if len(due) == 0 {
+		return nil
+	}
+	own := a.facts.own
+	e := conntrack.Eviction{Selectors: due, V4Bits: a.config.V4Bits, V6Bits: a.config.V6Bits,
+		Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}
+	return a.evict(e, func(freed conntrack.Evicted) policy.Event {
+		return policy.Event{Kind: policy.EvictEvent, Step: policy.NotrackStep, Entries: freed.Entries,
+			Reason: fmt.Sprintf("%d entries of %d untracked selectors freed", freed.Entries, len(due))}
+	})
+}
+
+// evict returns the walk that carries an eviction out and tells of it.
+func (a *Agent) evict(e conntrack.Eviction, tell func(conntrack.Evicted) policy.Event) walk {
+	census := a.census
+	return func(ctx context.Context) func(*Agent) {
+		freed, err := a.actuator.evict(ctx, e, census)
+		return func(a *Agent) {
+			a.evicted += uint64(freed.Entries)
+			a.trouble("evict", err)
+			if freed.Entries > 0 {
+				a.emit(tell(freed))
+			}
+		}
+	}
+}
+
+// retiming shortens what existing entries have left when the wanted timeouts have become shorter.
+func (a *Agent) retiming() walk {
+	wanted := make(map[string]int)
+	for name, value := range a.decision.Posture.Settings {
+		if _, timeout := a.config.Policy.Floors[name]; timeout {
+			wanted[name] = value
+		}
+	}
+	if maps.Equal(wanted, a.retimedTo) {
+		return nil
+	}
+	shorter := make(map[string]int)
+	for name, value := range wanted {
+		if was, ok := a.retimedTo[name]; !ok || value < was {
+			shorter[name] = value
+		}
+	}
+	a.retimedTo = wanted
+	if len(shorter) == 0 {
+		return nil
+	}
+	spare := a.allow
+	return func(ctx context.Context) func(*Agent) {
+		n, err := a.actuator.retime(ctx, shorter, spare)
+		return func(a *Agent) {
+			a.retimed += uint64(n)
+			a.trouble("retime", err)
+		}
+	}
+}
+
+// scanning looks at who holds the table, as often as the time budget allows.
+func (a *Agent) scanning(now time.Time) walk {
+	options := conntrack.ScanOptions{Budget: scanBudget, V4Bits: a.config.V4Bits, V6Bits: a.config.V6Bits,
+		MaxSources: a.config.Policy.MaxLimited}
+	pause := minScanPause
+	switch a.decision.Scan {
+	case policy.NoScan:
+		return nil
+	case policy.SampleScan:
+		options.Limit, pause = sampleSize, samplePause
+	}
+	if a.census != nil {
+		pause = max(pause, scanShare*a.census.Took)
+		if now.Sub(a.census.Time) < pause {
+			return nil
+		}
+	}
+	return func(ctx context.Context) func(*Agent) {
+		census, err := a.table.Scan(ctx, options)
+		return func(a *Agent) {
+			if a.trouble("scan", err); err == nil {
+				a.census, a.fresh = census, true
+			}
+		}
+	}
+}

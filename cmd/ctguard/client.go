@@ -1,0 +1,63 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// call asks the daemon: GET without a body, POST with one. The answer is read into out unless that
+// is nil.
+func (p *program) call(ctx context.Context, path string, body, out any) error {
+	config, err := p.config()
+	if err != nil {
+		return err
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", config.Socket)
+	}}}
+	method, text := http.MethodGet, []byte(nil)
+	if body != nil {
+		method = http.MethodPost
+		if text, err = json.Marshal(body); err != nil {
+			return err
+		}
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://ctguard/v1/"+path, bytes.NewReader(text))
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("not allowed to ask the daemon at %s: try sudo", config.Socket)
+	case err != nil:
+		return &codedError{fmt.Errorf("no daemon answers at %s", config.Socket), exitNoDaemon, "systemctl start ctguard, or ctguard run"}
+	}
+	defer response.Body.Close()
+	if response.StatusCode >= 300 {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
+		err := errors.New(strings.TrimSpace(string(text)))
+		if response.StatusCode == http.StatusBadRequest {
+			return usage(err, "")
+		}
+		return err
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(response.Body).Decode(out); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+// Command ctguard keeps a host's connection-tracking table from filling up.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"ctguard/agent"
+)
+
+// Exit codes; audit has two more, see audit.go.
+const (
+	exitFailed   = 1
+	exitUsage    = 2 // wrong usage or configuration
+	exitNoDaemon = 3
+)
+
+func main() { os.Exit(run()) }
+
+// run is main with an exit code, for the tests.
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	err := newCommand().ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var coded *codedError
+	if !errors.As(err, &coded) {
+		coded = &codedError{error: err, code: exitFailed}
+	}
+	if coded.error != nil {
+		for line := range strings.Lines(coded.Error()) {
+			fmt.Fprintln(os.Stderr, "ctguard: "+strings.TrimSuffix(line, "\n"))
+		}
+	}
+	if coded.hint != "" {
+		fmt.Fprintln(os.Stderr, "hint: "+coded.hint)
+	}
+	return coded.code
+}
+
+// codedError is an error with an exit code and, where the operator can do something, a hint.
+type codedError struct {
+	error
+	code int
+	hint string
+}
+
+// Unwrap returns the error inside.
+func (e *codedError) Unwrap() error { return e.error }
+
+// usage makes an error of wrong usage or configuration.
+func usage(err error, hint string) error { return &codedError{err, exitUsage, hint} }
+
+// program is what all commands share.
+type program struct {
+	configPath string
+	given      bool // --config was given: the file must exist
+}
+
+// config loads the configuration.
+func (p *program) config() (agent.Config, error) {
+	c, err := agent.LoadConfig(p.configPath, !p.given)
+	if err != nil {
+		return c, usage(err, "ctguard check FILE validates a configuration; every key is explained in docs/examples/ctguard.toml")
+	}
+	return c, nil
+}
+
+// newCommand returns the whole command line.
+func newCommand() *cobra.Command {
+	p := &program{}
+	root := &cobra.Command{
+		Use:           "ctguard",
+		Short:         "keep the connection-tracking table from filling up",
+		SilenceErrors: true, SilenceUsage: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("unknown command %q", args[0])
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+		PersistentPreRun: func(c *cobra.Command, _ []string) {
+			p.given = c.Flags().Changed("config")
+		},
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.PersistentFlags().StringVar(&p.configPath, "config", agent.DefaultConfigPath, "configuration file")
+	root.AddCommand(p.runCommand(), p.statusCommand(), p.sourcesCommand(), p.planCommand(), p.holdCommand(), p.autoCommand(),
+		p.limitCommand(), p.releaseCommand(), p.eventsCommand(), p.evictCommand(), p.revertCommand(), p.checkCommand(), versionCommand())
+	wrongUsage(root)
+	return root
+}
+
+// wrongUsage gives wrong flags and arguments of every command the exit code of wrong usage.
+func wrongUsage(c *cobra.Command) {
+	hint := c.CommandPath() + " --help"
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err, hint) })
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return usage(err, hint)
+			}
+			return nil
+		}
+	}
+	for _, sub := range c.Commands() {
+		wrongUsage(sub)
+	}
+}

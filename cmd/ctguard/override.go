@@ -1,0 +1,73 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"ctguard/agent"
+	"ctguard/policy"
+)
+
+func (p *program) holdCommand() *cobra.Command {
+	var r agent.HoldRequest
+	var atMost bool
+	c := &cobra.Command{
+		Use:   "hold LEVEL|now --for 30m --reason R",
+		Short: "pin the level, or freeze it where it is; ctguard auto gives it back",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			r.Kind = policy.Pin
+			if atMost {
+				r.Kind = policy.AtMost
+			}
+			if args[0] == "now" {
+				r.Kind = policy.Freeze
+			} else if level, err := strconv.Atoi(args[0]); err != nil {
+				return usage(fmt.Errorf("level %q is no number", args[0]), "ctguard hold 2 --for 30m --reason maintenance")
+			} else {
+				r.Level = level
+			}
+			return p.call(c.Context(), "hold", r, nil)
+		},
+	}
+	c.Flags().StringVar(&r.For, "for", "", "how long, a duration such as 30m (required)")
+	c.Flags().StringVar(&r.Reason, "reason", "", "why (required)")
+	c.Flags().BoolVar(&atMost, "at-most", false, "cap the level instead of pinning it")
+	return c
+}
+
+func (p *program) autoCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "auto",
+		Short: "give the level back to ctguard",
+		Args:  cobra.NoArgs,
+		RunE:  func(c *cobra.Command, _ []string) error { return p.call(c.Context(), "auto", struct{}{}, nil) },
+	}
+}
+
+func (p *program) limitCommand() *cobra.Command {
+	return p.prefixCommand("limit", "hold a source back: its new flows only", false)
+}
+
+func (p *program) releaseCommand() *cobra.Command {
+	return p.prefixCommand("release", "release a source and leave it alone", true)
+}
+
+// prefixCommand makes a command that takes an operator's word on one prefix.
+func (p *program) prefixCommand(name, short string, release bool) *cobra.Command {
+	r := agent.PrefixRequest{Release: release}
+	c := &cobra.Command{
+		Use:   name + " PREFIX",
+		Short: short,
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			r.Prefix = args[0]
+			return p.call(c.Context(), "prefix", r, nil)
+		},
+	}
+	c.Flags().StringVar(&r.For, "for", "1h", "how long, a duration such as 30m")
+	c.Flags().StringVar(&r.Reason, "reason", "asked for with ctguard "+name, "why")
+	return c
+}

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"ctguard/agent"
+)
+
+func (p *program) revertCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "revert",
+		Short: "go back to the baseline now, with or without the daemon",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			config, err := p.config()
+			if err != nil {
+				return err
+			}
+			if agent.Running() {
+				r := agent.HoldRequest{For: agent.RevertFor.String(), Reason: "ctguard revert"}
+				if err := p.call(c.Context(), "revert", r, nil); err != nil {
+					return err
+				}
+				fmt.Fprintf(c.OutOrStdout(), "the daemon is back at level 0 and stays there for %s; ctguard auto lets it go on\n", agent.RevertFor)
+				return nil
+			}
+			done, err := agent.Revert(config, "/")
+			for _, line := range done {
+				fmt.Fprintln(c.OutOrStdout(), line)
+			}
+			if err == nil && len(done) == 0 {
+				fmt.Fprintln(c.OutOrStdout(), "nothing to put back")
+			}
+			return err
+		},
+	}
+}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ctguard/agent"
+)
+
+func (p *program) statusCommand() *cobra.Command {
+	var asJSON, watch bool
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "show level, fill, steps with reasons, limited sources and override",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			for {
+				var s agent.Status
+				if err := p.call(c.Context(), "status", nil, &s); err != nil || c.Context().Err() != nil {
+					return err
+				}
+				if watch && !asJSON {
+					fmt.Fprint(c.OutOrStdout(), "\x1b[H\x1b[2J")
+				}
+				if err := show(c.OutOrStdout(), asJSON, s, func(w io.Writer) { printStatus(w, s) }); err != nil || !watch {
+					return err
+				}
+				select {
+				case <-c.Context().Done():
+					return nil
+				case <-time.After(time.Second):
+				}
+			}
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&watch, "watch", false, "print again each second")
+	return c
+}
+
+// show prints v as JSON or as text.
+func show(w io.Writer, asJSON bool, v any, text func(io.Writer)) error {
+	if !asJSON {
+		text(w)
+		return nil
+	}
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// printStatus prints the status for people.
+func printStatus(w io.Writer, s agent.Status) {
+	full := "not filling"
+	if s.SecondsToFull != nil {
+		full = fmt.Sprintf("full in %.0f s", *s.SecondsToFull)
+	}
+	fmt.Fprintf(w, "level %d of %d (%s)   fill %.1f %% (%d of %d)   %+.0f/s, %s   kernel drops %d\n",
+		s.Level, len(s.Steps), s.Mode, s.Fill, s.Count, s.Capacity, s.Rate, full, s.KernelDrops)
+	if s.Override != nil {
+		fmt.Fprintf(w, "override: %s, until %s\n", s.Override, s.Override.Until.Format(time.DateTime))
+	}
+	for _, text := range s.Degraded {
+		fmt.Fprintf(w, "degraded: %s\n", text)
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(t, "STEP\tSTATE\tENTER/LEAVE %\tWORK\tWHY")
+	for _, step := range s.Steps {
+		state, why := "off", step.Reason
+		if step.Engaged {
+			state = "engaged " + time.Since(*step.Since).Round(time.Second).String()
+		}
+		if step.Skipped != "" {
+			state, why = strings.Replace(state, "engaged", "skipped", 1), step.Skipped
+		}
+		fmt.Fprintf(t, "%s\t%s\t%g/%g\t%d\t%s\n", step.Name, state, step.Enter, step.Leave, step.Work, why)
+	}
+	t.Flush()
+	printSelectors(w, s)
+	printLimited(w, s)
+	if n := len(s.Events); n > 0 {
+		fmt.Fprintln(w)
+		for _, e := range s.Events[max(0, n-5):] {
+			printEvent(w, e)
+		}
+	}
+}
+
+// printSelectors prints the candidates for notrack.
+func printSelectors(w io.Writer, s agent.Status) {
+	if len(s.Selectors) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(t, "SAFE TRAFFIC\tSTATE\tREFUSED BECAUSE")
+	for _, sel := range s.Selectors {
+		fmt.Fprintf(t, "%s\t%s\t%s\n", sel.Selector, sel.Stage, sel.Refused)
+	}
+	t.Flush()
+}
+
+// printLimited prints the sources that are held back, the first twenty of them.
+func printLimited(w io.Writer, s agent.Status) {
+	if len(s.Limited) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(t, "HELD BACK\tHOW\tENTRIES\tUNTIL\tWHY")
+	for _, l := range s.Limited[:min(20, len(s.Limited))] {
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", l.Prefix, l.Kind, l.Entries, l.Until.Format(time.TimeOnly), l.Reason)
+	}
+	t.Flush()
+	if more := len(s.Limited) - 20; more > 0 {
+		fmt.Fprintf(w, "and %d more\n", more)
+	}
+}
+
+// printEvent prints one event on a line.
+func printEvent(w io.Writer, e agent.NumberedEvent) {
+	what := string(e.Kind)
+	if e.From != nil && e.To != nil {
+		what += fmt.Sprintf(" %d->%d", *e.From, *e.To)
+	}
+	if e.Step != "" {
+		what += " " + string(e.Step)
+	}
+	if e.Prefix.IsValid() {
+		what += " " + e.Prefix.String()
+	}
+	if e.DryRun {
+		what += " (dry run)"
+	}
+	fmt.Fprintf(w, "%s  %s: %s  [fill %.0f %%, %+.0f/s]\n", e.Time.Format("15:04:05.000"), what, e.Reason, e.Fill, e.Rate)
+}
