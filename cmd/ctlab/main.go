@@ -35,6 +35,6 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(listCommand(), runCommand())
+	root.AddCommand(demoCommand(), listCommand(), matrixCommand(), runCommand())
 	return root
 }

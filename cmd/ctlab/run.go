@@ -62,7 +62,7 @@ func besideMe(name string) string {
 
 func runCommand() *cobra.Command {
 	var f scenarioFlags
-	var topology, attack, guard string
+	var topology, attack, guard, svg string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -78,6 +78,11 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if svg != "" {
+				if err := writeChart(cmd.ErrOrStderr(), svg, []*lab.Result{res}); err != nil {
+					return err
+				}
+			}
 			if asJSON {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(res)
 			}
@@ -89,6 +94,7 @@ func runCommand() *cobra.Command {
 	fs.StringVar(&attack, "attack", "handshake", "attack, see ctlab list")
 	fs.StringVar(&guard, "guard", "none", "guard, see ctlab list")
 	fs.BoolVar(&asJSON, "json", false, "print the result as JSON")
+	fs.StringVar(&svg, "svg", "", "write a chart to this file")
 	f.add(fs)
 	return cmd
 }

@@ -97,3 +97,22 @@ func (a Attack) spec(sc Scenario, s *site) flood.Spec {
 	}
 	return sp
 }
+
+// AttackSummary is an attack in a sentence, or its name where it is not in the catalogue.
+func AttackSummary(name string) string {
+	if a, ok := attackNamed(name); ok {
+		return a.Summary
+	}
+	return name
+}
+
+// AttacksOn names the attacks that run on a topology.
+func AttacksOn(topology string) []string {
+	var names []string
+	for _, a := range Attacks {
+		if a.runsOn(topology) {
+			names = append(names, a.Name)
+		}
+	}
+	return names
+}

@@ -34,14 +34,13 @@ func (r *run) result(out outcome) *Result {
 	}
 	res := &Result{
 		Scenario: r.sc, Kernel: kernel(), CPUs: runtime.NumCPU(),
-		Flood:      r.floodFigures(out),
-		Fill:       fill(samples, onset, end),
-		HTTP:       serviceFigures(out.users.HTTP, onset, end, total),
-		UDP:        serviceFigures(out.users.UDP, onset, end, total),
-		Lasting:    Lasting{Opened: out.users.Lasting, Lost: out.users.Lost, SessionAlive: out.users.Session},
-		LeftBehind: r.before.diff(r.after),
-		Samples:    samples,
-		Failures:   out.users.Failures,
+		Flood:    r.floodFigures(out),
+		Fill:     fill(samples, onset, end),
+		HTTP:     serviceFigures(out.users.HTTP, onset, end, total),
+		UDP:      serviceFigures(out.users.UDP, onset, end, total),
+		Lasting:  Lasting{Opened: out.users.Lasting, Lost: out.users.Lost, SessionAlive: out.users.Session},
+		Samples:  samples,
+		Failures: out.users.Failures,
 
 		SecondsToServed:   measure.Recovery(out.users.HTTP, onset, end, bucketWidth, served),
 		SecondsToBaseline: measure.Settled(samples, end.Seconds(), r.baseline(samples)),
@@ -53,6 +52,7 @@ func (r *run) result(out outcome) *Result {
 	if g, ok := r.guard.(*ctguard); ok {
 		res.Events = g.lastEvents()
 		res.Guard.StopSeconds = g.took
+		res.LeftBehind = r.before.diff(r.after)
 	}
 	return res
 }

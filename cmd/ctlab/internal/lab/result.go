@@ -26,7 +26,7 @@ type Result struct {
 	// with the guard at level 0.
 	SecondsToBaseline *float64 `json:"seconds_to_baseline"`
 	// LeftBehind lists differences of ruleset and settings between before the guard's
-	// start and after its stop.
+	// start and after its stop; null for a guard that is settings and has no stop.
 	LeftBehind []string `json:"left_behind"`
 
 	MaxLevel int              `json:"max_level"`

@@ -29,13 +29,12 @@ const settleEvery = 200 * time.Millisecond
 
 // run is a scenario in progress.
 type run struct {
-	sc       Scenario
-	attack   Attack
-	capacity int // of the kernel's table
-	dir      string
-	site     *site
-	guard    guard
-	sampler  *sampler
+	sc      Scenario
+	attack  Attack
+	dir     string
+	site    *site
+	guard   guard
+	sampler *sampler
 
 	services, users, flood *role.Process
 	zero                   role.Instant
@@ -53,12 +52,12 @@ func Run(ctx context.Context, sc Scenario) (*Result, error) {
 	if err := privileged(); err != nil {
 		return nil, err
 	}
-	r := &run{sc: sc, capacity: sc.Capacity}
+	r := &run{sc: sc}
 	r.attack, _ = attackNamed(sc.Attack)
 	info, _ := guardNamed(sc.Guard)
 	r.guard = info.make(sc)
 	if info.capacity > 0 {
-		r.capacity = info.capacity
+		r.sc.Capacity = info.capacity
 	}
 	return r.protectedRun(ctx)
 }
@@ -86,7 +85,7 @@ func (r *run) protectedRun(ctx context.Context) (res *Result, err error) {
 	if err := r.roomToLower(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(r.dir))
 	}
-	g, err := guardian.Protect(ctx, r.dir, map[string]string{maxSetting: strconv.Itoa(r.capacity)})
+	g, err := guardian.Protect(ctx, r.dir, map[string]string{maxSetting: strconv.Itoa(r.sc.Capacity)})
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(r.dir))
 	}
@@ -108,8 +107,8 @@ func (r *run) roomToLower() error {
 	if _, err := fmt.Sscan(string(b), &count); err != nil {
 		return fmt.Errorf("read %s: %w", countFile, err)
 	}
-	if count > r.capacity/2 {
-		return fmt.Errorf("this machine tracks %d connections itself: lowering nf_conntrack_max to %d would hurt it", count, r.capacity)
+	if count > r.sc.Capacity/2 {
+		return fmt.Errorf("this machine tracks %d connections itself: lowering nf_conntrack_max to %d would hurt it", count, r.sc.Capacity)
 	}
 	return nil
 }

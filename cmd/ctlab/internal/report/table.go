@@ -44,7 +44,8 @@ var rows = []row{
 		return choose(isAgent(r), cost, "–")
 	}},
 	{"left behind", func(r *lab.Result) string {
-		return choose(len(r.LeftBehind) == 0, "nothing", fmt.Sprintf("%d lines", len(r.LeftBehind)))
+		left := choose(len(r.LeftBehind) == 0, "nothing", fmt.Sprintf("%d lines", len(r.LeftBehind)))
+		return choose(isAgent(r), left, "–")
 	}},
 }
 
