@@ -92,7 +92,7 @@ func (a *Agent) open(o Options) error {
 	if err := a.claim(); err != nil {
 		return err
 	}
-	rules, err := nft.Open(nft.Options{}) // first: its descriptor must stay small
+	rules, err := nft.Open() // first: its descriptor must stay small
 	if err != nil {
 		return err
 	}

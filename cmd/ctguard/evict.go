@@ -7,6 +7,7 @@ import (
 
 	"ctguard/agent"
 	"ctguard/agent/conntrack"
+	"ctguard/policy"
 )
 
 func (p *program) evictCommand() *cobra.Command {
@@ -28,8 +29,8 @@ func (p *program) evictCommand() *cobra.Command {
 				return err
 			}
 			defer table.Close()
-			n, err := table.EvictPrefix(c.Context(), prefix, config.Allow)
-			fmt.Fprintf(c.OutOrStdout(), "deleted %d entries of %s\n", n, prefix)
+			freed, err := table.Evict(c.Context(), conntrack.Eviction{Caps: []policy.Cap{{Prefix: prefix}}, Spare: config.Allow})
+			fmt.Fprintf(c.OutOrStdout(), "deleted %d entries of %s\n", freed.Entries, prefix)
 			return err
 		},
 	}
