@@ -1,0 +1,205 @@
+package nft
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"ctguard/policy"
+)
+
+// work reads the counters.
+func work(t testing.TB, table *Table) policy.Work {
+	t.Helper()
+	w, err := table.Work()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func limits(list ...policy.Limit) policy.Posture { return policy.Posture{Limits: list} }
+
+func block(p string) policy.Limit { return policy.Limit{Prefix: prefix(p), Kind: policy.Block} }
+
+func slow(p string) policy.Limit { return policy.Limit{Prefix: prefix(p)} }
+
+// TestBlock cuts off a source with a connection open. Others, and allowed ones, go on.
+func TestBlock(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	open2, open6, other := l.mustDial("tcp", client2, 80), l.mustDial("tcp", client6, 80), l.mustDial("tcp", client3, 80)
+	table := open(t)
+	apply(t, table, Desired{
+		Posture: limits(block(client2+"/32"), block(client4+"/32"), block("2001:db8::/64")),
+		Allow:   []netip.Prefix{prefix("192.0.2.4/30")},
+	})
+	for _, c := range []net.Conn{open2, open6} {
+		if err := echoed(c, refuses); err == nil {
+			t.Errorf("open connection from %v goes on", c.LocalAddr())
+		}
+	}
+	run(t, "conntrack -F")
+	for _, network := range []string{"tcp", "udp"} {
+		for _, from := range []string{client2, client6} {
+			c, err := l.dial(network, from, 80, refuses)
+			if err == nil {
+				err = echoed(c, refuses)
+			}
+			if err == nil {
+				t.Errorf("%s from %s gets through", network, from)
+			}
+		}
+	}
+	wantEntries(t, client2, 0)
+	wantEntries(t, client6, 0)
+	mustEcho(t, other)
+	for _, network := range []string{"tcp", "udp"} {
+		mustEcho(t, l.mustDial(network, client3, 80))
+		mustEcho(t, l.mustDial(network, client4, 80)) // allowed, and therefore not blocked
+	}
+	if w := work(t, table); w.BlockedDropped < 6 || w.LimitedDropped != 0 {
+		t.Errorf("work %+v, want at least 6 blocked packets and nothing else", w)
+	}
+}
+
+// TestLimitSparesOpenFlows lets a limited source open nothing at all. What it has goes on, a stream of
+// datagrams that nobody answers included.
+func TestLimitSparesOpenFlows(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	sink, err := net.ListenPacket("udp4", hostV4+":9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	stream, query, oneWay := l.mustDial("tcp", client2, 80), l.mustDial("udp", client2, 80), l.mustDial("udp", client2, 9)
+	mustEcho(t, query)
+	received := func() {
+		t.Helper()
+		oneWay.Write([]byte("x"))
+		sink.SetReadDeadline(time.Now().Add(patience))
+		if _, _, err := sink.ReadFrom(make([]byte, 8)); err != nil {
+			t.Fatalf("one-way datagram: %v", err)
+		}
+	}
+	received()
+
+	table := open(t)
+	apply(t, table, Desired{Posture: limits(slow(client2+"/32"), slow("192.0.2.3/32"), slow("2001:db8::/48")), Allow: []netip.Prefix{prefix("192.0.2.3/32")}})
+	for range 5 {
+		mustEcho(t, stream)
+		mustEcho(t, query)
+		received()
+	}
+	if w := work(t, table); w.LimitedDropped != 0 {
+		t.Errorf("work %+v, want nothing dropped of open flows", w)
+	}
+	wantEntries(t, client2, 3)
+	for _, from := range []string{client2, client6} {
+		if _, err := l.dial("tcp", from, 80, refuses); err == nil {
+			t.Errorf("tcp from %s opens a connection", from)
+		}
+		if err := echoed(l.mustDial("udp", from, 80), refuses); err == nil {
+			t.Errorf("udp from %s opens a flow", from)
+		}
+	}
+	wantEntries(t, client2, 3)
+	wantEntries(t, client6, 0)
+	if w := work(t, table); w.LimitedDropped < 4 || w.BlockedDropped != 0 {
+		t.Errorf("work %+v, want at least 4 limited packets and nothing else", w)
+	}
+	for _, from := range []string{client3, client4} { // allowed, and not limited
+		mustEcho(t, l.mustDial("tcp", from, 80))
+		mustEcho(t, l.mustDial("udp", from, 80))
+	}
+}
+
+// TestRate lets a limited source open flows up to its burst, and the whole of a prefix no more than
+// one source.
+func TestRate(t *testing.T) {
+	const burst, attempts = 5, 20
+	for _, network := range []string{"tcp", "udp"} {
+		for name, sources := range map[string][]string{"one source": {client2}, "prefix": {client2, client3}, "ipv6": {client6}} {
+			t.Run(network+" "+name, func(t *testing.T) {
+				l := newLink(t)
+				l.serve(80)
+				table := open(t)
+				p := limits(slow("192.0.2.2/31"), slow("2001:db8::/56"))
+				p.LimitRate, p.LimitBurst = 1, burst
+				apply(t, table, Desired{Posture: p})
+				began := time.Now()
+				passed := 0
+				for i := range attempts {
+					c, err := l.dial(network, sources[i%len(sources)], 80, 20*time.Millisecond)
+					if err == nil {
+						err = echoed(c, 20*time.Millisecond)
+					}
+					if err == nil {
+						passed++
+					}
+				}
+				most := burst + int(time.Since(began)/time.Second) + 1 // rate and rounding
+				w := work(t, table)
+				if passed < 1 || passed > most || w.LimitedDropped < uint64(attempts-most) {
+					t.Errorf("%d of %d passed, %d packets dropped; want at most %d to pass", passed, attempts, w.LimitedDropped, most)
+				}
+			})
+		}
+	}
+}
+
+// TestReject answers instead of dropping.
+func TestReject(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	table := open(t)
+	p := limits(slow(client2+"/32"), slow("2001:db8::/64"))
+	p.Reject = true
+	apply(t, table, Desired{Posture: p})
+	for _, from := range []string{client2, client6} {
+		if _, err := l.dial("tcp", from, 80, patience); !refused(err) {
+			t.Errorf("tcp from %s: %v, want refused", from, err)
+		}
+		if err := echoed(l.mustDial("udp", from, 80), patience); !refused(err) {
+			t.Errorf("udp from %s: %v, want refused", from, err)
+		}
+		wantEntries(t, from, 0)
+	}
+	if w := work(t, table); w.LimitedDropped != 4 {
+		t.Errorf("work %+v, want 4 limited packets", w)
+	}
+}
+
+// TestEnd waits for the kernel to end a block by itself.
+func TestEnd(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	c := l.mustDial("udp", client2, 80)
+	mustEcho(t, c)
+	table := open(t)
+	blocked := block(client2 + "/32")
+	d := Desired{Posture: limits(blocked, block("198.51.100.1/32"))}
+	for range 2 { // and once more after it ended
+		start := time.Now()
+		d.Posture.Limits[0].Until = start.Add(time.Second)
+		if err := table.Apply(d, start); err != nil {
+			t.Fatal(err)
+		}
+		if err := echoed(c, refuses); err == nil {
+			t.Fatal("blocked source gets through")
+		}
+		for deadline := time.Now().Add(patience); echoed(c, refuses) != nil; {
+			if time.Now().After(deadline) {
+				t.Fatal("the block does not end")
+			}
+		}
+		for deadline := time.Now().Add(patience); time.Since(start) < time.Second+2*settle; {
+			mustEcho(t, c)
+			if time.Now().After(deadline) {
+				t.Fatal("time stands still")
+			}
+		}
+	}
+}
