@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -119,6 +121,7 @@ func (d *dry) set(wanted map[string]int) ([]sysctl.Change, error) {
 		}
 	}
 	d.planned = wanted
+	slices.SortFunc(changes, func(a, b sysctl.Change) int { return strings.Compare(a.Name, b.Name) })
 	return changes, nil
 }
 

@@ -50,11 +50,15 @@ func NewPlan(c Config, root string, level int) (Plan, error) {
 	m := policy.New(c.Policy)
 	m.SetOverride(&policy.Override{Kind: policy.Pin, Level: level, Until: now.Add(time.Hour), Reason: "plan"})
 	o.Count = max(o.Count, o.Capacity)
+	o.Work.Selectors = make(map[policy.Selector]policy.SelectorWork)
+	for _, s := range o.Services {
+		o.Work.Selectors[s] = policy.SelectorWork{} // counted, so its trial begins
+	}
 	m.Tick(o)
 	o.Time = now.Add(c.Policy.Pressed)
 	posture := m.Tick(o).Posture
-	if _, on := m.Engaged(policy.NotrackStep); on {
-		for i := range posture.Notrack {
+	for i, n := range posture.Notrack {
+		if n.Stage == policy.Trial {
 			posture.Notrack[i].Stage = policy.Freed
 		}
 	}
