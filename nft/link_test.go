@@ -278,7 +278,7 @@ func ping(from, to string) error {
 	c.SetDeadline(time.Now().Add(patience))
 	buf := make([]byte, 128)
 	for {
-		n, err := c.Read(buf)
+		n, _, err := c.ReadFrom(buf) // without the IP header, which Read leaves in
 		if err != nil {
 			return err
 		}

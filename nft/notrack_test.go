@@ -1,0 +1,269 @@
+package nft
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ctguard/policy"
+)
+
+func selector(text string) policy.Selector {
+	s, err := policy.ParseSelector(text)
+	if err != nil {
+		panic(err)
+	}
+	return s
+}
+
+func untrack(selectors ...string) Desired {
+	return Desired{Posture: policy.Posture{Notrack: tracked(policy.Freed, selectors...)}}
+}
+
+// pingHost sends an echo request from the client.
+func (l *link) pingHost() {
+	l.t.Helper()
+	var err error
+	l.do(func() { err = ping(client2, hostV4) })
+	if err != nil {
+		l.t.Fatalf("ping host: %v", err)
+	}
+}
+
+// TestNotrack leaves services untracked: they work and have no entries, everything else has.
+func TestNotrack(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		selectors []string
+	}{
+		{"services", []string{"tcp/80", "udp/80", "echo"}},
+		{"with the client's prefixes", []string{"tcp/80 with 192.0.2.0/30", "tcp/80 with 2001:db8::/64", "udp/80 with 192.0.2.2/31", "udp/80 with ::/0", "echo with 0.0.0.0/0"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLink(t)
+			l.serve(80)
+			l.serve(443)
+			table := open(t)
+			apply(t, table, untrack(c.selectors...))
+			for _, network := range []string{"tcp", "udp"} {
+				mustEcho(t, l.mustDial(network, client2, 80))
+				mustEcho(t, l.mustDial(network, client6, 80))
+			}
+			l.pingHost()
+			wantEntries(t, client2, 0)
+			wantEntries(t, client6, 0)
+			mustEcho(t, l.mustDial("tcp", client2, 443))
+			mustEcho(t, l.mustDial("udp", client6, 443))
+			if err := ping(hostV4, client2); err != nil { // the host's own echo requests stay tracked
+				t.Fatalf("ping client: %v", err)
+			}
+			wantEntries(t, client2, 1)
+			wantEntries(t, client6, 1)
+			wantEntries(t, hostV4, 1)
+			for text, w := range work(t, table).Selectors {
+				if w.Requests == 0 || w.Requests != w.Delivered || w.Replies == 0 || w.Replies != w.Sent || w.New == 0 {
+					t.Errorf("%v: %+v, want all to pass", text, w)
+				}
+			}
+		})
+	}
+}
+
+// TestNotrackRemote leaves one remote prefix untracked and no other.
+func TestNotrackRemote(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	table := open(t)
+	apply(t, table, untrack("tcp/80 with 192.0.2.2/32"))
+	mustEcho(t, l.mustDial("tcp", client2, 80))
+	mustEcho(t, l.mustDial("tcp", client3, 80))
+	mustEcho(t, l.mustDial("tcp", client6, 80))
+	wantEntries(t, client2, 0)
+	wantEntries(t, client3, 1)
+	wantEntries(t, client6, 1)
+}
+
+// TestLoopbackStaysTracked: services are left untracked for others, not for the host itself.
+func TestLoopbackStaysTracked(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	table := open(t)
+	d := untrack("tcp/80", "udp/80", "echo")
+	d.Posture.Limits = []policy.Limit{block("127.0.0.0/8"), block(hostV4 + "/32")}
+	apply(t, table, d)
+	for _, to := range []string{"127.0.0.1", hostV4} {
+		c, err := net.DialTimeout("tcp", net.JoinHostPort(to, "80"), patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		mustEcho(t, c)
+		if err := ping(to, to); err != nil {
+			t.Fatal(err)
+		}
+		wantEntries(t, to, 2)
+	}
+	if w := work(t, table); w.Selectors[selector("tcp/80")] != (policy.SelectorWork{}) || w.BlockedDropped != 0 {
+		t.Errorf("work %+v, want nothing", w)
+	}
+}
+
+// TestMulticast sends from and to a group.
+func TestMulticast(t *testing.T) {
+	l := newLink(t)
+	table := open(t)
+	apply(t, table, untrack("multicast"))
+	group := &net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 5353}
+	device, err := net.InterfaceByName("host0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, err := net.ListenMulticastUDP("udp4", device, group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer member.Close()
+	var in net.Conn
+	l.do(func() { in, err = net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(client2)}, group) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(hostV4)}, group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	for _, c := range []net.Conn{in, out} {
+		if _, err := c.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		member.SetReadDeadline(time.Now().Add(patience))
+		if _, _, err := member.ReadFrom(make([]byte, 16)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantEntries(t, client2, 0)
+	wantEntries(t, hostV4, 0)
+	w := work(t, table).Selectors[policy.Selector{Group: true}]
+	if w.Requests == 0 || w.New != w.Requests || w.Delivered == 0 || w.Replies == 0 || w.Sent != w.Replies {
+		t.Errorf("work %+v, want both directions", w)
+	}
+}
+
+// TestCountersFollowTheHost: the host's own rules let tracked packets through and drop untracked
+// ones, and the counters show where.
+func TestCountersFollowTheHost(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	feed(t, `
+table inet filter {
+	chain input {
+		type filter hook input priority 0; policy drop;
+		ct state established,related accept
+		tcp dport 80 ct state new accept
+		udp dport 80 accept
+	}
+	chain output {
+		type filter hook output priority 0; policy drop;
+		tcp sport 80 accept
+		ct state established accept
+	}
+}
+`)
+	table := open(t)
+	d := Desired{Posture: policy.Posture{Notrack: tracked(policy.Watched, "tcp/80", "udp/80")}}
+	apply(t, table, d)
+	mustEcho(t, l.mustDial("tcp", client2, 80))
+	mustEcho(t, l.mustDial("udp", client2, 80))
+	before := work(t, table)
+	tcp, udp := before.Selectors[selector("tcp/80")], before.Selectors[selector("udp/80")]
+	if tcp.New != 1 || tcp.Requests < 3 || tcp.Delivered != tcp.Requests || tcp.Replies < 2 || tcp.Sent != tcp.Replies {
+		t.Errorf("tcp while tracked: %+v", tcp)
+	}
+	if want := (policy.SelectorWork{Requests: 1, New: 1, Delivered: 1, Replies: 1, Sent: 1}); udp != want {
+		t.Errorf("udp while tracked: %+v, want %+v", udp, want)
+	}
+
+	d.Posture.Notrack = tracked(policy.Trial, "tcp/80", "udp/80")
+	apply(t, table, d)
+	if diff := cmp.Diff(before, work(t, table)); diff != "" {
+		t.Errorf("going on trial changed the counters (-before +after):\n%s", diff)
+	}
+	if _, err := l.dial("tcp", client3, 80, refuses); err == nil {
+		t.Error("untracked tcp passes the host's rules")
+	}
+	if err := echoed(l.mustDial("udp", client3, 80), refuses); err == nil {
+		t.Error("untracked udp passes the host's rules")
+	}
+	after := work(t, table)
+	diff := func(proto string) policy.SelectorWork {
+		a, b := after.Selectors[selector(proto)], before.Selectors[selector(proto)]
+		return policy.SelectorWork{Requests: a.Requests - b.Requests, New: a.New - b.New, Delivered: a.Delivered - b.Delivered,
+			Replies: a.Replies - b.Replies, Sent: a.Sent - b.Sent}
+	}
+	if w := diff("tcp/80"); w.New == 0 || w.Delivered != 0 || w.Replies != 0 {
+		t.Errorf("tcp on trial: %+v, want requests dropped at input", w)
+	}
+	if w, want := diff("udp/80"), (policy.SelectorWork{Requests: 1, New: 1, Delivered: 1, Replies: 1}); w != want {
+		t.Errorf("udp on trial: %+v, want the reply dropped at output: %+v", w, want)
+	}
+
+	d.Posture.Notrack = tracked(policy.Watched, "tcp/80", "udp/80")
+	apply(t, table, d)
+	mustEcho(t, l.mustDial("tcp", client3, 80))
+	mustEcho(t, l.mustDial("udp", client3, 80))
+}
+
+// TestDropInvalid sends segments of no connection, which conntrack takes for invalid when it does not
+// pick connections up midstream.
+func TestDropInvalid(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	run(t, "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0")
+	table := open(t)
+	d := Desired{Posture: policy.Posture{DropInvalid: true}, Allow: []netip.Prefix{prefix(client4 + "/32")}}
+	dropped := uint64(0)
+	expect := func(from string, port uint16, more uint64) {
+		t.Helper()
+		apply(t, table, d)
+		l.strayACK(from, port)
+		mustEcho(t, l.mustDial("udp", from, 80)) // what came before it has been through
+		dropped += more
+		if w := work(t, table); w.InvalidDropped != dropped {
+			t.Errorf("%d invalid packets dropped, want %d", w.InvalidDropped, dropped)
+		}
+	}
+	expect(client2, 80, 1)
+	expect(client4, 80, 0) // allowed
+	d.Posture.Notrack = tracked(policy.Watched, "tcp/80")
+	expect(client2, 80, 1)
+	d.Posture.Notrack = tracked(policy.Trial, "tcp/80")
+	expect(client2, 80, 0) // untracked
+	expect(client2, 81, 1)
+	d.Posture.Notrack = tracked(policy.Trial, "tcp/81 with 192.0.2.2/32")
+	expect(client2, 81, 0)
+	expect(client3, 81, 1)
+	mustEcho(t, l.mustDial("tcp", client2, 80)) // the valid go on
+}
+
+// TestLimitMeetsNotrack: what a limited source opens counts before it would be left untracked.
+func TestLimitMeetsNotrack(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	table := open(t)
+	d := untrack("tcp/80")
+	d.Posture.Limits = []policy.Limit{slow(client2 + "/32")}
+	apply(t, table, d)
+	if _, err := l.dial("tcp", client2, 80, refuses); err == nil {
+		t.Error("limited source opens a connection")
+	}
+	mustEcho(t, l.mustDial("tcp", client3, 80))
+	wantEntries(t, client3, 0)
+	if w := work(t, table); w.LimitedDropped == 0 {
+		t.Errorf("work %+v, want limited packets", w)
+	}
+}
