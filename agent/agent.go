@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -272,9 +273,22 @@ func (a *Agent) apply(now time.Time) {
 	a.trouble("rules", a.actuator.rules(desired, now))
 	changes, err := a.actuator.set(a.decision.Posture.Settings)
 	a.trouble("settings", err)
-	for _, c := range changes {
-		a.emit(policy.Event{Kind: policy.StepEvent, Reason: c.String()})
+	if len(changes) > 0 {
+		a.emit(policy.Event{Time: now, Kind: policy.StepEvent, Reason: "settings: " + summary(changes)})
 	}
+}
+
+// summary lists changes of settings, the first few of them one by one.
+func summary(changes []sysctl.Change) string {
+	const most = 4
+	var list []string
+	for _, c := range changes[:min(most, len(changes))] {
+		list = append(list, c.String())
+	}
+	if more := len(changes) - most; more > 0 {
+		list = append(list, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(list, ", ")
 }
 
 // revert takes every step back.

@@ -16,10 +16,10 @@ import (
 // machine of 2020; what does not fit ends as a sample.
 const (
 	scanBudget   = 500 * time.Millisecond
-	sampleSize   = 20_000 // entries: a source with 1 % is seen 200 times, give or take 14
-	scanShare    = 5      // at most one part in scanShare of the time goes into scans
+	sampleSize   = 5_000 // entries: enough for what the table consists of, give or take 1.4 %
+	scanShare    = 5     // at most one part in scanShare of the time goes into scans
 	minScanPause = 200 * time.Millisecond
-	samplePause  = time.Second
+	samplePause  = 2 * time.Second
 )
 
 // walk is one pass over the table; it runs beside the loop. It returns what it learnt as a function

@@ -49,6 +49,14 @@ func (l *ladder) lowest() float64 {
 	return lowest
 }
 
+// lowestEnter returns the mark at which the ladder begins; 100 without steps.
+func (l *ladder) lowestEnter() float64 {
+	if len(l.rungs) == 0 {
+		return 100
+	}
+	return l.rungs[0].Enter
+}
+
 // observe notes since when pressure is below each mark and each step's work is quiet.
 func (l *ladder) observe(now time.Time, pressure float64, quiet func(StepName) bool) {
 	for i := range l.rungs {

@@ -109,7 +109,7 @@ func (m *Machine) Tick(o Observation) Decision {
 	if o.Census != nil {
 		m.census = o.Census
 	}
-	m.calm.observe(o, m.ladder.level == 0 && r.pressure < m.ladder.lowest())
+	m.calm.observe(o, m.ladder.level == 0 && r.pressure < min(r.fill+calmGrowth, m.ladder.lowestEnter()))
 	m.ladder.observe(o.Time, r.pressure, m.quiet(o))
 
 	var events []Event
@@ -248,19 +248,25 @@ func (m *Machine) skipped(name StepName, o Observation) string {
 // next returns when to look again: a tenth of the time that is left until the table is full, within
 // the configured ticks.
 func (m *Machine) next(o Observation, r reading) time.Duration {
-	if m.ladder.level > 0 || r.pressure >= m.ladder.lowest() {
+	if m.pressed(r) {
 		return m.cfg.Pressed
 	}
 	left := r.secondsToFull(o.Capacity) / 10 * float64(time.Second)
 	return time.Duration(min(max(left, float64(m.cfg.Pressed)), float64(m.cfg.Calm)))
 }
 
-// scan says which scan the next observations should bring.
+// pressed reports whether the next tick may have something to decide.
+func (m *Machine) pressed(r reading) bool {
+	return r.pressure >= m.ladder.lowest() && (m.ladder.level > 0 || r.pressure >= r.fill+calmGrowth)
+}
+
+// scan says which scan the next observations should bring. Below the fair share's target nobody is
+// heavy, so only the shape of the table is of interest.
 func (m *Machine) scan(r reading) Scan {
-	if _, on := m.Engaged(Evict); on {
+	if _, on := m.Engaged(Evict); on && r.fill > m.cfg.Target {
 		return WholeScan
 	}
-	if m.ladder.level > 0 || r.pressure >= m.ladder.lowest() {
+	if m.ladder.level > 0 || m.pressed(r) {
 		return SampleScan
 	}
 	return NoScan

@@ -13,6 +13,9 @@ type calm struct {
 	paces    [2]pace
 }
 
+// calmGrowth is how many percent of the table growth may add to the pressure of an ordinary day.
+const calmGrowth = 10
+
 // calmFade is how long a peak of ordinary traffic is remembered.
 const calmFade = 10 * time.Minute
 
@@ -59,15 +62,29 @@ func (m *Machine) quiet(o Observation) func(StepName) bool {
 		case DropInvalid:
 			return rate <= quietRate+2*m.calm.invalid
 		case NotrackStep:
-			step, _ := m.cfg.Step(NotrackStep)
-			// Every connection that lives untracked becomes an entry again.
-			return rate <= 5*quietRate+2*m.calm.arrivals && 100*float64(o.Count+o.Sockets) < step.Enter*float64(o.Capacity)
+			return m.retrackable(o, rate)
 		case Evict:
 			return rate <= quietRate
 		}
 		return true
 	}
 }
+
+// retrackable reports whether the table has room for what notrack keeps out of it: the connections
+// that live untracked, which become entries again, and new ones, unless they are no more than on an
+// ordinary day.
+func (m *Machine) retrackable(o Observation, rate float64) bool {
+	step, _ := m.cfg.Step(NotrackStep)
+	entries := float64(o.Count + o.Sockets)
+	if rate > 5*quietRate+2*m.calm.arrivals {
+		entries += rate * newFlowLife
+	}
+	return 100*entries < step.Leave*float64(o.Capacity)
+}
+
+// newFlowLife is how many seconds a new flow stays in the table at the kernel's defaults: the
+// longer of nf_conntrack_udp_timeout_stream and nf_conntrack_tcp_timeout_time_wait, both 120.
+const newFlowLife = 120
 
 // outcomeAfter is when a step says what it brought.
 const outcomeAfter = 5 * time.Second
