@@ -92,6 +92,17 @@ func (g *Guardian) Restore() error {
 	return nil
 }
 
+// Idle waits until no lab runs on this machine and calls fn before another can begin:
+// what fn reads of the machine's settings is their own.
+func Idle(ctx context.Context, fn func() error) error {
+	lock, err := acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }() // gives the lock back
+	return fn()
+}
+
 // acquire waits for the lock: a second lab connects to the first one's socket and
 // reads until that is gone.
 func acquire(ctx context.Context) (*os.File, error) {

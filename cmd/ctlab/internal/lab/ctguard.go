@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,7 +22,9 @@ import (
 )
 
 const (
-	pollEvery     = 250 * time.Millisecond
+	socketName    = "ctguard.sock"
+	pollTimeout   = 2 * time.Second
+	pollEvery     = 100 * time.Millisecond
 	startPatience = 10 * time.Second
 	stopPatience  = 15 * time.Second
 	clockTicks    = 100 // USER_HZ, fixed in the kernel's interface
@@ -32,6 +36,7 @@ type ctguard struct {
 	args   []string
 	extra  []string // TOML, merged in this order
 	config string
+	client *http.Client
 	cmd    *exec.Cmd
 	exited chan struct{}
 
@@ -73,6 +78,7 @@ func (g *ctguard) start(ctx context.Context, r *run) error {
 		_ = g.cmd.Wait() // an early end shows in the status
 		close(g.exited)
 	}()
+	g.client = socketClient(filepath.Join(r.dir, socketName))
 	if err := g.awaitStatus(ctx, r); err != nil {
 		return errors.Join(err, g.stop(r))
 	}
@@ -80,6 +86,16 @@ func (g *ctguard) start(ctx context.Context, r *run) error {
 	g.polls = cancel
 	g.polling.Go(func() { g.poll(pollCtx) })
 	return nil
+}
+
+func socketClient(path string) *http.Client {
+	var d net.Dialer
+	return &http.Client{
+		Timeout: pollTimeout,
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, "unix", path)
+		}},
+	}
 }
 
 // writeConfig merges what the lab needs over what was asked for.
@@ -94,7 +110,7 @@ func (g *ctguard) writeConfig(r *run) error {
 	}
 	merge(conf, r.site.config)
 	merge(conf, map[string]any{
-		"socket":    filepath.Join(r.dir, "ctguard.sock"),
+		"socket":    filepath.Join(r.dir, socketName),
 		"state_dir": filepath.Join(r.dir, "state"),
 		"table":     map[string]any{"capacity": r.sc.Capacity},
 	})
@@ -149,17 +165,26 @@ func (g *ctguard) poll(ctx context.Context) {
 	}
 }
 
-// ask runs ctguard status, as an operator would.
+// ask reads the status from the agent's socket. A socket has a path, not a
+// namespace, so this works from here and costs no process.
 func (g *ctguard) ask(ctx context.Context) error {
-	out, err := exec.CommandContext(ctx, g.path, "status", "--json", "--config", g.config).Output()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://ctguard/v1/status", nil)
 	if err != nil {
 		return err
+	}
+	resp, err := g.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }() // read only
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("read status: %s", resp.Status)
 	}
 	var st struct {
 		Level  int64 `json:"level"`
 		Events []any `json:"events"`
 	}
-	if err := json.Unmarshal(out, &st); err != nil {
+	if err := json.NewDecoder(resp.Body).Decode(&st); err != nil {
 		return fmt.Errorf("read status: %w", err)
 	}
 	g.current.Store(st.Level)

@@ -99,13 +99,9 @@ func (r *run) protectedRun(ctx context.Context) (res *Result, err error) {
 
 // roomToLower refuses to lower the limit of a machine that uses its table itself.
 func (r *run) roomToLower() error {
-	b, err := os.ReadFile(countFile)
+	count, err := readNumber(countFile)
 	if err != nil {
 		return fmt.Errorf("is connection tracking there? %w", err)
-	}
-	var count int
-	if _, err := fmt.Sscan(string(b), &count); err != nil {
-		return fmt.Errorf("read %s: %w", countFile, err)
 	}
 	if count > r.sc.Capacity/2 {
 		return fmt.Errorf("this machine tracks %d connections itself: lowering nf_conntrack_max to %d would hurt it", count, r.sc.Capacity)

@@ -42,6 +42,9 @@ func (s *sampler) run(ctx context.Context, zero role.Instant) error {
 		if err != nil {
 			return err
 		}
+		if c.limit != s.capacity {
+			return fmt.Errorf("somebody else set nf_conntrack_max to %d during the run: its figures would mean nothing", c.limit)
+		}
 		m := measure.Sample{
 			Seconds: zero.Since().Seconds(), Count: c.count, Fill: 100 * float64(c.count) / float64(s.capacity),
 			Level: s.level(), Drops: c.drops - first.drops, EarlyDrops: c.early - first.early,
@@ -53,23 +56,35 @@ func (s *sampler) run(ctx context.Context, zero role.Instant) error {
 }
 
 type counters struct {
-	count        int
+	count, limit int
 	drops, early uint64
 }
 
 func readCounters(n *ns.Namespace) (counters, error) {
 	var c counters
 	err := n.Do(func() error {
-		b, err := os.ReadFile(countFile)
-		if err != nil {
+		var err error
+		if c.count, err = readNumber(countFile); err != nil {
 			return err
 		}
-		if c.count, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
-			return fmt.Errorf("read %s: %w", countFile, err)
+		if c.limit, err = readNumber(maxSetting); err != nil {
+			return err
 		}
 		return c.readStat()
 	})
 	return c, err
+}
+
+func readNumber(path string) (int, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", path, err)
+	}
+	return n, nil
 }
 
 // readStat adds up the per-CPU counters: a line of names, then a line of

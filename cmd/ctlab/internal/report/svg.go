@@ -80,7 +80,7 @@ func SVG(w io.Writer, results []*lab.Result) error {
 
 func drawPanel(r *lab.Result, top int, span float64) panel {
 	p := panel{
-		Name: r.Scenario.Guard, Verdict: verdict(r),
+		Name: "guard: " + r.Scenario.Guard, Verdict: verdict(r),
 		Top: top, Bottom: top + panelHeight, TextY: top - 8,
 	}
 	x := func(s float64) float64 { return plotLeft + s/span*(plotRight-plotLeft) }
