@@ -13,56 +13,73 @@ import (
 const settle = 250 * time.Millisecond
 
 // over reports whether the kernel has removed the element for certain.
-func (e entry) over(now time.Time) bool { return !e.until.IsZero() && now.After(e.until.Add(settle)) }
+func (e element) over(now time.Time) bool { return !e.until.IsZero() && now.After(e.until.Add(settle)) }
 
 // ending reports whether the element ends by itself in a moment, or has just done so.
-func (e entry) ending(now time.Time) bool {
+func (e element) ending(now time.Time) bool {
 	return !e.until.IsZero() && now.After(e.until.Add(-settle))
 }
 
 // serves reports whether e, which is in the kernel, is good enough for an element that shall end at
 // another time.
-func (e entry) serves(until, now time.Time) bool {
+func (e element) serves(until, now time.Time) bool {
 	if e.until.IsZero() || until.IsZero() {
 		return e.until.IsZero() && until.IsZero()
 	}
 	return e.until.After(now) && until.Sub(e.until).Abs() <= until.Sub(now)/8
 }
 
-// changeAddresses brings an address set from have to want. Where the kernel's element stays as it is
-// although want has another end for it, want is given the kernel's.
-func (b *batch) changeAddresses(s addressSet, have, want map[netip.Prefix]entry, now time.Time) {
+// changeAddresses brings an address set from have to want, both sorted, and returns what the kernel
+// then has: where its element is good enough or about to end, that stays.
+func (b *batch) changeAddresses(s addressSet, have, want []element, now time.Time) []element {
 	var remove, add []nftables.SetElement
-	for p, old := range have {
-		wanted, ok := want[p]
+	result := make([]element, 0, len(want))
+	for len(have) > 0 || len(want) > 0 {
+		var old, wanted *element
 		switch {
-		case old.over(now):
-		case ok && old.serves(wanted.until, now):
-			want[p] = old
-		case !ok && old.ending(now):
-			// Deleting what may be gone by the time the message arrives would fail the batch.
-			want[p] = old
+		case len(have) == 0 || len(want) > 0 && want[0].order(have[0]) < 0:
+			wanted, want = &want[0], want[1:]
+		case len(want) == 0 || have[0].order(want[0]) < 0:
+			old, have = &have[0], have[1:]
 		default:
-			remove = append(remove, interval(s, p, 0)...)
+			old, wanted, have, want = &have[0], &want[0], have[1:], want[1:]
 		}
-	}
-	for p, e := range want {
-		if old, ok := have[p]; ok && old == e && !old.over(now) {
+		if old != nil && old.stays(wanted, now) {
+			result = append(result, *old)
 			continue
 		}
-		var timeout time.Duration
-		if !e.until.IsZero() {
-			timeout = max(e.until.Sub(now), time.Millisecond)
+		if old != nil && !old.over(now) {
+			remove = append(remove, interval(s, *old, now)...)
 		}
-		add = append(add, interval(s, p, timeout)...)
+		if wanted != nil {
+			add = append(add, interval(s, *wanted, now)...)
+			result = append(result, *wanted)
+		}
 	}
 	b.changeElements(b.addressSet(s), remove, add)
+	return result
+}
+
+// stays reports whether e, which is in the kernel, is left alone. What is not wanted any more and about
+// to end is: deleting what may be gone by the time the message arrives would fail the batch.
+func (e element) stays(wanted *element, now time.Time) bool {
+	if e.over(now) {
+		return false
+	}
+	if wanted == nil {
+		return e.ending(now)
+	}
+	return e.serves(wanted.until, now)
 }
 
 // interval returns a prefix as the two ends of an interval, the second exclusive. A prefix that ends
 // with the last address has no second end.
-func interval(s addressSet, p netip.Prefix, timeout time.Duration) []nftables.SetElement {
-	first := nftables.SetElement{Key: p.Addr().AsSlice(), Timeout: timeout}
+func interval(s addressSet, e element, now time.Time) []nftables.SetElement {
+	p := e.prefix
+	first := nftables.SetElement{Key: p.Addr().AsSlice()}
+	if !e.until.IsZero() {
+		first.Timeout = max(e.until.Sub(now), time.Millisecond)
+	}
 	if s.kind == directing {
 		first.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: rationOf(p).chain()}
 	}

@@ -75,6 +75,7 @@ func (b *batch) create(want *ruleset, now time.Time) {
 }
 
 // change turns have into want. What refers to a thing goes before the thing does, and comes after it.
+// Elements of want become those that the kernel then has.
 func (b *batch) change(have, want *ruleset, now time.Time) {
 	changed := b.changedChains(have, want)
 	for _, c := range changed {
@@ -89,7 +90,7 @@ func (b *batch) change(have, want *ruleset, now time.Time) {
 	b.changeCounters(have.counters, want.counters)
 	for _, s := range addressSets() {
 		if s.kind != metering {
-			b.changeAddresses(s, have.addresses[s.name], want.addresses[s.name], now)
+			want.addresses[s.name] = b.changeAddresses(s, have.addresses[s.name], want.addresses[s.name], now)
 		}
 	}
 	for _, name := range serviceSets() {

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -40,45 +41,39 @@ func validSelector(s policy.Selector) bool {
 	return err == nil && parsed == s
 }
 
-// entry is what an address set holds for a prefix.
-type entry struct {
-	until time.Time // the kernel removes the element then; zero means never
+// element is a prefix in an address set.
+type element struct {
+	prefix netip.Prefix
+	until  time.Time // the kernel removes the element then; zero means never
 }
 
-// outermost turns prefixes into the elements of one interval set, which must not overlap: a prefix
-// that another one covers is left out. Of two equal prefixes the one that ends later stays.
-func outermost(list []limit, v6 bool) map[netip.Prefix]entry {
-	family := make([]limit, 0, len(list))
-	for _, l := range list {
-		if l.prefix.Addr().Is6() == v6 {
-			family = append(family, l)
+// order sorts elements by address, the widest of several prefixes with one address first.
+func (e element) order(other element) int {
+	if c := e.prefix.Addr().Compare(other.prefix.Addr()); c != 0 {
+		return c
+	}
+	return e.prefix.Bits() - other.prefix.Bits()
+}
+
+// outermost returns the elements of one family, sorted and without those that another one covers: an
+// interval set takes no overlaps. Of two equal prefixes the one that ends later stays.
+func outermost(list []element, v6 bool) []element {
+	family := make([]element, 0, len(list))
+	for _, e := range list {
+		if e.prefix.Addr().Is6() == v6 {
+			family = append(family, e)
 		}
 	}
-	slices.SortFunc(family, func(a, b limit) int {
-		if c := a.prefix.Addr().Compare(b.prefix.Addr()); c != 0 {
-			return c
-		}
-		if a.prefix.Bits() != b.prefix.Bits() {
-			return a.prefix.Bits() - b.prefix.Bits()
-		}
-		return compareEnds(b.until, a.until)
+	slices.SortFunc(family, func(a, b element) int {
+		return cmp.Or(a.order(b), compareEnds(b.until, a.until))
 	})
-	set := make(map[netip.Prefix]entry, len(family))
-	var last netip.Prefix
-	for _, l := range family {
-		if last.IsValid() && last.Contains(l.prefix.Addr()) {
-			continue
+	set := family[:0]
+	for _, e := range family {
+		if n := len(set); n == 0 || !set[n-1].prefix.Contains(e.prefix.Addr()) {
+			set = append(set, e)
 		}
-		last = l.prefix
-		set[l.prefix] = entry{until: l.until}
 	}
 	return set
-}
-
-// limit is a prefix in its plain form and until when it counts.
-type limit struct {
-	prefix netip.Prefix
-	until  time.Time
 }
 
 // compareEnds orders ends in time; zero, which means never, is the latest.
@@ -103,21 +98,21 @@ func plain(p netip.Prefix) netip.Prefix {
 	return p.Masked()
 }
 
-// allowed returns d's allowlist as limits without an end.
-func (d Desired) allowed() []limit {
-	list := make([]limit, 0, len(d.Allow))
+// allowed returns d's allowlist.
+func (d Desired) allowed() []element {
+	list := make([]element, 0, len(d.Allow))
 	for _, p := range d.Allow {
-		list = append(list, limit{prefix: plain(p)})
+		list = append(list, element{prefix: plain(p)})
 	}
 	return list
 }
 
 // limits returns the limits of one kind that have not ended.
-func (d Desired) limits(kind policy.LimitKind, now time.Time) []limit {
-	var list []limit
+func (d Desired) limits(kind policy.LimitKind, now time.Time) []element {
+	list := make([]element, 0, len(d.Posture.Limits))
 	for _, l := range d.Posture.Limits {
 		if l.Kind == kind && (l.Until.IsZero() || l.Until.After(now)) {
-			list = append(list, limit{prefix: plain(l.Prefix), until: l.Until})
+			list = append(list, element{prefix: plain(l.Prefix), until: l.Until})
 		}
 	}
 	return list

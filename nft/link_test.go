@@ -238,6 +238,28 @@ func (l *link) strayACK(from string, port uint16) {
 	})
 }
 
+// tooBig sends an ICMP error from the client about a segment that a service of the host would have
+// sent it: fragmentation needed.
+func (l *link) tooBig(from string, port uint16) {
+	l.t.Helper()
+	client, host := netip.MustParseAddr(from).As4(), netip.MustParseAddr(hostV4).As4()
+	message := make([]byte, 8+20+8)
+	message[0], message[1] = 3, 4
+	inner := message[8:]
+	inner[0], inner[3], inner[8], inner[9] = 0x45, 40, 64, unix.IPPROTO_TCP
+	copy(inner[12:], host[:])
+	copy(inner[16:], client[:])
+	binary.BigEndian.PutUint16(inner[10:], checksum(inner[:20]))
+	binary.BigEndian.PutUint16(inner[20:], port)
+	binary.BigEndian.PutUint16(inner[22:], 40000)
+	binary.BigEndian.PutUint16(message[2:], checksum(message))
+	l.do(func() {
+		if err := sendRaw(unix.IPPROTO_ICMP, client, host, message); err != nil {
+			l.t.Errorf("send ICMP error: %v", err)
+		}
+	})
+}
+
 // sendRaw sends one packet of an IP protocol.
 func sendRaw(protocol int, from, to [4]byte, payload []byte) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)

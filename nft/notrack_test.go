@@ -3,6 +3,7 @@ package nft
 import (
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -223,7 +224,9 @@ table inet filter {
 func TestDropInvalid(t *testing.T) {
 	l := newLink(t)
 	l.serve(80)
-	run(t, "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0")
+	if err := os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_loose", []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
 	table := open(t)
 	d := Desired{Posture: policy.Posture{DropInvalid: true}, Allow: []netip.Prefix{prefix(client4 + "/32")}}
 	dropped := uint64(0)
@@ -248,6 +251,30 @@ func TestDropInvalid(t *testing.T) {
 	expect(client2, 81, 0)
 	expect(client3, 81, 1)
 	mustEcho(t, l.mustDial("tcp", client2, 80)) // the valid go on
+}
+
+// TestDropInvalidSparesErrors: conntrack does not know the flow that an ICMP error about untracked
+// traffic is about and calls the error invalid. Path MTU discovery needs it.
+func TestDropInvalidSparesErrors(t *testing.T) {
+	for _, c := range []struct {
+		notrack []policy.Notrack
+		dropped uint64
+	}{
+		{nil, 1},
+		{tracked(policy.Watched, "tcp/80"), 1},
+		{tracked(policy.Trial, "tcp/80"), 0},
+		{tracked(policy.Freed, "tcp/80 with 192.0.2.2/32"), 0},
+	} {
+		l := newLink(t)
+		l.serve(80)
+		table := open(t)
+		apply(t, table, Desired{Posture: policy.Posture{DropInvalid: true, Notrack: c.notrack}})
+		l.tooBig(client2, 80)
+		mustEcho(t, l.mustDial("udp", client2, 80)) // what came before it has been through
+		if w := work(t, table); w.InvalidDropped != c.dropped {
+			t.Errorf("%+v: %d invalid packets dropped, want %d", c.notrack, w.InvalidDropped, c.dropped)
+		}
+	}
 }
 
 // TestLimitMeetsNotrack: what a limited source opens counts before it would be left untracked.

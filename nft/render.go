@@ -2,8 +2,6 @@ package nft
 
 import (
 	"fmt"
-	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -36,7 +34,7 @@ func Render(d Desired, now time.Time) string {
 }
 
 // render writes an address set.
-func (s addressSet) render(w *strings.Builder, elements map[netip.Prefix]entry, now time.Time) {
+func (s addressSet) render(w *strings.Builder, elements []element, now time.Time) {
 	block, typ := "set", "ipv4_addr"
 	if s.v6 {
 		typ = "ipv6_addr"
@@ -54,16 +52,16 @@ func (s addressSet) render(w *strings.Builder, elements map[netip.Prefix]entry, 
 		fmt.Fprintf(w, "\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %s\n", meterSize, spell(meterTimeout))
 	}
 	var list []string
-	for _, p := range slices.SortedFunc(maps.Keys(elements), netip.Prefix.Compare) {
-		text := p.String()
-		if p.IsSingleIP() {
-			text = p.Addr().String()
+	for _, e := range elements {
+		text := e.prefix.String()
+		if e.prefix.IsSingleIP() {
+			text = e.prefix.Addr().String()
 		}
-		if until := elements[p].until; !until.IsZero() {
-			text += " timeout " + spell(max(until.Sub(now), time.Millisecond))
+		if !e.until.IsZero() {
+			text += " timeout " + spell(max(e.until.Sub(now), time.Millisecond))
 		}
 		if s.kind == directing {
-			text += " : goto " + rationOf(p).chain()
+			text += " : goto " + rationOf(e.prefix).chain()
 		}
 		list = append(list, text)
 	}

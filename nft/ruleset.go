@@ -16,12 +16,12 @@ import (
 
 // ruleset is everything the table holds, as a value: what [Render] prints and [Table.Apply] compares.
 type ruleset struct {
-	counters  []string                          // named counters, sorted
-	addresses map[string]map[netip.Prefix]entry // elements of the address sets, by set name
-	services  map[string]map[service]struct{}   // elements of the service sets, by set name
-	chains    []chain                           // in the order in which they are made
-	selectors map[policy.Selector]policy.Stage  // what the counters are read back for
-	metering  string                            // what the meters' elements carry; they are emptied when it changes
+	counters  []string                         // named counters, sorted
+	addresses map[string][]element             // elements of the address sets, by set name
+	services  map[string]map[service]struct{}  // elements of the service sets, by set name
+	chains    []chain                          // in the order in which they are made
+	selectors map[policy.Selector]policy.Stage // what the counters are read back for
+	metering  string                           // what the meters' elements carry; they are emptied when it changes
 }
 
 // addressSet is a set of sources of one family.
@@ -119,7 +119,7 @@ const (
 
 // retained is what a table keeps although nothing wants it any more.
 type retained struct {
-	rations map[string]ration // by chain name: an element that has ended, but is not yet collected, still points to its chain
+	rations map[ration]struct{} // an element that has ended, but is not yet collected, still points to its chain
 }
 
 // ration is a chain that holds sources of one prefix length to the rate.
@@ -143,7 +143,7 @@ func rationOf(p netip.Prefix) ration {
 // ruleset builds what d wants at a time. It adds to keep the chains that must stay from now on.
 func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	r := ruleset{
-		addresses: map[string]map[netip.Prefix]entry{},
+		addresses: map[string][]element{},
 		services:  map[string]map[service]struct{}{},
 		selectors: map[policy.Selector]policy.Stage{},
 		metering:  fmt.Sprintf("%d/%d", d.Posture.LimitRate, d.Posture.LimitBurst),
@@ -154,9 +154,7 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 		r.addresses[allow[i].name] = outermost(d.allowed(), v6)
 		r.addresses[blocked[i].name] = outermost(block, v6)
 		r.addresses[limited[i].name] = outermost(slow, v6)
-		for p := range r.addresses[limited[i].name] {
-			keep.add(rationOf(p))
-		}
+		keep.add(r.addresses[limited[i].name])
 	}
 	for _, n := range d.Posture.Notrack {
 		r.selectors[n.Selector] = max(n.Stage, r.selectors[n.Selector])
@@ -178,16 +176,23 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	return r
 }
 
-func (k *retained) add(r ration) {
+// add keeps the chains that limited sources go to.
+func (k *retained) add(limited []element) {
 	if k.rations == nil {
-		k.rations = map[string]ration{}
+		k.rations = map[ration]struct{}{}
 	}
-	k.rations[r.chain()] = r
+	var last ration
+	for _, e := range limited {
+		if r := rationOf(e.prefix); r != last {
+			k.rations[r] = struct{}{}
+			last = r
+		}
+	}
 }
 
 // sorted returns the rations in a fixed order.
 func (k *retained) sorted() []ration {
-	return slices.SortedFunc(maps.Values(k.rations), func(a, b ration) int {
+	return slices.SortedFunc(maps.Keys(k.rations), func(a, b ration) int {
 		return cmp.Or(strings.Compare(a.meter.name, b.meter.name), a.bits-b.bits)
 	})
 }

@@ -117,7 +117,7 @@ func (t *Table) remove() error {
 		return nil
 	}
 	found, err := t.found()
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrOwned) { // another process's table is none of ours
 		return err
 	}
 	b := newBatch(t.conn, t.unowned)

@@ -292,6 +292,9 @@ func TestKilledOwner(t *testing.T) {
 	if err := table.Apply(full(), now); !errors.Is(err, ErrOwned) {
 		t.Errorf("apply: %v, want ErrOwned", err)
 	}
+	intact(t, table, false)
+	apply(t, table, Desired{}) // nothing of its own to remove
+	intact(t, table, true)
 	if _, err := Revert(); !errors.Is(err, ErrOwned) {
 		t.Errorf("revert: %v, want ErrOwned", err)
 	}
