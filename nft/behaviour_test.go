@@ -130,21 +130,32 @@ func TestRate(t *testing.T) {
 				p.LimitRate, p.LimitBurst = 1, burst
 				apply(t, table, Desired{Posture: p})
 				began := time.Now()
-				passed := 0
-				for i := range attempts {
-					c, err := l.dial(network, sources[i%len(sources)], 80, 20*time.Millisecond)
-					if err == nil {
-						err = echoed(c, 20*time.Millisecond)
+				opens := func(i int, wait time.Duration) bool {
+					c, err := l.dial(network, sources[i%len(sources)], 80, wait)
+					return err == nil && echoed(c, wait) == nil
+				}
+				mustOpen := func() {
+					t.Helper()
+					for i := range burst {
+						if !opens(i, patience) {
+							t.Fatalf("flow %d of the burst of %d is held back", i+1, burst)
+						}
 					}
-					if err == nil {
+				}
+				mustOpen()
+				passed := burst
+				for i := range attempts {
+					if opens(i, 20*time.Millisecond) {
 						passed++
 					}
 				}
 				most := burst + int(time.Since(began)/time.Second) + 1 // rate and rounding
-				w := work(t, table)
-				if passed < 1 || passed > most || w.LimitedDropped < uint64(attempts-most) {
-					t.Errorf("%d of %d passed, %d packets dropped; want at most %d to pass", passed, attempts, w.LimitedDropped, most)
+				if w := work(t, table); passed > most || w.LimitedDropped < uint64(burst+attempts-most) {
+					t.Errorf("%d of %d passed, %d packets dropped; want at most %d to pass", passed, burst+attempts, w.LimitedDropped, most)
 				}
+				p.LimitBurst = 2 * burst // sources that were metered already get it too
+				apply(t, table, Desired{Posture: p})
+				mustOpen()
 			})
 		}
 	}

@@ -157,7 +157,7 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 		keep.add(r.addresses[limited[i].name])
 	}
 	for _, n := range d.Posture.Notrack {
-		r.selectors[n.Selector] = max(n.Stage, r.selectors[n.Selector])
+		r.selectors[n.Selector] = n.Stage
 	}
 	r.counters = []string{blockedDropped, invalidDropped, limitedDropped}
 	r.addServices()

@@ -209,6 +209,21 @@ func TestFlushRuleset(t *testing.T) {
 	}
 }
 
+// TestChangeDoesNotHide changes the table after somebody else did: the change is none that a look
+// at the generation may take for the last one.
+func TestChangeDoesNotHide(t *testing.T) {
+	inNewNetNS(t)
+	table := open(t, Unowned())
+	apply(t, table, full())
+	feed(t, "add rule inet ctguard late drop\n")
+	d := full()
+	d.Allow = nil
+	apply(t, table, d)
+	intact(t, table, false)
+	apply(t, table, d)
+	intact(t, table, true)
+}
+
 // TestApplyRepairs changes a table whose loss nobody has told it of.
 func TestApplyRepairs(t *testing.T) {
 	inNewNetNS(t)
