@@ -50,9 +50,10 @@ func (s starter) Start(cmd *exec.Cmd) error {
 
 // Protect takes the lab's lock, starts the guardian, and then changes the settings
 // given as path and value. dir is removed at the end. Waiting for another lab to end
-// can be cut short through ctx.
-func Protect(ctx context.Context, dir string, want map[string]string) (*Guardian, error) {
-	lock, err := acquire(ctx)
+// is announced by
+// onWait and can be cut short through ctx.
+func Protect(ctx context.Context, dir string, want map[string]string, onWait func()) (*Guardian, error) {
+	lock, err := acquire(ctx, onWait)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +96,7 @@ func (g *Guardian) Restore() error {
 // Idle waits until no lab runs on this machine and calls fn before another can begin:
 // what fn reads of the machine's settings is their own.
 func Idle(ctx context.Context, fn func() error) error {
-	lock, err := acquire(ctx)
+	lock, err := acquire(ctx, func() {})
 	if err != nil {
 		return err
 	}
@@ -105,7 +106,7 @@ func Idle(ctx context.Context, fn func() error) error {
 
 // acquire waits for the lock: a second lab connects to the first one's socket and
 // reads until that is gone.
-func acquire(ctx context.Context) (*os.File, error) {
+func acquire(ctx context.Context, onWait func()) (*os.File, error) {
 	addr := &net.UnixAddr{Name: lockName, Net: "unix"}
 	for {
 		l, err := net.ListenUnix("unix", addr)
@@ -116,6 +117,7 @@ func acquire(ctx context.Context) (*os.File, error) {
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			return nil, fmt.Errorf("take the lab's lock: %w", err)
 		}
+		onWait()
 		if err := await(ctx, addr); err != nil {
 			return nil, fmt.Errorf("wait for another lab on this machine to end: %w", err)
 		}

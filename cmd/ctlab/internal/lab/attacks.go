@@ -21,10 +21,14 @@ type Attack struct {
 	ports   int // ports per source, 0: all of them
 	port    uint16
 	ipv6    bool
+	far     bool // from the far side of a gateway
 	on, off time.Duration
 }
 
-var onServer = []string{"server"}
+var (
+	onServer  = []string{"server"}
+	onGateway = []string{"nat-gateway"}
+)
 
 // Attacks is the catalogue, in the order in which it is shown.
 var Attacks = []Attack{
@@ -61,6 +65,26 @@ var Attacks = []Attack{
 		Name: "ack", Summary: "stray ACKs to an open port, each from a random address",
 		Topologies: onServer, kind: flood.ACK, rate: 50000, port: service.HTTPPort,
 	},
+	{
+		Name: "nat-user", Summary: "one user of the gateway opens 5 000 connections a second and holds them",
+		Topologies: onGateway, kind: flood.Handshake, rate: 5000, sources: 1, port: service.HTTPPort,
+	},
+	{
+		Name: "nat-users", Summary: "200 users of the gateway, together 5 000 connections a second",
+		Topologies: onGateway, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+	},
+	{
+		Name: "nat-udp", Summary: "20 users of the gateway, 3 000 UDP flows each, used again and again",
+		Topologies: onGateway, kind: flood.UDP, rate: 20000, sources: 20, ports: 3000, port: service.UDPPort,
+	},
+	{
+		Name: "nat-ack", Summary: "stray ACKs through the gateway, each from a random inside address",
+		Topologies: onGateway, kind: flood.ACK, rate: 20000, port: service.HTTPPort,
+	},
+	{
+		Name: "forwarded", Summary: "200 outside sources hold 5 000 handshakes a second on the forwarded port",
+		Topologies: onGateway, kind: flood.Handshake, rate: 5000, sources: 200, port: forwardedPort, far: true,
+	},
 }
 
 func attackNamed(name string) (Attack, bool) {
@@ -75,16 +99,20 @@ func (a Attack) runsOn(topology string) bool { return slices.Contains(a.Topologi
 
 // spec is the flood on a site, with the scenario's own numbers in it.
 func (a Attack) spec(sc Scenario, s *site) flood.Spec {
+	from := s.near
+	if a.far {
+		from = s.far
+	}
 	sp := flood.Spec{
-		Kind: a.kind, Interface: s.attackDev, GatewayMAC: s.attackGateway,
-		Sources: s.attackSources4, Count: a.sources, Ports: a.ports,
+		Kind: a.kind, Interface: from.dev, GatewayMAC: from.gateway,
+		Sources: from.sources4, Count: a.sources, Ports: a.ports,
 		Rate: a.rate, Duration: sc.AttackFor, On: a.on, Off: a.off,
 		Forbidden: s.outside,
 	}
 	if a.ipv6 {
-		sp.Sources = s.attackSources6
+		sp.Sources = from.sources6
 	}
-	for _, t := range s.attackTargets {
+	for _, t := range from.targets {
 		if t.Is6() == a.ipv6 {
 			sp.Targets = append(sp.Targets, netip.AddrPortFrom(t, a.port))
 		}

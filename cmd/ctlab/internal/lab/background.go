@@ -43,6 +43,10 @@ func (s *site) background(entries, sources int) error {
 		to := s.backgroundTo[i%len(s.backgroundTo)]
 		timeout := uint32(7200 + rng.IntN(400_000))
 		f := conntrack.NewFlow(6, status, from, to.Addr(), uint16(2000+i/sources*7+rng.IntN(7)), to.Port(), timeout, 0)
+		if s.masquerade.IsValid() {
+			f.TupleReply.IP.DestinationAddress = s.masquerade
+			f.TupleReply.Proto.DestinationPort = uint16(1024 + i%64000)
+		}
 		f.ProtoInfo.TCP = &conntrack.ProtoInfoTCP{State: established}
 		if err := conn.Create(f); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("make background entry %d: %w", i, err)

@@ -36,10 +36,11 @@ type run struct {
 	guard   guard
 	sampler *sampler
 
-	services, users, flood *role.Process
-	zero                   role.Instant
-	before, after          state
-	costBefore, costAfter  Cost
+	services              []*role.Process
+	users, flood          *role.Process
+	zero                  role.Instant
+	before, after         state
+	costBefore, costAfter Cost
 }
 
 // Run runs a scenario. Everything it made or changed is gone or put back when it
@@ -85,7 +86,9 @@ func (r *run) protectedRun(ctx context.Context) (res *Result, err error) {
 	if err := r.roomToLower(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(r.dir))
 	}
-	g, err := guardian.Protect(ctx, r.dir, map[string]string{maxSetting: strconv.Itoa(r.sc.Capacity)})
+	g, err := guardian.Protect(ctx, r.dir, map[string]string{maxSetting: strconv.Itoa(r.sc.Capacity)}, func() {
+		r.sc.Log("waiting for another lab on this machine to end")
+	})
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(r.dir))
 	}
@@ -110,7 +113,7 @@ func (r *run) roomToLower() error {
 }
 
 func (r *run) killChildren() {
-	for _, p := range []*role.Process{r.flood, r.users, r.services} {
+	for _, p := range append([]*role.Process{r.flood, r.users}, r.services...) {
 		if p != nil {
 			p.Kill()
 		}
@@ -120,8 +123,12 @@ func (r *run) killChildren() {
 // prepare starts everything but the attack, in the order in which it depends on each other.
 func (r *run) prepare(ctx context.Context) (err error) {
 	s := r.site
-	if r.services, err = role.Spawn(s.serving, service.Role, struct{}{}); err != nil {
-		return err
+	for _, space := range s.serving {
+		p, err := role.Spawn(space, service.Role, struct{}{})
+		if err != nil {
+			return err
+		}
+		r.services = append(r.services, p)
 	}
 	r.sc.Log("filling the table with %d entries of ordinary users", r.sc.Background)
 	if err := s.background(r.sc.Background, r.sc.BackgroundSources); err != nil {
@@ -184,15 +191,26 @@ func (r *run) play(ctx context.Context) (*Result, error) {
 
 // watchChildren ends the run when one of its parts died.
 func (r *run) watchChildren(ctx context.Context) error {
+	died := make(chan string, len(r.services)+2)
+	watch := func(name string, p *role.Process) {
+		go func() {
+			select {
+			case <-ctx.Done():
+			case <-p.Exited():
+				died <- name
+			}
+		}()
+	}
+	watch("clients", r.users)
+	watch("flood", r.flood)
+	for _, p := range r.services {
+		watch("services", p)
+	}
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-r.users.Exited():
-		return errors.New("the clients ended in the middle of the run")
-	case <-r.services.Exited():
-		return errors.New("the services ended in the middle of the run")
-	case <-r.flood.Exited():
-		return errors.New("the flood ended in the middle of the run")
+	case name := <-died:
+		return fmt.Errorf("the %s ended in the middle of the run", name)
 	}
 }
 

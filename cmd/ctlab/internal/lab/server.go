@@ -38,20 +38,13 @@ var tuning = map[string]string{
 //
 // The attacker's kernel has no address and no route, so it answers nothing by itself.
 func buildServer(s *site) error {
-	var err error
-	for _, make := range []struct {
-		to   **ns.Namespace
-		name string
-	}{{&s.attacker, "attacker"}, {&s.protected, "protected"}, {&s.clients, "clients"}} {
-		if *make.to, err = s.add(make.name); err != nil {
-			return err
-		}
+	if err := s.addAll(); err != nil {
+		return err
 	}
-	s.serving = s.protected
+	s.serving = []*ns.Namespace{s.protected}
 
 	host4, host6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:2::1")
 	s.clientTargets = []netip.Addr{host4, host6}
-	s.attackTargets = s.clientTargets
 	s.clientAddrs = slices.Concat(addrs("203.0.113.0/24", 11, 14), addrs("2001:db8:2::/64", 11, 6))
 	s.session = netip.MustParseAddr("203.0.113.99")
 
@@ -85,14 +78,15 @@ func (s *site) linkServer(host4, host6 netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	s.attackDev, s.attackGateway = "eth0", mac(2, 1)
-	s.attackSources4 = netip.MustParsePrefix("198.18.0.0/16")
-	s.attackSources6 = netip.MustParsePrefix("2001:db8:a000::/48")
+	s.near = side{
+		dev: "eth0", gateway: mac(2, 1), targets: s.clientTargets,
+		sources4: netip.MustParsePrefix("198.18.0.0/16"), sources6: netip.MustParsePrefix("2001:db8:a000::/48"),
+	}
 	// Replies leave through one gateway whose hardware address is fixed, and with the
 	// address that was asked: an echo from another one would be another flow.
 	for _, r := range []ns.Route{
-		{Dst: s.attackSources4, Via: netip.MustParseAddr("192.0.2.2"), Src: host4},
-		{Dst: s.attackSources6, Via: netip.MustParseAddr("2001:db8:1::2"), Src: host6},
+		{Dst: s.near.sources4, Via: netip.MustParseAddr("192.0.2.2"), Src: host4},
+		{Dst: s.near.sources6, Via: netip.MustParseAddr("2001:db8:1::2"), Src: host6},
 	} {
 		r.Dev, r.GatewayMAC = "atk0", hw(mac(2, 2))
 		if err := s.protected.AddRoute(r); err != nil {

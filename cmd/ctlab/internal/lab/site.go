@@ -11,6 +11,14 @@ import (
 	"ctguard/cmd/ctlab/internal/packet"
 )
 
+// side is one of the attacker's links.
+type side struct {
+	dev                string
+	gateway            packet.MAC
+	sources4, sources6 netip.Prefix
+	targets            []netip.Addr
+}
+
 // site is a topology that stands: its namespaces, and who is where.
 type site struct {
 	spaces []*ns.Namespace
@@ -18,14 +26,12 @@ type site struct {
 	outside string
 
 	protected *ns.Namespace // where the table and the guard are
-	serving   *ns.Namespace // where the services are
 	clients   *ns.Namespace
 	attacker  *ns.Namespace
+	serving   []*ns.Namespace // where the services are
 
-	attackDev                      string
-	attackGateway                  packet.MAC
-	attackSources4, attackSources6 netip.Prefix
-	attackTargets                  []netip.Addr
+	// near is where attacks come from; far is the other side of a gateway.
+	near, far side
 
 	clientAddrs   []netip.Addr
 	session       netip.Addr
@@ -35,6 +41,9 @@ type site struct {
 	// these addresses and ports.
 	backgroundFrom netip.Prefix
 	backgroundTo   []netip.AddrPort
+	// masquerade is the address that background entries show to the outside, if
+	// the host translates addresses.
+	masquerade netip.Addr
 
 	// config is what ctguard is told about this topology.
 	config map[string]any
@@ -42,12 +51,14 @@ type site struct {
 
 // topologies builds each topology; the key is its name.
 var topologies = map[string]func(*site) error{
-	"server": buildServer,
+	"server":      buildServer,
+	"nat-gateway": buildGateway,
 }
 
 // Topologies says what each topology is.
 var Topologies = map[string]string{
-	"server": "a host with a stateful ruleset and services of its own; attackers on one side, clients on the other",
+	"nat-gateway": "a gateway that masquerades a network of thousands and forwards a port into it; attackers on both sides",
+	"server":      "a host with a stateful ruleset and services of its own; attackers on one side, clients on the other",
 }
 
 func newSite(topology string) (*site, error) {
@@ -61,6 +72,18 @@ func newSite(topology string) (*site, error) {
 		return nil, fmt.Errorf("build topology %s: %w", topology, err)
 	}
 	return s, nil
+}
+
+// addAll makes the namespaces that every topology has.
+func (s *site) addAll() (err error) {
+	if s.attacker, err = s.add("attacker"); err != nil {
+		return err
+	}
+	if s.protected, err = s.add("protected"); err != nil {
+		return err
+	}
+	s.clients, err = s.add("clients")
+	return err
 }
 
 // add makes a namespace with the settings that every one of the lab's needs.
