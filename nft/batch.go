@@ -77,11 +77,11 @@ func (b *batch) create(want *ruleset, now time.Time) {
 // change turns have into want. What refers to a thing goes before the thing does, and comes after it.
 // Elements of want become those that the kernel then has.
 func (b *batch) change(have, want *ruleset, now time.Time) {
-	changed := b.changedChains(have, want)
+	changed := changedChains(have, want)
 	for _, c := range changed {
 		b.makeEmpty(have, c)
 	}
-	if have.metering != "" && have.metering != want.metering {
+	if have.rate != "" && have.rate != want.rate {
 		for _, s := range meters {
 			b.conn.FlushSet(b.addressSet(s)) // an element keeps the rate it was made with
 			b.note(nil)
@@ -105,7 +105,7 @@ func (b *batch) change(have, want *ruleset, now time.Time) {
 }
 
 // changedChains returns the chains of want whose rules are not those of have.
-func (b *batch) changedChains(have, want *ruleset) []chain {
+func changedChains(have, want *ruleset) []chain {
 	old := map[string]chain{}
 	for _, c := range have.chains {
 		old[c.name] = c

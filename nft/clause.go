@@ -93,7 +93,7 @@ var (
 )
 
 // loadAddr loads s's address of one family.
-func (s side) loadAddr(v6 bool) (c clause) {
+func (s side) loadAddr(v6 bool) clause {
 	if v6 {
 		return clause{text: "ip6 " + s.addr, family: unix.NFPROTO_IPV6, exprs: []expr.Any{loadHeader(expr.PayloadBaseNetworkHeader, s.v6, 16)}}
 	}
@@ -216,7 +216,7 @@ var (
 	packetTooBig = icmpKind{true, "packet-too-big", 2}
 )
 
-// is matches one kind of message.
+// clause matches the message.
 func (k icmpKind) clause() clause {
 	c := clause{text: "icmp type " + k.name, family: unix.NFPROTO_IPV4, l4: unix.IPPROTO_ICMP}
 	if k.v6 {

@@ -121,7 +121,8 @@ func TestGolden(t *testing.T) {
 	for _, c := range cases() {
 		t.Run(c.name, func(t *testing.T) {
 			inNewNetNS(t)
-			apply(t, open(t), c.desired)
+			table := open(t)
+			apply(t, table, c.desired)
 			got := list(t)
 			file := filepath.Join("testdata", c.golden+".golden")
 			if *update {
@@ -129,11 +130,17 @@ func TestGolden(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			want, err := os.ReadFile(file)
+			golden, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
+			want := string(golden)
+			if want != got { // perhaps this nft only spells it otherwise
+				table.Close()
+				feed(t, want)
+				want = list(t)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("nft lists (-golden +got):\n%s", diff)
 			}
 		})
@@ -174,8 +181,11 @@ func TestCommentIsRule(t *testing.T) {
 				t.Fatalf("no rule has a comment:\n%s", listing)
 			}
 			for _, f := range found {
-				// The kernel's default burst is not printed.
-				r := rule{text: strings.Replace(f[1], "limit rate 5/second }", "limit rate 5/second burst 5 packets }", 1)}
+				// Versions of nft differ in how they spell a mask and whether they print the default burst.
+				r := rule{text: strings.NewReplacer(
+					"limit rate 5/second }", "limit rate 5/second burst 5 packets }",
+					"tcp flags & (fin | syn | rst | ack) == syn", "tcp flags syn / fin,syn,rst,ack",
+				).Replace(f[1])}
 				if got := r.comment(); got != f[2] {
 					t.Errorf("nft lists %q, the comment says %q", got, f[2])
 				}

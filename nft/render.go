@@ -8,8 +8,11 @@ import (
 )
 
 // Render returns the ruleset that Apply would make, in the syntax that nft -f reads. It needs no
-// kernel. What no ruleset can be made from is left out, see [Table.Apply] for the error.
+// kernel. For a state that Apply refuses it returns a comment with the reason.
 func Render(d Desired, now time.Time) string {
+	if err := d.validate(); err != nil {
+		return "# " + err.Error() + "\n"
+	}
 	if !d.Posture.Engaged() {
 		return ""
 	}

@@ -21,7 +21,7 @@ type ruleset struct {
 	services  map[string]map[service]struct{}  // elements of the service sets, by set name
 	chains    []chain                          // in the order in which they are made
 	selectors map[policy.Selector]policy.Stage // what the counters are read back for
-	metering  string                           // what the meters' elements carry; they are emptied when it changes
+	rate      string                           // what the meters' elements carry; they are emptied when it changes
 }
 
 // addressSet is a set of sources of one family.
@@ -146,7 +146,7 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 		addresses: map[string][]element{},
 		services:  map[string]map[service]struct{}{},
 		selectors: map[policy.Selector]policy.Stage{},
-		metering:  fmt.Sprintf("%d/%d", d.Posture.LimitRate, d.Posture.LimitBurst),
+		rate:      fmt.Sprintf("%d/%d", d.Posture.LimitRate, d.Posture.LimitBurst),
 	}
 	block, slow := d.limits(policy.Block, now), d.limits(policy.LimitNew, now)
 	for i := range 2 {

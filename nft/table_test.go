@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"ctguard/policy"
 )
@@ -155,8 +156,34 @@ func TestInvalidInput(t *testing.T) {
 		if err := table.Apply(c.desired, now); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("error %v, want %s", err, c.want)
 		}
+		if text := Render(c.desired, now); !strings.HasPrefix(text, "# "+c.want) || strings.Count(text, "\n") != 1 {
+			t.Errorf("rendered %q, want %s in a comment", text, c.want)
+		}
 	}
 	intact(t, table, true)
+}
+
+// TestInNetNS makes the table in another namespace than the caller's.
+func TestInNetNS(t *testing.T) {
+	inNewNetNS(t)
+	there, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	if err := unshare(); err != nil {
+		t.Fatal(err)
+	}
+	table := open(t, InNetNS(int(there.Fd())))
+	apply(t, table, full())
+	intact(t, table, true)
+	if out := run(t, "nft list ruleset"); out != "" {
+		t.Errorf("made in the caller's namespace:\n%s", out)
+	}
+	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	list(t)
 }
 
 // TestFlushRuleset removes everything in the middle.
