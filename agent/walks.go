@@ -17,7 +17,8 @@ import (
 const (
 	scanBudget   = 500 * time.Millisecond
 	sampleSize   = 5_000 // entries: enough for what the table consists of, give or take 1.4 %
-	scanShare    = 5     // at most one part in scanShare of the time goes into scans
+	calmShare    = 20    // at most one part in this many of the time goes into scans
+	hurryShare   = 4     // the same while the table is about to fill up
 	minScanPause = 200 * time.Millisecond
 	samplePause  = 2 * time.Second
 )
@@ -137,8 +138,12 @@ func (a *Agent) scanning(now time.Time) walk {
 	case policy.SampleScan:
 		options.Limit, pause = sampleSize, samplePause
 	}
+	share := time.Duration(calmShare)
+	if a.decision.Hurry {
+		share = hurryShare
+	}
 	if a.census != nil {
-		pause = max(pause, scanShare*a.census.Took)
+		pause = max(pause, share*a.census.Took)
 		if now.Sub(a.census.Time) < pause {
 			return nil
 		}

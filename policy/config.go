@@ -89,7 +89,7 @@ func Defaults(p Profile) Config {
 		RetryTrial:   time.Hour,
 		CalmInvalid:  20,
 		Floors:       timeoutFloors(),
-		Target:       60,
+		Target:       55,
 		Floor:        16,
 		SpareAssured: p == NATGateway,
 		MaxLimited:   4096,

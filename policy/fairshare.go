@@ -3,13 +3,11 @@ package policy
 import (
 	"cmp"
 	"math"
-	"net/netip"
 	"slices"
 )
 
-// share is one source's part in the division of the table.
+// share is what one source wants of something that is divided, and how many shares it has.
 type share struct {
-	prefix  netip.Prefix
 	entries float64
 	weight  float64
 }
@@ -41,3 +39,15 @@ func fairShare(shares []share, rest, target float64) float64 {
 	}
 	return math.Inf(1)
 }
+
+// taken returns how much is given out when the fair share is c.
+func taken(shares []share, c float64) float64 {
+	sum := 0.0
+	for _, s := range shares {
+		sum += min(s.entries, c*s.weight)
+	}
+	return sum
+}
+
+// total returns how much is wanted.
+func total(shares []share) float64 { return taken(shares, math.Inf(1)) }

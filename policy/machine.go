@@ -30,6 +30,7 @@ type Decision struct {
 	Events        []Event
 	Next          time.Duration // until the next tick
 	Scan          Scan          // what the next observations should bring
+	Hurry         bool          // the scan matters more than the CPU it takes
 	Fill          float64       // percent
 	Pressure      float64       // percent
 	Rate          float64       // net new entries per second
@@ -121,7 +122,7 @@ func (m *Machine) Tick(o Observation) Decision {
 	m.stamp(events, o, r)
 	m.last = o
 	m.decision = Decision{
-		Posture: posture, Events: events, Next: m.next(o, r), Scan: m.scan(r),
+		Posture: posture, Events: events, Next: m.next(o, r), Scan: m.scan(r), Hurry: m.hurry(r),
 		Fill: r.fill, Pressure: r.pressure, Rate: r.rate, SecondsToFull: r.secondsToFull(o.Capacity),
 	}
 	return m.decision
@@ -193,8 +194,8 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 	if _, on := m.Engaged(Evict); !on {
 		m.offenders.release(o.Time)
 	} else if o.Census != nil {
-		events = append(events, m.offenders.judge(m.withReleased(o), m.cfg)...)
-		p.Caps = slices.Clone(m.offenders.caps)
+		caps, held := m.offenders.judge(m.withReleased(o), m.cfg)
+		p.Caps, events = caps, append(events, held...)
 	}
 	p.Limits = m.limits(o)
 	p.LimitRate = max(1, m.offenders.rate)
@@ -260,16 +261,22 @@ func (m *Machine) pressed(r reading) bool {
 	return r.pressure >= m.ladder.lowest() && (m.ladder.level > 0 || r.pressure >= r.fill+calmGrowth)
 }
 
-// scan says which scan the next observations should bring. Below the fair share's target nobody is
-// heavy, so only the shape of the table is of interest.
+// scan says which scan the next observations should bring. Near the fair share's
+// target nobody is worth the scan, so only the shape of the table is of interest.
 func (m *Machine) scan(r reading) Scan {
-	if _, on := m.Engaged(Evict); on && r.fill > m.cfg.Target {
+	if step, on := m.Engaged(Evict); on && r.fill > (m.cfg.Target+step.Leave)/2 {
 		return WholeScan
 	}
 	if m.ladder.level > 0 || m.pressed(r) {
 		return SampleScan
 	}
 	return NoScan
+}
+
+// hurry reports whether pressure is at the mark of evict.
+func (m *Machine) hurry(r reading) bool {
+	step, on := m.Engaged(Evict)
+	return on && r.pressure >= step.Enter
 }
 
 // stamp writes the numbers of this tick into its events.

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -11,49 +10,154 @@ import (
 )
 
 // offenders finds the heavy sources of a census and remembers whom it holds back.
+//
+// An entry is held while it carries a conversation that lasts (assured), and passing otherwise: a
+// handshake, one question and its answer, a connection that closes. A client that opens and closes
+// many connections has many passing entries and holds none; they can be evicted at no harm. So a
+// source is held back for what it holds, and for passing entries only where they come faster than
+// they can be swept away.
 type offenders struct {
 	known map[netip.Prefix]*offence
-	caps  []Cap
-	rate  int  // new flows per second that a limited source may open
-	more  bool // more sources were due than may be limited
+	swept map[netip.Prefix]int // passing entries that each source was left with by the last census
+	at    time.Time            // of that census
+	rate  int                  // new flows per second that a limited source may open
+	more  bool                 // more sources were due than may be limited
 }
 
 // offence is what is remembered of one source.
 type offence struct {
 	limit   Limit
 	strikes int // how often it was limited, each time for twice as long
-	entries int // what it held when it was last found heavy
 }
 
-// heavy is a source above its fair share.
-type heavy struct {
+// account is one source in the division of the table; numbers are estimates for the whole table.
+type account struct {
 	Holding
-	entries int     // estimate of what it holds in the table
-	keep    int     // its fair share
-	lower   int     // it holds at least this many, whatever the sample's error
-	twoWay  float64 // the part of its entries that saw an answer
+	weight        float64
+	held, passing float64
+	keepHeld      float64 // its fair share of each kind
+	keepPassing   float64
+	opens         float64 // new passing entries per second since the last census
+	keepOpens     float64
+	why           string // why it is held back; empty if it is not
 }
 
-// judge takes a census in: it limits heavy sources, renews those that still offend and sets how
-// many entries each may keep.
-func (f *offenders) judge(o Observation, c Config) []Event {
-	found, share := findHeavy(o, c)
-	if f.more = len(found) > c.MaxLimited; f.more {
-		found = found[:c.MaxLimited]
-	}
+// Parts of the division.
+const (
+	tolerance    = 1.25 // a source is held back only when it is this far above its share: shares waver
+	passingPart  = 0.10 // part of the capacity that is kept for passing entries
+	sweepPerPart = 0.05 // part of the capacity that may be swept away each second
+)
+
+// judge takes a census in: it limits heavy sources, renews those that still offend and returns how
+// many entries each source above its share may keep.
+func (f *offenders) judge(o Observation, c Config) ([]Cap, []Event) {
+	accounts, share := f.divide(o, c)
 	f.rate = limitRate(share, c)
-	f.caps = f.caps[:0]
+	caps := make([]Cap, 0, 64)
 	var events []Event
-	for _, h := range found {
-		limited := h.twoWay >= 0.25 || c.BanUnreplied
-		// A source that never answered may be somebody else's address: its unreplied entries are
-		// purged, but it is not held back.
-		f.caps = append(f.caps, Cap{h.Prefix, h.keep, c.SpareAssured || !limited})
-		if limited {
-			events = f.hold(events, o.Time, h, c)
+	limited := 0
+	for _, a := range accounts {
+		excess := a.held > a.keepHeld || a.passing > a.keepPassing
+		heldBack := a.why != "" && limited < c.MaxLimited
+		if heldBack {
+			limited++
+			events = f.hold(events, o.Time, a, c)
 		}
+		if excess {
+			// Block, then evict: what a source holds goes only when it can't come back at once.
+			keep := int(min(a.held, a.keepHeld) + min(a.passing, a.keepPassing))
+			caps = append(caps, Cap{a.Prefix, max(keep, 1), c.SpareAssured || !heldBack})
+		}
+		f.more = f.more || a.why != "" && !heldBack
 	}
-	return summed(events)
+	return caps, summed(events)
+}
+
+// divide shares the table out among the sources of a census, the largest first, and returns the
+// fair share of what is held.
+func (f *offenders) divide(o Observation, c Config) ([]account, float64) {
+	census := o.Census
+	scale := float64(o.Count) / float64(max(census.Seen, 1))
+	estimate := func(h Holding) (held, passing float64) {
+		held = scale * float64(h.Classes[Assured])
+		return held, scale*float64(h.Entries) - held
+	}
+	restHeld, restPassing := estimate(census.Rest)
+	var accounts []account
+	var held, passing []share
+	for _, h := range census.Sources {
+		a := account{Holding: h, weight: c.weight(h.Prefix)}
+		a.held, a.passing = estimate(h)
+		if overlapsAny(o.Allow, h.Prefix) {
+			restHeld, restPassing = restHeld+a.held, restPassing+a.passing
+			continue
+		}
+		accounts = append(accounts, a)
+		held = append(held, share{a.held, a.weight})
+		passing = append(passing, share{a.passing, a.weight})
+	}
+	capacity, floor := float64(o.Capacity), float64(c.Floor)
+	target := capacity * c.Target / 100
+	kept := min(passingPart*capacity, total(passing)+restPassing)
+	fairHeld := max(floor, fairShare(held, restHeld, target-kept))
+	room := target - restHeld - taken(held, fairHeld)
+	fairPassing := max(floor, fairShare(passing, restPassing, room))
+	fairOpens := f.opens(accounts, o)
+	for i := range accounts {
+		a := &accounts[i]
+		a.keepHeld, a.keepPassing, a.keepOpens = fairHeld*a.weight, fairPassing*a.weight, fairOpens*a.weight
+		a.why = a.reason(census, c)
+	}
+	f.sweep(accounts, census.Time)
+	return accounts, min(fairHeld, fairOpens*flowLife)
+}
+
+// opens works out how fast each source makes passing entries since the last census, and returns the
+// fair share of what can be swept away.
+func (f *offenders) opens(accounts []account, o Observation) float64 {
+	span := o.Census.Time.Sub(f.at).Seconds()
+	if f.swept == nil || span <= 0 || span > 10 {
+		return math.Inf(1) // nothing to compare with
+	}
+	shares := make([]share, len(accounts))
+	for i := range accounts {
+		a := &accounts[i]
+		a.opens = max(0, a.passing-float64(f.swept[a.Prefix])) / span
+		shares[i] = share{a.opens, a.weight}
+	}
+	return max(1, fairShare(shares, 0, sweepPerPart*float64(o.Capacity)))
+}
+
+// sweep remembers how many passing entries each source is left with.
+func (f *offenders) sweep(accounts []account, now time.Time) {
+	f.swept, f.at = make(map[netip.Prefix]int, len(accounts)), now
+	for _, a := range accounts {
+		f.swept[a.Prefix] = int(min(a.passing, a.keepPassing))
+	}
+}
+
+// reason says why a source is to be held back; it is empty when it is not. A decision against a
+// source is taken on the lower bound of what it holds.
+func (a *account) reason(census *Census, c Config) string {
+	_, low, _ := census.Estimate(a.Classes[Assured])
+	if float64(low) > tolerance*a.keepHeld {
+		return fmt.Sprintf("holds %.0f entries, fair share %.0f", a.held, a.keepHeld)
+	}
+	if a.passing <= tolerance*a.keepPassing || a.opens <= tolerance*a.keepOpens {
+		return ""
+	}
+	// A source that never answered may be somebody else's address: its entries are swept away, but
+	// it is not held back.
+	if a.answered() < 0.25 && !c.BanUnreplied {
+		return ""
+	}
+	return fmt.Sprintf("opens %.0f flows a second, fair share %.0f", a.opens, a.keepOpens)
+}
+
+// answered returns the part of a source's entries that saw an answer and finished a handshake.
+func (a *account) answered() float64 {
+	return 1 - float64(a.Classes[Unreplied]+a.Classes[HalfOpen])/float64(max(a.Entries, 1))
 }
 
 // mostEvents is how many limits of one tick are told one by one.
@@ -73,58 +177,21 @@ func summed(events []Event) []Event {
 	return append(events[:mostEvents:mostEvents], rest)
 }
 
-// findHeavy returns the sources above their fair share, largest excess first, and the share.
-func findHeavy(o Observation, c Config) ([]heavy, float64) {
-	census := o.Census
-	scale := float64(o.Count) / float64(max(census.Seen, 1))
-	rest := scale * float64(census.Rest.Entries)
-	shares := make([]share, 0, len(census.Sources))
-	holdings := make([]Holding, 0, len(census.Sources))
-	for _, s := range census.Sources {
-		entries := scale * float64(s.Entries)
-		if overlapsAny(o.Allow, s.Prefix) {
-			rest += entries
-			continue
-		}
-		shares = append(shares, share{s.Prefix, entries, c.weight(s.Prefix)})
-		holdings = append(holdings, s)
-	}
-	fair := fairShare(shares, rest, c.Target*float64(o.Capacity)/100)
-	if math.IsInf(fair, 1) {
-		return nil, fair
-	}
-	fair = max(fair, float64(c.Floor))
-	var found []heavy
-	for i, s := range shares {
-		keep := int(fair * s.weight)
-		_, lower, _ := census.Estimate(holdings[i].Entries)
-		if lower > keep {
-			answered := holdings[i].Entries - holdings[i].Classes[Unreplied] - holdings[i].Classes[HalfOpen]
-			found = append(found, heavy{holdings[i], int(s.entries), keep, lower, float64(answered) / float64(holdings[i].Entries)})
-		}
-	}
-	slices.SortFunc(found, func(a, b heavy) int {
-		return cmp.Or(cmp.Compare(b.lower-b.keep, a.lower-a.keep), a.Prefix.Addr().Compare(b.Prefix.Addr()))
-	})
-	return found, fair
-}
-
-// hold limits one heavy source, or renews its limit.
-func (f *offenders) hold(events []Event, now time.Time, h heavy, c Config) []Event {
+// hold limits one source, or renews its limit.
+func (f *offenders) hold(events []Event, now time.Time, a account, c Config) []Event {
 	if f.known == nil {
 		f.known = make(map[netip.Prefix]*offence)
 	}
-	of := f.known[h.Prefix]
+	of := f.known[a.Prefix]
 	if of == nil {
-		of = &offence{limit: Limit{Prefix: h.Prefix}}
-		f.known[h.Prefix] = of
+		of = &offence{limit: Limit{Prefix: a.Prefix}}
+		f.known[a.Prefix] = of
 	}
-	of.entries = h.entries
 	active := now.Before(of.limit.Until)
 	if !active {
 		of.strikes++
 	}
-	span := min(c.MaxLimitFor, c.LimitFor<<min(of.strikes-1, 20))
+	span := of.span(c)
 	if active && of.limit.Until.Sub(now) > span/2 {
 		return events
 	}
@@ -132,13 +199,17 @@ func (f *offenders) hold(events []Event, now time.Time, h heavy, c Config) []Eve
 	if active {
 		return events
 	}
-	of.limit.Kind = LimitNew
-	if h.twoWay < 0.05 {
+	of.limit.Kind, of.limit.Reason = LimitNew, a.why
+	if a.answered() < 0.05 {
 		of.limit.Kind = Block // nothing of it would go on
 	}
-	of.limit.Reason = fmt.Sprintf("%d entries, fair share %d; %.0f %% answered", h.entries, h.keep, 100*h.twoWay)
-	return append(events, Event{Kind: LimitEvent, Step: Evict, Prefix: h.Prefix, Entries: h.entries,
+	return append(events, Event{Kind: LimitEvent, Step: Evict, Prefix: a.Prefix, Entries: int(a.held + a.passing),
 		Reason: fmt.Sprintf("%s for %s: %s", of.limit.Kind, span, of.limit.Reason)})
+}
+
+// span returns how long a source's limit lasts.
+func (of *offence) span(c Config) time.Duration {
+	return min(c.MaxLimitFor, c.LimitFor<<min(of.strikes-1, 20))
 }
 
 // limits returns the limits in force, in the order of their prefixes, and forgets sources whose
@@ -146,11 +217,10 @@ func (f *offenders) hold(events []Event, now time.Time, h heavy, c Config) []Eve
 func (f *offenders) limits(now time.Time, c Config) []Limit {
 	var limits []Limit
 	for prefix, of := range f.known {
-		span := min(c.MaxLimitFor, c.LimitFor<<min(of.strikes-1, 20))
 		switch {
 		case now.Before(of.limit.Until):
 			limits = append(limits, of.limit)
-		case now.Sub(of.limit.Until) > 2*span:
+		case now.Sub(of.limit.Until) > 2*of.span(c):
 			delete(f.known, prefix)
 		}
 	}
@@ -165,13 +235,12 @@ func (f *offenders) release(now time.Time) {
 			of.limit.Until = now
 		}
 	}
-	f.caps, f.more = nil, false
+	f.swept, f.more = nil, false
 }
 
 // forget drops all memory of the sources inside prefix.
 func (f *offenders) forget(prefix netip.Prefix) {
 	maps.DeleteFunc(f.known, func(p netip.Prefix, _ *offence) bool { return p.Overlaps(prefix) })
-	f.caps = slices.DeleteFunc(f.caps, func(c Cap) bool { return c.Prefix.Overlaps(prefix) })
 }
 
 // flowLife is how long a new flow that nobody closes stays in the table, in seconds: the default
