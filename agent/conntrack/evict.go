@@ -278,3 +278,8 @@ func (x *evictor) result() Evicted {
 	}
 	return r
 }
+
+func (t *Table) EvictPrefix(ctx context.Context, p netip.Prefix, spare []netip.Prefix) (int, error) {
+	e, err := t.Evict(ctx, Eviction{Caps: []policy.Cap{{Prefix: p}}, Spare: spare})
+	return e.Entries, err
+}

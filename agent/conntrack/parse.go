@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"net/netip"
 
+	"golang.org/x/sys/unix"
+
 	"ctguard/policy"
 )
 
@@ -52,18 +54,18 @@ type tuple struct {
 // entry is what one message of a dump says, as far as ctguard needs it. It is made once and filled
 // again and again; the spans point into the message and are gone with the next one.
 type entry struct {
-	orig      tuple
 	message   []byte // struct nfgenmsg and the attributes
-	tupleSpan span   // CTA_TUPLE_ORIG, header included: what names the entry in a request
+	orig      tuple
+	tupleSpan span   // CTA_TUPLE_ORIG, header and padding included: what names the entry in a request
+	zoneSpan  span   // CTA_ZONE, likewise; empty in the default zone
+	idSpan    span   // CTA_ID, likewise
 	replySpan span   // the contents of CTA_TUPLE_REPLY
-	zoneSpan  span   // CTA_ZONE, header included; empty in the default zone
-	idSpan    span   // CTA_ID, header included
+	infoSpan  span   // the contents of CTA_PROTOINFO
 	status    uint32 // enum ip_conntrack_status
 	timeout   uint32 // seconds left; noTimeout when the kernel does not say, as for offloaded flows
 	family    uint8  // AF_INET or AF_INET6
 	state     uint8  // of the protocol that has protoInfo
 	protoInfo uint8  // protoInfoTCP, protoInfoDCCP, protoInfoSCTP, or 0
-	unacked   bool   // TCP data waits for an acknowledgement, in either direction
 	helped    bool   // a helper follows the flow (CTA_HELP)
 }
 
@@ -82,75 +84,153 @@ func (e *entry) parse(message []byte) bool {
 	if len(message) < familyLen {
 		return false
 	}
-	*e = entry{message: message, family: message[0], timeout: noTimeout}
+	e.message, e.family = message, message[0]
+	e.zoneSpan, e.idSpan, e.replySpan, e.infoSpan = span{}, span{}, span{}, span{}
+	e.status, e.timeout, e.state, e.protoInfo, e.helped = 0, noTimeout, 0, 0, false
 	found := false
-	for at := familyLen; ; {
-		kind, value, next := attr(message, at)
-		if next == 0 {
-			return found
+	for rest := message[familyLen:]; len(rest) >= attrLen; {
+		n, kind := attrHead(rest)
+		if n < attrLen || n > len(rest) {
+			break
 		}
-		s := span{uint32(at), uint32(min(next, len(message)))} // with its padding: requests repeat it
-		switch kind {
-		case attrTupleOrig:
-			e.tupleSpan = s
-			found = e.orig.parse(value)
-		case attrTupleReply:
-			e.replySpan = span{s.from + attrLen, uint32(at + attrLen + len(value))}
-		case attrStatus:
-			e.status = beUint32(value)
-		case attrProtoInfo:
-			e.parseProtoInfo(value)
-		case attrTimeout:
-			e.timeout = beUint32(value)
-		case attrZone:
-			e.zoneSpan = s
-		case attrID:
-			e.idSpan = s
-		case attrHelp:
-			e.helped = true
+		at := len(message) - len(rest)
+		if n == attrLen+4 { // most attributes are one number, and most of those nobody asks for
+			switch kind {
+			case attrStatus:
+				e.status = binary.BigEndian.Uint32(rest[attrLen:])
+			case attrTimeout:
+				e.timeout = binary.BigEndian.Uint32(rest[attrLen:])
+			case attrID:
+				e.idSpan = span{uint32(at), uint32(at + n)}
+			}
+			rest = rest[attrLen+4:]
+			continue
 		}
-		at = next
+		next := min(align(n), len(rest)) // messages are aligned, and so are their attributes
+		found = e.take(kind, at, at+n, at+next) || found
+		rest = rest[next:]
 	}
+	return found
 }
 
-// attr reads the attribute at an offset: its type without flags, its value, and where the next one
-// begins; next is 0 at the end, and where an attribute would reach past the end.
-func attr(b []byte, at int) (kind uint16, value []byte, next int) {
-	if at+attrLen > len(b) {
-		return 0, nil, 0
+// take reads an attribute that is not one number: where it begins, ends, and ends with its padding.
+// It says whether that was a good original tuple.
+func (e *entry) take(kind uint16, at, to, next int) bool {
+	value := e.message[at+attrLen : to]
+	switch kind {
+	case attrTupleOrig:
+		e.tupleSpan = span{uint32(at), uint32(next)}
+		return e.orig.parse(value)
+	case attrTupleReply:
+		e.replySpan = span{uint32(at + attrLen), uint32(to)}
+	case attrProtoInfo:
+		e.infoSpan = span{uint32(at + attrLen), uint32(to)}
+		e.parseProtoInfo(value)
+	case attrZone:
+		e.zoneSpan = span{uint32(at), uint32(next)}
+	case attrHelp:
+		e.helped = true
 	}
-	n := int(binary.NativeEndian.Uint16(b[at:]))
-	if n < attrLen || at+n > len(b) {
-		return 0, nil, 0
-	}
-	kind = binary.NativeEndian.Uint16(b[at+2:]) & 0x3fff // NLA_TYPE_MASK
-	return kind, b[at+attrLen : at+n], at + align(n)
+	return false
 }
+
+const typeMask = 0x3fff // NLA_TYPE_MASK in include/uapi/linux/netlink.h
+
+// attrHead reads struct nlattr: the length, itself included, and the type without flags.
+func attrHead(b []byte) (n int, kind uint16) {
+	_ = b[3]
+	return int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:]) & typeMask
+}
+
+// attr splits the first attribute off b: its type without flags, its value and what follows its
+// padding. It is not ok at the end, nor where an attribute would reach past the end.
+func attr(b []byte) (kind uint16, value, rest []byte, ok bool) {
+	if len(b) < attrLen {
+		return 0, nil, nil, false
+	}
+	n, kind := attrHead(b)
+	if n < attrLen || n > len(b) {
+		return 0, nil, nil, false
+	}
+	return kind, b[attrLen:n], b[min(align(n), len(b)):], true
+}
+
+// attrHeader is struct nlattr as one number, to compare with.
+func attrHeader(n, kind uint16) uint32 {
+	var b [attrLen]byte
+	binary.NativeEndian.PutUint16(b[:], n)
+	binary.NativeEndian.PutUint16(b[2:], kind)
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+// The headers inside a tuple with ports, as every kernel so far writes them.
+var (
+	headerIPv4    = attrHeader(20, tupleIP|unix.NLA_F_NESTED)
+	headerIPv6    = attrHeader(44, tupleIP|unix.NLA_F_NESTED)
+	headerSrc4    = attrHeader(8, ipV4Src)
+	headerDst4    = attrHeader(8, ipV4Dst)
+	headerSrc6    = attrHeader(20, ipV6Src)
+	headerDst6    = attrHeader(20, ipV6Dst)
+	headerProto   = attrHeader(28, tupleProto|unix.NLA_F_NESTED)
+	headerNum     = attrHeader(5, protoNum)
+	headerSrcPort = attrHeader(6, protoSrcPort)
+	headerDstPort = attrHeader(6, protoDstPort)
+)
 
 // parse fills t from the contents of a tuple attribute and says whether both addresses and the
-// protocol were there.
+// protocol were there. Nearly every tuple has the same few attributes in the same places, and a
+// comparison with those costs a fifth of walking them; any other tuple is walked.
 func (t *tuple) parse(b []byte) bool {
+	header := func(at int) uint32 { return binary.NativeEndian.Uint32(b[at:]) }
+	switch {
+	case len(b) == 48 && header(0) == headerIPv4 && header(4) == headerSrc4 && header(12) == headerDst4 && t.parsePorts(b[20:]):
+		t.src = address{0, v4Mapped | uint64(binary.BigEndian.Uint32(b[8:]))}
+		t.dst = address{0, v4Mapped | uint64(binary.BigEndian.Uint32(b[16:]))}
+		return true
+	case len(b) == 72 && header(0) == headerIPv6 && header(4) == headerSrc6 && header(24) == headerDst6 && t.parsePorts(b[44:]):
+		t.src = address{binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(b[16:])}
+		t.dst = address{binary.BigEndian.Uint64(b[28:]), binary.BigEndian.Uint64(b[36:])}
+		return true
+	}
+	return t.walk(b)
+}
+
+// parsePorts is the part of parse behind the addresses.
+func (t *tuple) parsePorts(b []byte) bool {
+	_ = b[27]
+	header := func(at int) uint32 { return binary.NativeEndian.Uint32(b[at:]) }
+	if header(0) != headerProto || header(4) != headerNum || header(12) != headerSrcPort || header(20) != headerDstPort {
+		return false
+	}
+	t.proto, t.icmpID, t.icmpType, t.icmpCode = b[8], 0, 0, 0
+	t.srcPort, t.dstPort = binary.BigEndian.Uint16(b[16:]), binary.BigEndian.Uint16(b[24:])
+	return true
+}
+
+// walk is parse for any tuple.
+func (t *tuple) walk(b []byte) bool {
+	*t = tuple{}
 	ip, proto := false, false
-	for at := 0; ; {
-		kind, value, next := attr(b, at)
-		if next == 0 {
+	for {
+		kind, value, rest, ok := attr(b)
+		if !ok {
 			return ip && proto
 		}
 		switch kind {
 		case tupleIP:
-			ip = t.parseAddresses(value)
+			ip = t.walkAddresses(value)
 		case tupleProto:
-			proto = t.parseProto(value)
+			proto = t.walkProto(value)
 		}
-		at = next
+		b = rest
 	}
 }
 
-func (t *tuple) parseAddresses(b []byte) bool {
+func (t *tuple) walkAddresses(b []byte) bool {
 	src, dst := false, false
-	for at := 0; ; {
-		kind, value, next := attr(b, at)
-		if next == 0 {
+	for {
+		kind, value, rest, ok := attr(b)
+		if !ok {
 			return src && dst
 		}
 		switch {
@@ -163,15 +243,15 @@ func (t *tuple) parseAddresses(b []byte) bool {
 		case kind == ipV6Dst && len(value) == 16:
 			t.dst, dst = address{binary.BigEndian.Uint64(value), binary.BigEndian.Uint64(value[8:])}, true
 		}
-		at = next
+		b = rest
 	}
 }
 
-func (t *tuple) parseProto(b []byte) bool {
+func (t *tuple) walkProto(b []byte) bool {
 	found := false
-	for at := 0; ; {
-		kind, value, next := attr(b, at)
-		if next == 0 {
+	for {
+		kind, value, rest, ok := attr(b)
+		if !ok {
 			return found
 		}
 		switch kind {
@@ -188,29 +268,45 @@ func (t *tuple) parseProto(b []byte) bool {
 		case protoICMPCode, protoICMPv6Code:
 			t.icmpCode = beUint8(value)
 		}
-		at = next
+		b = rest
 	}
 }
 
-// parseProtoInfo reads the state; TCP, DCCP and SCTP keep it in the same place.
+// parseProtoInfo reads the state, which TCP, DCCP and SCTP keep in the same place.
 func (e *entry) parseProtoInfo(b []byte) {
-	kind, inner, next := attr(b, 0)
-	if next == 0 || kind == 0 || kind > protoInfoSCTP {
+	kind, inner, _, ok := attr(b)
+	if !ok || kind == 0 || kind > protoInfoSCTP {
 		return
 	}
 	e.protoInfo = uint8(kind)
-	for at := 0; ; {
-		k, value, next := attr(inner, at)
-		if next == 0 {
+	for {
+		kind, value, rest, ok := attr(inner)
+		if !ok {
 			return
 		}
-		switch {
-		case k == protoInfoState:
+		if kind == protoInfoState {
 			e.state = beUint8(value)
-		case kind == protoInfoTCP && (k == protoInfoFlagsOrig || k == protoInfoFlagsRepl):
-			e.unacked = e.unacked || beUint8(value)&tcpUnacknowledged != 0
+			return
 		}
-		at = next
+		inner = rest
+	}
+}
+
+// unacked says whether TCP data waits for an acknowledgement, in either direction.
+func (e *entry) unacked() bool {
+	if e.protoInfo != protoInfoTCP {
+		return false
+	}
+	_, inner, _, _ := attr(e.bytes(e.infoSpan))
+	for {
+		kind, value, rest, ok := attr(inner)
+		if !ok {
+			return false
+		}
+		if (kind == protoInfoFlagsOrig || kind == protoInfoFlagsRepl) && beUint8(value)&tcpUnacknowledged != 0 {
+			return true
+		}
+		inner = rest
 	}
 }
 

@@ -98,7 +98,13 @@ const numPortTables = 5
 
 var portProtocols = [numPortTables]uint8{protoTCP, protoUDP, protoSCTP, protoDCCP, protoUDPLite}
 
-func portTable(proto uint8) int { return slices.Index(portProtocols[:], proto) }
+// portTable is the index in portProtocols of each protocol, or −1.
+var portTable = func() (index [256]int8) {
+	for proto := range index {
+		index[proto] = int8(slices.Index(portProtocols[:], uint8(proto)))
+	}
+	return index
+}()
 
 func (y *tally) reset(o ScanOptions, expect int) {
 	y.options = o
@@ -123,7 +129,7 @@ func (y *tally) add(e *entry) bool {
 	if e.protoInfo == protoInfoTCP {
 		y.tcpStates[e.state]++
 	}
-	if i := portTable(e.orig.proto); i >= 0 {
+	if i := portTable[e.orig.proto]; i >= 0 {
 		if y.ports[i] == nil {
 			y.ports[i] = make([]uint32, 1<<16)
 		}
@@ -143,6 +149,7 @@ func (y *tally) source(a address) address {
 }
 
 func (y *tally) census() *policy.Census {
+	y.sources.settle()
 	c := &policy.Census{
 		Seen:      y.seen,
 		Classes:   y.classes,

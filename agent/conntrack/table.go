@@ -76,6 +76,7 @@ func (t *Table) Close() error {
 	if t.stats != nil {
 		errs = append(errs, t.stats.close())
 	}
+	t.tally.sources.release()
 	return errors.Join(errs...)
 }
 
@@ -187,9 +188,12 @@ func addCounters(sum *policy.KernelCounters, datagram []byte, seq uint32) (done 
 }
 
 func addCPU(sum *policy.KernelCounters, b []byte) {
-	for at := familyLen; ; {
-		kind, value, next := attr(b, at)
-		if next == 0 {
+	if len(b) < familyLen {
+		return
+	}
+	for b = b[familyLen:]; ; {
+		kind, value, rest, ok := attr(b)
+		if !ok {
 			return
 		}
 		switch v := uint64(beUint32(value)); kind {
@@ -202,7 +206,7 @@ func addCPU(sum *policy.KernelCounters, b []byte) {
 		case statsEarlyDrop:
 			sum.EarlyDrop += v
 		}
-		at = next
+		b = rest
 	}
 }
 

@@ -108,7 +108,7 @@ func (l *limits) ofTCP(e *entry) uint32 {
 	}
 	limit := l.tcp[e.state&15]
 	pickedUp := e.state == tcpEstablished && e.status&statusSeenReply == 0
-	if pickedUp || e.unacked {
+	if pickedUp || l.tcpUnacked < limit && e.unacked() {
 		limit = min(limit, l.tcpUnacked)
 	}
 	return limit

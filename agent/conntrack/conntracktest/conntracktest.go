@@ -5,7 +5,6 @@ package conntracktest
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -63,7 +62,9 @@ func Fill(flows iter.Seq[Flow]) (made int, err error) {
 	n := 0
 	flush := func() {
 		refused, e := send(fd, batch)
-		err = errors.Join(err, e)
+		if err == nil {
+			err = e
+		}
 		made += n - refused
 		batch, n = batch[:0], 0
 	}
