@@ -171,7 +171,7 @@ func ParseConfig(path string, text []byte) (Config, error) {
 		return Config{}, &ConfigError{File: path, Text: strings.TrimPrefix(err.Error(), "toml: ")}
 	}
 	lines := keyLines(string(text))
-	var faults []error
+	var faults []*ConfigError
 	fault := func(key, format string, args ...any) {
 		faults = append(faults, &ConfigError{path, lines.of(key), key, fmt.Sprintf(format, args...)})
 	}
@@ -183,10 +183,12 @@ func ParseConfig(path string, text []byte) (Config, error) {
 	for _, f := range c.Policy.Validate() {
 		fault(f.Key, "%s", f.Text)
 	}
-	slices.SortStableFunc(faults, func(a, b error) int {
-		return cmp.Compare(a.(*ConfigError).Line, b.(*ConfigError).Line)
-	})
-	return c, errors.Join(faults...)
+	slices.SortStableFunc(faults, func(a, b *ConfigError) int { return cmp.Compare(a.Line, b.Line) })
+	errs := make([]error, len(faults))
+	for i, f := range faults {
+		errs[i] = f
+	}
+	return c, errors.Join(errs...)
 }
 
 // config turns the file into a configuration, defaults filled in.

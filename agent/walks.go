@@ -137,6 +137,7 @@ func (a *Agent) scanning(now time.Time) walk {
 		return nil
 	case policy.SampleScan:
 		options.Limit, pause = sampleSize, samplePause
+	case policy.WholeScan:
 	}
 	share := time.Duration(calmShare)
 	if a.decision.Hurry {

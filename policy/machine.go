@@ -242,6 +242,7 @@ func (m *Machine) skipped(name StepName, o Observation) string {
 		if !slices.ContainsFunc(o.Services, func(s Selector) bool { return m.untracker.refusal(s, o) == "" }) {
 			return fmt.Sprintf("all %d selectors are refused; %s: %s", len(o.Services), o.Services[0], m.untracker.refusal(o.Services[0], o))
 		}
+	case Tighten, Evict:
 	}
 	return ""
 }

@@ -65,6 +65,7 @@ func (m *Machine) quiet(o Observation) func(StepName) bool {
 			return m.retrackable(o, rate)
 		case Evict:
 			return rate <= quietRate
+		case Tighten:
 		}
 		return true
 	}

@@ -1,0 +1,76 @@
+# ctguard: make prints the targets.
+SHELL    := /bin/bash -o pipefail
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X ctguard/agent.Version=$(VERSION)
+FUZZTIME ?= 30s
+
+TOOLS        := $(CURDIR)/.tools
+LINT_VERSION := v2.6.2
+LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
+
+# What the tests and the lab use besides Go: program names and the Debian packages they are in.
+PROGRAMS := nft:nftables conntrack:conntrack ip:iproute2 iptables-legacy:iptables promtool:prometheus rsvg-convert:librsvg2-bin
+
+.PHONY: help
+help: ## print the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## static bin/ctguard and bin/ctlab
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ctguard ./cmd/ctguard
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ctlab ./cmd/ctlab
+
+.PHONY: deps
+deps: ## install the Debian packages that the tests and the lab use
+	@missing=(); for p in $(PROGRAMS); do \
+		command -v "$${p%%:*}" >/dev/null || missing+=("$${p##*:}"); done; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+		echo "installing: $${missing[*]}"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; \
+	fi
+	@[ -e /proc/sys/net/netfilter/nf_conntrack_max ] || modprobe nf_conntrack
+
+.PHONY: test
+test: deps lint build ## every test, on the real kernel: needs root
+	CTGUARD_REQUIRE_PRIVILEGED=1 $(GO) test -count=1 -p 1 -timeout 20m ./...
+
+.PHONY: race
+race: deps build ## the tests that fit, under the race detector
+	CTGUARD_REQUIRE_PRIVILEGED=1 $(GO) test -race -short -count=1 -p 1 -timeout 20m ./policy/... ./agent/... ./nft/... ./cmd/ctguard/...
+
+.PHONY: lint
+lint: $(LINT) ## go vet, gofmt and the linter
+	$(GO) vet ./...
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(LINT) run ./...
+
+$(LINT):
+	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+	mv $(TOOLS)/golangci-lint $@
+
+.PHONY: fuzz
+fuzz: ## fuzz every parser for FUZZTIME (30s) each
+	@for f in $$(grep -rlE '^func Fuzz' --include '*_test.go' .); do \
+		for name in $$(grep -oE '^func Fuzz[A-Za-z0-9]*' $$f | cut -d' ' -f2); do \
+			$(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f) || exit 1; done; done
+
+.PHONY: bench
+bench: deps build ## every figure of docs/performance.md: needs root
+	bin/ctlab bench-table
+
+.PHONY: demo
+demo: deps build ## a flood without and with ctguard, in under a minute: needs root
+	bin/ctlab demo
+
+.PHONY: e2e
+e2e: deps build ## all attacks against all guards: needs root
+	bin/ctlab matrix
+
+.PHONY: deb
+deb: build ## a Debian package in bin/
+	docs/examples/debian/build $(VERSION)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin .tools
