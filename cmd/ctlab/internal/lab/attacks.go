@@ -21,6 +21,7 @@ type Attack struct {
 	ports   int // ports per source, 0: all of them
 	port    uint16
 	ipv6    bool
+	silent  bool // at targets that answer nothing
 	far     bool // from the far side of a gateway
 	on, off time.Duration
 }
@@ -78,8 +79,8 @@ var Attacks = []Attack{
 		Topologies: onGateway, kind: flood.UDP, rate: 20000, sources: 20, ports: 3000, port: service.UDPPort,
 	},
 	{
-		Name: "nat-ack", Summary: "stray ACKs through the gateway, each from a random inside address",
-		Topologies: onGateway, kind: flood.ACK, rate: 20000, port: service.HTTPPort,
+		Name: "nat-ack", Summary: "stray ACKs through the gateway, each from a random inside address, never answered",
+		Topologies: onGateway, kind: flood.ACK, rate: 20000, port: service.HTTPPort, silent: true,
 	},
 	{
 		Name: "forwarded", Summary: "200 outside sources hold 5 000 handshakes a second on the forwarded port",
@@ -112,7 +113,11 @@ func (a Attack) spec(sc Scenario, s *site) flood.Spec {
 	if a.ipv6 {
 		sp.Sources = from.sources6
 	}
-	for _, t := range from.targets {
+	targets := from.targets
+	if a.silent {
+		targets = from.silent
+	}
+	for _, t := range targets {
 		if t.Is6() == a.ipv6 {
 			sp.Targets = append(sp.Targets, netip.AddrPortFrom(t, a.port))
 		}

@@ -18,9 +18,12 @@ const (
 	served = 99.0
 	// nearFull is the fill that hurts.
 	nearFull = 95.0
-	// baselineMargin is how much above its calm mean fill may be and yet count as baseline: the
-	// clients' own connections linger in the table for two minutes.
-	baselineMargin = 8.0
+	// baselineMargin is how much above its expected value fill may be and yet count as baseline.
+	baselineMargin = 5.0
+	// timeWait is how long an ended connection stays in the table, in seconds, and
+	// udpWait an answered datagram.
+	timeWait = 120
+	udpWait  = 30
 )
 
 // result turns what was recorded into figures.
@@ -43,7 +46,7 @@ func (r *run) result(out outcome) *Result {
 		Failures: out.users.Failures,
 
 		SecondsToServed:   measure.Recovery(out.users.HTTP, onset, end, bucketWidth, served),
-		SecondsToBaseline: measure.Settled(samples, end.Seconds(), r.baseline(samples)),
+		SecondsToBaseline: measure.Settled(samples, end.Seconds(), r.baseline),
 	}
 	res.Guard = r.guardFigures(total)
 	for _, s := range samples {
@@ -74,8 +77,11 @@ func (r *run) guardFigures(total time.Duration) Cost {
 	return c
 }
 
-func (r *run) baseline(samples []measure.Sample) float64 {
-	return measure.Mean(samples, 0, r.sc.Calm.Seconds()) + baselineMargin
+// baseline is the fill that would be there without an attack: the ordinary users and what the
+// clients themselves leave in the table, which grows for the first two minutes.
+func (r *run) baseline(seconds float64) float64 {
+	own := float64(r.sc.HTTPRate)*min(seconds, timeWait) + float64(r.sc.UDPRate)*min(seconds, udpWait)
+	return 100*(float64(r.sc.Background)+own)/float64(r.sc.Capacity) + baselineMargin
 }
 
 // settled reports whether the baseline is back now.
@@ -87,8 +93,7 @@ func (r *run) settled() bool {
 	if err != nil {
 		return true // the sampler reports it
 	}
-	calm := 100 * float64(r.sc.Background) / float64(r.sc.Capacity)
-	return 100*float64(c.count)/float64(r.sc.Capacity) <= calm+baselineMargin
+	return 100*float64(c.count)/float64(r.sc.Capacity) <= r.baseline(r.zero.Since().Seconds())
 }
 
 func fill(samples []measure.Sample, onset, end time.Duration) Fill {

@@ -43,6 +43,17 @@ table ip nat {
 }
 `
 
+// silentRules make some outside addresses swallow what comes, as most of the internet
+// does: an answer of any kind would free the entry again.
+const silentRules = `
+table ip silent {
+	chain input {
+		type filter hook input priority filter; policy accept;
+		ip daddr 192.0.2.200-192.0.2.203 drop
+	}
+}
+`
+
 // The gateway's addresses. The inside is a network of clients and one of everybody
 // else, the attackers among them; the outside is a network of servers, and a
 // second uplink where the forwarded port is.
@@ -78,6 +89,7 @@ func buildGateway(s *site) error {
 	s.serving = []*ns.Namespace{wan, s.clients}
 	s.config = map[string]any{"profile": "nat-gateway"}
 
+	silent := addrs("192.0.2.0/24", 200, 4)
 	servers := addrs("192.0.2.0/24", 10, 20)
 	server6 := netip.MustParseAddr("2001:db8:3::10")
 	s.clientTargets = []netip.Addr{servers[0], server6}
@@ -87,9 +99,9 @@ func buildGateway(s *site) error {
 	for i, a := range servers {
 		s.backgroundTo = append(s.backgroundTo, netip.AddrPortFrom(a, []uint16{443, service.HTTPPort}[i%2]))
 	}
-	s.near = side{dev: "eth0", gateway: mac(2, 1), sources4: insideAll, targets: servers}
+	s.near = side{dev: "eth0", gateway: mac(2, 1), sources4: insideAll, targets: servers, silent: silent}
 	s.far = side{dev: "eth1", gateway: mac(4, 1), sources4: outsideAll, targets: []netip.Addr{gwUplink}}
-	if err := s.linkGateway(wan, append(slices.Clone(servers), server6)); err != nil {
+	if err := s.linkGateway(wan, slices.Concat(servers, silent, []netip.Addr{server6})); err != nil {
 		return err
 	}
 	if err := s.routeGateway(wan); err != nil {
@@ -103,6 +115,9 @@ func buildGateway(s *site) error {
 	err = s.protected.Sysctl(map[string]string{"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"})
 	if err != nil {
 		return fmt.Errorf("make the gateway forward: %w", err)
+	}
+	if err := nft(wan, silentRules); err != nil {
+		return err
 	}
 	return nft(s.protected, gatewayRules)
 }

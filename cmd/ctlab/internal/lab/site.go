@@ -17,6 +17,7 @@ type side struct {
 	gateway            packet.MAC
 	sources4, sources6 netip.Prefix
 	targets            []netip.Addr
+	silent             []netip.Addr // targets that answer nothing
 }
 
 // site is a topology that stands: its namespaces, and who is where.

@@ -143,13 +143,18 @@ func TestFillFigures(t *testing.T) {
 }
 
 func TestSettled(t *testing.T) {
-	if got := value(t, Settled(fills(-1, 10, 90, 90, 12, 11), 1, 15)); got != 2 {
+	mark := func(float64) float64 { return 15 }
+	if got := value(t, Settled(fills(-1, 10, 90, 90, 12, 11), 1, mark)); got != 2 {
 		t.Errorf("settled after %v s, want 2", got)
 	}
-	if Settled(fills(-1, 10, 90, 12, 90), 1, 15) != nil {
+	if Settled(fills(-1, 10, 90, 12, 90), 1, mark) != nil {
 		t.Error("settled, although fill rose again")
 	}
-	if Settled(fills(3, 10, 10, 10), 1, 15) != nil {
+	rising := func(seconds float64) float64 { return 10 * seconds }
+	if got := value(t, Settled(fills(-1, 10, 20, 19, 30, 40), 1, rising)); got != 1 {
+		t.Errorf("settled below a rising mark after %v s, want 1", got)
+	}
+	if Settled(fills(3, 10, 10, 10), 1, mark) != nil {
 		t.Error("settled with the guard still at work")
 	}
 }

@@ -72,15 +72,15 @@ func SecondsAbove(samples []Sample, mark float64) float64 {
 	return total
 }
 
-// Settled is the time from a moment until fill was at or below mark with the guard
-// at level zero, and stayed so; nil if it did not.
-func Settled(samples []Sample, from, mark float64) *float64 {
+// Settled is the time from a moment until fill was at or below mark, which may move
+// with time, with the guard at level zero, and stayed so; nil if it did not.
+func Settled(samples []Sample, from float64, mark func(seconds float64) float64) *float64 {
 	var at *float64
 	for _, s := range samples {
 		if s.Seconds < from {
 			continue
 		}
-		calm := s.Fill <= mark && s.Level <= 0
+		calm := s.Fill <= mark(s.Seconds) && s.Level <= 0
 		switch {
 		case !calm:
 			at = nil
