@@ -49,10 +49,10 @@ func (b *batch) changeAddresses(s addressSet, have, want []element, now time.Tim
 			continue
 		}
 		if old != nil && !old.over(now) {
-			remove = append(remove, interval(s, *old, now)...)
+			remove = appendInterval(remove, s, *old, now)
 		}
 		if wanted != nil {
-			add = append(add, interval(s, *wanted, now)...)
+			add = appendInterval(add, s, *wanted, now)
 			result = append(result, *wanted)
 		}
 	}
@@ -72,9 +72,9 @@ func (e element) stays(wanted *element, now time.Time) bool {
 	return e.serves(wanted.until, now)
 }
 
-// interval returns a prefix as the two ends of an interval, the second exclusive. A prefix that ends
+// appendInterval appends e as the two ends of an interval, the second exclusive. A prefix that ends
 // with the last address has no second end.
-func interval(s addressSet, e element, now time.Time) []nftables.SetElement {
+func appendInterval(list []nftables.SetElement, s addressSet, e element, now time.Time) []nftables.SetElement {
 	p := e.prefix
 	first := nftables.SetElement{Key: p.Addr().AsSlice()}
 	if !e.until.IsZero() {
@@ -86,9 +86,9 @@ func interval(s addressSet, e element, now time.Time) []nftables.SetElement {
 	after := lastOf(p).Next()
 	if !after.IsValid() {
 		first.IntervalOpen = true
-		return []nftables.SetElement{first}
+		return append(list, first)
 	}
-	return []nftables.SetElement{first, {Key: after.AsSlice(), IntervalEnd: true}}
+	return append(list, first, nftables.SetElement{Key: after.AsSlice(), IntervalEnd: true})
 }
 
 // lastOf returns the last address of p.
