@@ -46,7 +46,7 @@ func matrix(cmd *cobra.Command, f *scenarioFlags, attacks, guards []string, out 
 		}
 	}
 	if out != "" {
-		if err := os.MkdirAll(out, 0o755); err != nil { //nolint:gosec // reports to publish
+		if err := os.MkdirAll(out, 0o755); err != nil {
 			return err
 		}
 	}
@@ -92,5 +92,5 @@ func writeJSON(path string, results []*lab.Result) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, append(b, '\n'), 0o644) //nolint:gosec // a report to publish
+	return os.WriteFile(path, append(b, '\n'), 0o644)
 }

@@ -124,10 +124,10 @@ func buildGateway(s *site) error {
 
 func (s *site) linkGateway(wan *ns.Namespace, servers []netip.Addr) error {
 	gw := func(dev string, link byte, as ...netip.Addr) ns.End {
-		return ns.End{NS: s.protected, Name: dev, MAC: hw(mac(link, 1)), Addrs: withBits(as, 24, 64)}
+		return ns.End{NS: s.protected, Name: dev, MAC: hw(mac(link, 1)), Addrs: onLink(as)}
 	}
 	far := func(n *ns.Namespace, dev string, link byte, as ...netip.Addr) ns.End {
-		return ns.End{NS: n, Name: dev, MAC: hw(mac(link, 2)), Addrs: withBits(as, 24, 64)}
+		return ns.End{NS: n, Name: dev, MAC: hw(mac(link, 2)), Addrs: onLink(as)}
 	}
 	clients := append(slices.Clone(s.clientAddrs), s.session, insideHost)
 	for _, pair := range [][2]ns.End{

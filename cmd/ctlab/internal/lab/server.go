@@ -62,9 +62,9 @@ func buildServer(s *site) error {
 }
 
 func (s *site) linkServer(host4, host6 netip.Addr) error {
-	clients := withBits(append(slices.Clone(s.clientAddrs), s.session), 24, 64)
+	clients := onLink(append(slices.Clone(s.clientAddrs), s.session))
 	err := ns.Pair(
-		ns.End{NS: s.protected, Name: "cli0", MAC: hw(mac(1, 1)), Addrs: withBits(s.clientTargets, 24, 64)},
+		ns.End{NS: s.protected, Name: "cli0", MAC: hw(mac(1, 1)), Addrs: onLink(s.clientTargets)},
 		ns.End{NS: s.clients, Name: "eth0", MAC: hw(mac(1, 2)), Addrs: clients},
 	)
 	if err != nil {
@@ -72,7 +72,7 @@ func (s *site) linkServer(host4, host6 netip.Addr) error {
 	}
 	near := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8:1::1")}
 	err = ns.Pair(
-		ns.End{NS: s.protected, Name: "atk0", MAC: hw(mac(2, 1)), Addrs: withBits(near, 24, 64)},
+		ns.End{NS: s.protected, Name: "atk0", MAC: hw(mac(2, 1)), Addrs: onLink(near)},
 		ns.End{NS: s.attacker, Name: "eth0", MAC: hw(mac(2, 2))},
 	)
 	if err != nil {

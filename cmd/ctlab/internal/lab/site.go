@@ -142,13 +142,14 @@ func addrs(prefix string, first, n int) []netip.Addr {
 	return out
 }
 
-func withBits(as []netip.Addr, bits4, bits6 int) []netip.Prefix {
+// onLink gives addresses the prefix of their link.
+func onLink(as []netip.Addr) []netip.Prefix {
 	out := make([]netip.Prefix, 0, len(as))
 	for _, a := range as {
 		if a.Is4() {
-			out = append(out, netip.PrefixFrom(a, bits4))
+			out = append(out, netip.PrefixFrom(a, 24))
 		} else {
-			out = append(out, netip.PrefixFrom(a, bits6))
+			out = append(out, netip.PrefixFrom(a, 64))
 		}
 	}
 	return out

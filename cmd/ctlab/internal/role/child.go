@@ -84,12 +84,11 @@ func (c *Conn) AwaitEnd() error {
 	if err := c.out.Encode(message{Ready: true}); err != nil {
 		return fmt.Errorf("report ready: %w", err)
 	}
-	for {
-		var cmd command
-		if err := c.in.Decode(&cmd); err != nil {
-			return nil
-		}
+	var cmd command
+	for c.in.Decode(&cmd) == nil {
+		continue // commands are not for this role
 	}
+	return nil
 }
 
 func (c *Conn) listen(cancel context.CancelFunc) {

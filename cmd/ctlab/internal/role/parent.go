@@ -137,7 +137,8 @@ func (p *Process) Kill() {
 	p.once.Do(func() {
 		_ = p.in.Close()
 		_ = p.cmd.Process.Kill()
-		for range p.msgs { //nolint:revive // drain, so that the reader gets to its end
+		for range p.msgs {
+			continue // drain, so that the reader gets to its end
 		}
 		<-p.exited
 	})

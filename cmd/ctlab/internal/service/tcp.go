@@ -91,6 +91,7 @@ func (s *tcpServer) serve(ctx context.Context) {
 				s.accept(fd, k+2)
 			case httpConn, echoConn:
 				s.answer(fd, k)
+			case none: // closed by an event before this one
 			}
 		}
 	}

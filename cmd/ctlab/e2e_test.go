@@ -1,0 +1,101 @@
+package main
+
+import (
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"ctguard/cmd/ctlab/internal/lab"
+	"ctguard/cmd/ctlab/internal/labtest"
+)
+
+// guardBinary builds ctguard for a test.
+func guardBinary(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ctguard")
+	out, err := exec.Command("go", "build", "-o", path, "ctguard/cmd/ctguard").CombinedOutput()
+	if err != nil {
+		t.Fatalf("build ctguard: %v: %s", err, out)
+	}
+	return path
+}
+
+// The promise, on the real kernel: under attack clients are served, with notrack and
+// without it, on a server and on a gateway, and nothing is left behind.
+func TestGuardKeepsClientsServed(t *testing.T) {
+	labtest.Privileged(t, "nft", "go")
+	if testing.Short() {
+		t.Skip("takes a minute and a half")
+	}
+	binary := guardBinary(t)
+	for _, sc := range []lab.Scenario{
+		{Attack: "handshake", Guard: "ctguard"},
+		{Attack: "handshake", Guard: "ctguard-evict"},
+		{Attack: "udp", Guard: "ctguard"},
+		{Attack: "udp", Guard: "ctguard-evict"},
+		{Topology: "nat-gateway", Attack: "nat-user", Guard: "ctguard"},
+	} {
+		t.Run(sc.Attack+"/"+sc.Guard, func(t *testing.T) {
+			sc.CTGuard, sc.AttackFor = binary, 9*time.Second
+			res, err := lab.Run(t.Context(), sc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := standing(res); err != nil {
+				t.Errorf("%v\nevents: %v\nfailures: %v", err, res.Events, res.Failures)
+			}
+			if res.MaxLevel == 0 {
+				t.Error("the guard stayed at level 0: nothing was shown")
+			}
+			if res.Fill.Peak > 95 {
+				t.Errorf("fill reached %.0f %%", res.Fill.Peak)
+			}
+		})
+	}
+}
+
+// After an attack the guard comes down to level 0 by itself.
+func TestGuardComesDown(t *testing.T) {
+	labtest.Privileged(t, "nft", "go")
+	if testing.Short() {
+		t.Skip("waits for the holds")
+	}
+	res, err := lab.Run(t.Context(), lab.Scenario{
+		Guard: "ctguard", CTGuard: guardBinary(t), AttackFor: 5 * time.Second, Settle: 3 * time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := standing(res); err != nil {
+		t.Error(err)
+	}
+	if res.SecondsToBaseline == nil {
+		t.Errorf("the baseline did not return; events: %v", res.Events)
+	}
+}
+
+func TestJudge(t *testing.T) {
+	share := func(v float64) *float64 { return &v }
+	result := func(during float64) *lab.Result {
+		return &lab.Result{
+			HTTP:    lab.Service{During: share(during), After: share(100)},
+			Lasting: lab.Lasting{Opened: 1, SessionAlive: true},
+		}
+	}
+	if err := judge(result(50), result(100)); err != nil {
+		t.Errorf("protection that helped is refused: %v", err)
+	}
+	for name, with := range map[string]*lab.Result{
+		"little service":  result(98),
+		"no better":       result(50),
+		"nothing asked":   {Lasting: lab.Lasting{SessionAlive: true}},
+		"lost session":    {HTTP: result(100).HTTP},
+		"left behind":     {HTTP: result(100).HTTP, Lasting: result(1).Lasting, LeftBehind: []string{"+ table"}},
+		"lost connection": {HTTP: result(100).HTTP, Lasting: lab.Lasting{Opened: 2, Lost: 1, SessionAlive: true}},
+	} {
+		if judge(result(50), with) == nil {
+			t.Errorf("%s passes", name)
+		}
+	}
+}
