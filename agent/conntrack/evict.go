@@ -80,22 +80,33 @@ func (t *Table) Evict(ctx context.Context, v Eviction) (Evicted, error) {
 }
 
 // maxFiltered is how many sources are looked for one by one: a dump that the kernel filters costs
-// about a sixth of a whole one.
-const maxFiltered = 4
+// about a quarter of a whole one.
+const maxFiltered = 3
 
 // partsFor says which parts of the table an eviction must see.
 func (t *Table) partsFor(v Eviction) []part {
-	var parts []part
-	for _, c := range v.Caps {
-		if !c.Prefix.IsSingleIP() || len(v.Caps) > maxFiltered || len(v.Selectors) > 0 {
-			return []part{{}}
-		}
-		parts = append(parts, part{source: c.Prefix.Addr()})
-	}
-	if len(parts) == 0 || len(parts) > 1 && !t.capabilities().FilteredDump {
+	if len(v.Selectors) > 0 {
 		return []part{{}}
 	}
-	return parts
+	can := t.capabilities().FilteredDump
+	oneByOne := len(v.Caps) <= maxFiltered
+	var parts []part
+	four, six := false, false
+	for _, c := range v.Caps {
+		is4 := c.Prefix.Addr().Is4()
+		four, six = four || is4, six || !is4
+		oneByOne = oneByOne && c.Prefix.IsSingleIP() && can.of(c.Prefix.Addr())
+		parts = append(parts, part{source: c.Prefix.Addr()})
+	}
+	switch {
+	case oneByOne:
+		return parts
+	case !six:
+		return []part{{family: unix.AF_INET}}
+	case !four:
+		return []part{{family: unix.AF_INET6}}
+	}
+	return []part{{}}
 }
 
 func (t *Table) walkParts(ctx context.Context, parts []part, visit func(*entry) bool) error {
@@ -279,7 +290,41 @@ func (x *evictor) result() Evicted {
 	return r
 }
 
+// EvictPrefix deletes every entry whose original source is in p, except those in spare, and returns
+// how many. For a single address, on a kernel that can, that is one request which the kernel works
+// on alone; the number is then the fall of the table's count, off by the entries that came or went
+// meanwhile. Otherwise it is one pass over the table, and the number is exact.
 func (t *Table) EvictPrefix(ctx context.Context, p netip.Prefix, spare []netip.Prefix) (int, error) {
-	e, err := t.Evict(ctx, Eviction{Caps: []policy.Cap{{Prefix: p}}, Spare: spare})
-	return e.Entries, err
+	overlaps := func(s netip.Prefix) bool { return s.Overlaps(p) }
+	if !p.IsSingleIP() || slices.ContainsFunc(spare, overlaps) || !t.capabilities().FilteredFlush.of(p.Addr()) {
+		e, err := t.Evict(ctx, Eviction{Caps: []policy.Cap{{Prefix: p}}, Spare: spare})
+		return e.Entries, err
+	}
+	before, err := t.Count()
+	if err != nil {
+		return 0, err
+	}
+	if err := t.flushSource(p.Addr()); err != nil {
+		return 0, fmt.Errorf("evict %v: %w", p, err)
+	}
+	after, err := t.Count()
+	return max(before-after, 0), err
+}
+
+// flushSource deletes all entries of one original source by a filtered flush. Never call it on a
+// kernel that has not been probed: one that does not know the filter flushes the whole table.
+func (t *Table) flushSource(source netip.Addr) error {
+	s, err := t.dial()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	// Version 1 of struct nfgenmsg makes the kernel heed the family of a flush.
+	b := appendMessage(nil, msgDelete, unix.NLM_F_ACK, 0, familyOf(source), 1)
+	b = appendSourceFilter(b, source)
+	closeMessage(b, 0)
+	if err := s.send(b); err != nil {
+		return err
+	}
+	return s.acknowledged()
 }

@@ -86,3 +86,10 @@ func dump(tb testing.TB, t *Table) (flows []entry) {
 	}
 	return flows
 }
+
+func parsePrefixes(s string) (all []netip.Prefix) {
+	if s != "" {
+		all = append(all, prefix(s))
+	}
+	return all
+}

@@ -1,14 +1,198 @@
 package conntrack
 
-// Capabilities is what this kernel can do beyond what every kernel can.
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Capabilities is what this kernel can do beyond what every kernel can. Everything works without
+// them, only slower.
 type Capabilities struct {
-	FilteredDump  bool // a dump of one source only
-	FilteredFlush bool // deletes all entries of one source with one request
+	FilteredDump  Families // sends the entries of one source only: Linux 5.8
+	FilteredFlush Families // deletes all entries of one source by one request: merged in 2024, and ported back
 }
 
+// Families says for which family a capability does what it should. The kernel's filter compares IPv6
+// addresses the wrong way round (ctnetlink_filter_match_tuple in
+// net/netfilter/nf_conntrack_netlink.c, from its first version to Linux 6.18 at least): it takes
+// every source but the one that was asked for, so a filtered flush would empty the table.
+type Families struct{ IPv4, IPv6 bool }
+
+// of says whether f covers the family of an address.
+func (f Families) of(ip netip.Addr) bool {
+	if ip.Unmap().Is4() {
+		return f.IPv4
+	}
+	return f.IPv6
+}
+
+// Missing names what c lacks and what is done instead, for an operator to read.
+func (c Capabilities) Missing() []string {
+	var missing []string
+	name := func(has bool, what, instead string) {
+		if !has {
+			missing = append(missing, what+": "+instead)
+		}
+	}
+	const readsAll = "evicting few sources reads the whole table"
+	const oneByOne = "evicting one source reads the table and deletes one by one"
+	name(c.FilteredDump.IPv4, "filtered dump of an IPv4 source", readsAll)
+	name(c.FilteredDump.IPv6, "filtered dump of an IPv6 source", readsAll)
+	name(c.FilteredFlush.IPv4, "filtered flush of an IPv4 source", oneByOne)
+	name(c.FilteredFlush.IPv6, "filtered flush of an IPv6 source", oneByOne)
+	return missing
+}
+
+var probed struct {
+	sync.Mutex
+	conclusive bool
+	found      Capabilities
+}
+
+// Probe tries what this kernel can do, in a network namespace that it makes for that and throws
+// away: a kernel that does not know a filter flushes everything, so nothing is ever tried on a table
+// in use. Versions say nothing, for distributions port features back. What was found is remembered;
+// an error means that nothing was found out (making a namespace needs CAP_SYS_ADMIN), and the next
+// call tries again. Until then treat every capability as missing, as the returned value does.
+func Probe() (Capabilities, error) {
+	probed.Lock()
+	defer probed.Unlock()
+	if probed.conclusive {
+		return probed.found, nil
+	}
+	var found Capabilities
+	err := inDiscardedNamespace(func() (err error) {
+		found, err = probeHere()
+		return err
+	})
+	if err != nil {
+		return Capabilities{}, fmt.Errorf("probe the kernel's conntrack: %w", err)
+	}
+	probed.conclusive, probed.found = true, found
+	return found, nil
+}
+
+// capabilities is what t may rely on.
 func (t *Table) capabilities() Capabilities {
 	if t.force != nil {
 		return *t.force
 	}
-	return Capabilities{}
+	c, _ := Probe() // no answer is no capability
+	return c
+}
+
+// inDiscardedNamespace runs f in a new network namespace, on a thread that ends with it.
+func inDiscardedNamespace(f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread must not change: it never ends, and it is what /proc/self, and so
+			// /proc/net, means for the whole process. While it waits here, another thread serves.
+			result <- inDiscardedNamespace(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			result <- fmt.Errorf("make a network namespace: %w", err)
+			return
+		}
+		result <- f()
+	}()
+	return <-result
+}
+
+// probeHere probes in the calling thread's namespace, whose table it fills and empties.
+func probeHere() (found Capabilities, err error) {
+	t, err := Open()
+	if err != nil {
+		return found, err
+	}
+	defer t.Close()
+	found.FilteredDump.IPv4, found.FilteredFlush.IPv4, err = t.probe(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"))
+	if err != nil {
+		return found, err
+	}
+	found.FilteredDump.IPv6, found.FilteredFlush.IPv6, err = t.probe(netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"))
+	return found, err
+}
+
+// probe fills the table with an entry of each source and asks for the first one's only.
+func (t *Table) probe(wanted, other netip.Addr) (dumps, flushes bool, err error) {
+	for _, source := range []netip.Addr{wanted, other} {
+		if err := t.create(source); err != nil {
+			return false, false, err
+		}
+	}
+	dumped, err := t.sourcesOf(part{source: wanted})
+	if err != nil {
+		return false, false, err
+	}
+	// A kernel that knows the filter in dumps only refuses (EOPNOTSUPP), an older one flushes all.
+	refused := t.flushSource(wanted)
+	left, err := t.sourcesOf(part{})
+	if err != nil {
+		return false, false, err
+	}
+	dumps = len(dumped) == 1 && dumped[wanted] == 1
+	flushes = refused == nil && left[wanted] == 0 && left[other] == 1
+	return dumps, flushes, nil
+}
+
+// sourcesOf counts the entries of a part of the table by source address.
+func (t *Table) sourcesOf(p part) (map[netip.Addr]int, error) {
+	counts := make(map[netip.Addr]int)
+	// No context: the table has four entries, and the socket its own timeout.
+	_, err := t.walk(context.Background(), p, time.Time{}, func(e *entry) bool {
+		counts[e.orig.src.netip()]++
+		return true
+	})
+	return counts, err
+}
+
+// create makes one UDP entry from source to itself, a minute long.
+func (t *Table) create(source netip.Addr) error {
+	s, err := t.dial()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	b := appendMessage(nil, msgNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK, 0, familyOf(source), 0)
+	b = appendUDPTuple(b, attrTupleOrig, source, 1, 2)
+	b = appendUDPTuple(b, attrTupleReply, source, 2, 1)
+	b = appendAttr(b, attrTimeout, 0, 0, 0, 60)
+	closeMessage(b, 0)
+	if err := s.send(b); err != nil {
+		return err
+	}
+	if err := s.acknowledged(); err != nil {
+		return fmt.Errorf("create an entry to probe with: %w", err)
+	}
+	return nil
+}
+
+func appendUDPTuple(b []byte, kind uint16, both netip.Addr, srcPort, dstPort uint16) []byte {
+	src, dst := uint16(ipV4Src), uint16(ipV4Dst)
+	if both.Is6() {
+		src, dst = ipV6Src, ipV6Dst
+	}
+	b, tuple := openNest(b, kind)
+	b, ip := openNest(b, tupleIP)
+	b = appendAttr(b, src, both.AsSlice()...)
+	b = appendAttr(b, dst, both.AsSlice()...)
+	closeNest(b, ip)
+	b, proto := openNest(b, tupleProto)
+	b = appendAttr(b, protoNum, protoUDP)
+	b = appendAttr(b, protoSrcPort, binary.BigEndian.AppendUint16(nil, srcPort)...)
+	b = appendAttr(b, protoDstPort, binary.BigEndian.AppendUint16(nil, dstPort)...)
+	closeNest(b, proto)
+	closeNest(b, tuple)
+	return b
 }

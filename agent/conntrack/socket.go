@@ -89,6 +89,23 @@ func (s *socket) receive(buf []byte, flags int) ([]byte, error) {
 	}
 }
 
+// acknowledged waits for the answer to a request with NLM_F_ACK and returns its error.
+func (s *socket) acknowledged() error {
+	var buf [4 << 10]byte
+	datagram, err := s.receive(buf[:], 0)
+	if err != nil {
+		return fmt.Errorf("read answer of ctnetlink: %w", err)
+	}
+	m, _, err := nextMessage(datagram)
+	if err != nil {
+		return fmt.Errorf("read answer of ctnetlink: %w", err)
+	}
+	if errno := m.errorCode(); m.kind != unix.NLMSG_ERROR || errno != 0 {
+		return fmt.Errorf("ctnetlink refused: %w", errno)
+	}
+	return nil
+}
+
 // message is one netlink message inside a datagram.
 type message struct {
 	kind    uint16

@@ -1,0 +1,96 @@
+package conntrack
+
+import (
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ctguard/policy"
+)
+
+func TestProbe(t *testing.T) {
+	table := openTable(t)
+	fill(t, tcp("192.0.2.1", 5, tcpSynSent, 0, 60)...)
+	before, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := Probe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("this kernel: %+v, missing %q", first, first.Missing())
+	if again, err := Probe(); err != nil || again != first || !probed.conclusive {
+		t.Errorf("asked again: %+v, %v", again, err)
+	}
+	if n, err := table.Count(); err != nil || n != 5 {
+		t.Errorf("the probe touched a table in use: %d entries, %v", n, err)
+	}
+	if after, err := os.Readlink("/proc/self/ns/net"); err != nil || after != before {
+		t.Errorf("the process moved from %s to %s, %v", before, after, err)
+	}
+	if n := len((Capabilities{}).Missing()); n != 4 {
+		t.Errorf("%d capabilities named as missing, want all 4", n)
+	}
+}
+
+// Every fallback does what the capability does.
+func TestEvictPrefix(t *testing.T) {
+	here, err := Probe()
+	if err != nil {
+		t.Log(err)
+	}
+	for _, c := range []struct {
+		name  string
+		force Capabilities
+	}{{"as probed", here}, {"no filtered flush", Capabilities{FilteredDump: here.FilteredDump}}, {"nothing", Capabilities{}}} {
+		t.Run(c.name, func(t *testing.T) {
+			table := openTable(t)
+			table.force = &c.force
+			fill(t, tcp("192.0.2.1", 20, tcpEstablished, busy, 60)...)
+			fill(t, tcp("192.0.2.2", 30, tcpEstablished, busy, 60)...)
+			fill(t, tcp("198.51.100.7", 40, tcpEstablished, busy, 60)...)
+			for i := range 30 {
+				fill(t, flow{Src: nth(addr("2001:db8::1"), i/10), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: uint16(i), DstPort: 53, Timeout: 30})
+			}
+			steps := []struct {
+				prefix, spare string
+				want, left    int
+			}{
+				{"192.0.2.1/32", "", 20, 100},
+				{"192.0.2.1/32", "", 0, 100},
+				{"192.0.2.2/32", "192.0.2.0/24", 0, 100},
+				{"192.0.2.0/24", "198.51.100.0/24", 30, 70},
+				{"2001:db8::1/128", "", 10, 60},
+				{"2001:db8::/32", "", 20, 40},
+				{"0.0.0.0/0", "", 40, 0},
+			}
+			for _, s := range steps {
+				var spare = parsePrefixes(s.spare)
+				n, err := table.EvictPrefix(t.Context(), prefix(s.prefix), spare)
+				if left, _ := table.Count(); err != nil || n != s.want || left != s.left {
+					t.Errorf("%s: deleted %d, %d left, %v; want %d, %d", s.prefix, n, left, err, s.want, s.left)
+				}
+			}
+		})
+	}
+}
+
+func TestEvictFewSources(t *testing.T) {
+	here, err := Probe()
+	if err != nil {
+		t.Log(err)
+	}
+	for _, force := range []Capabilities{{}, here} {
+		table := openTable(t)
+		table.force = &force
+		fill(t, tcp("192.0.2.1", 20, tcpEstablished, busy, 60)...)
+		fill(t, tcp("192.0.2.2", 20, tcpEstablished, busy, 60)...)
+		fill(t, tcp("192.0.2.3", 20, tcpEstablished, busy, 60)...)
+		got, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: prefix("192.0.2.1/32"), Keep: 5}, {Prefix: prefix("192.0.2.3/32"), Keep: 7}}})
+		if err != nil || got.Entries != 28 || got.PerPrefix[prefix("192.0.2.1/32")] != 15 || got.PerPrefix[prefix("192.0.2.3/32")] != 13 {
+			t.Errorf("%+v: %+v, %v", force, got, err)
+		}
+	}
+}
