@@ -29,7 +29,7 @@ func demoCommand() *cobra.Command {
 			"clients got. It fails where protection did not help.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.sc.AttackFor == 0 {
+			if f.sc.AttackFor == 0 && attack == "handshake" {
 				f.sc.AttackFor = demoAttack
 			}
 			f.sc.Attack = attack

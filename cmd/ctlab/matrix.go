@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,40 +16,60 @@ import (
 
 func matrixCommand() *cobra.Command {
 	var f scenarioFlags
-	var attacks, guards []string
-	var topology, out string
+	var m matrixFlags
 	cmd := &cobra.Command{
 		Use:   "matrix",
 		Short: "every attack against every guard",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f.sc.Topology = topology
-			return matrix(cmd, &f, attacks, guards, out)
+			if m.out != "" {
+				if err := os.MkdirAll(m.out, 0o755); err != nil {
+					return err
+				}
+			}
+			var errs []error
+			for _, t := range m.topologies {
+				errs = append(errs, matrix(cmd, &f, m, t))
+			}
+			return errors.Join(errs...)
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&topology, "topology", "server", "topology, see ctlab list")
-	fs.StringSliceVar(&attacks, "attacks", nil, "attacks (default all of the topology)")
-	fs.StringSliceVar(&guards, "guards", nil, "guards (default all)")
-	fs.StringVar(&out, "out", "", "directory for JSON and charts")
+	fs.StringSliceVar(&m.topologies, "topology", slices.Sorted(maps.Keys(lab.Topologies)), "topologies")
+	fs.StringSliceVar(&m.attacks, "attacks", nil, "attacks (default all of the topology)")
+	fs.StringSliceVar(&m.guards, "guards", nil, "guards (default all that differ, without the control run)")
+	fs.StringVar(&m.out, "out", "", "directory for JSON and charts")
 	f.add(fs)
 	return cmd
 }
 
+type matrixFlags struct {
+	topologies, attacks, guards []string
+	out                         string
+}
+
+// matrixGuards are the guards to compare on a topology. A gateway's traffic is never
+// untracked, so there ctguard with notrack and without it are the same.
+func matrixGuards(topology string) []string {
+	var names []string
+	for _, g := range lab.Guards {
+		if g.Name == "control" || g.Name == "ctguard-evict" && topology == "nat-gateway" {
+			continue
+		}
+		names = append(names, g.Name)
+	}
+	return names
+}
+
 // matrix goes on after an attack that a guard did not stand, and fails in the end.
-func matrix(cmd *cobra.Command, f *scenarioFlags, attacks, guards []string, out string) error {
+func matrix(cmd *cobra.Command, f *scenarioFlags, m matrixFlags, topology string) error {
+	f.sc.Topology = topology
+	attacks, guards, out := m.attacks, m.guards, m.out
 	if len(attacks) == 0 {
-		attacks = lab.AttacksOn(f.sc.Topology)
+		attacks = lab.AttacksOn(topology)
 	}
 	if len(guards) == 0 {
-		for _, g := range lab.Guards {
-			guards = append(guards, g.Name)
-		}
-	}
-	if out != "" {
-		if err := os.MkdirAll(out, 0o755); err != nil {
-			return err
-		}
+		guards = matrixGuards(topology)
 	}
 	var errs []error
 	for _, a := range attacks {

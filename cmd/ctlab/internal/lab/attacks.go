@@ -24,6 +24,7 @@ type Attack struct {
 	silent  bool // at targets that answer nothing
 	far     bool // from the far side of a gateway
 	on, off time.Duration
+	lasts   time.Duration // where the usual time would show too little
 }
 
 var (
@@ -48,7 +49,7 @@ var Attacks = []Attack{
 	{
 		Name: "pulses", Summary: "the handshake flood, 4 s on and 6 s off",
 		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
-		on: 4 * time.Second, off: 6 * time.Second,
+		on: 4 * time.Second, off: 6 * time.Second, lasts: 24 * time.Second,
 	},
 	{
 		Name: "udp", Summary: "200 sources, 300 flows each, to an open UDP port, used again and again",

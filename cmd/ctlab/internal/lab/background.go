@@ -14,6 +14,9 @@ import (
 // background fills the table with ordinary users' connections: established, assured,
 // spread unevenly on many sources. Nobody is behind them, as nobody is behind most
 // connections of a moment.
+//
+// Sources differ by a factor of five: half of the entries are spread over all of them, the
+// other half over a quarter.
 func (s *site) background(entries, sources int) error {
 	if entries == 0 {
 		return nil
@@ -53,4 +56,24 @@ func (s *site) background(entries, sources int) error {
 		}
 	}
 	return nil
+}
+
+// ordinaryLeft counts the entries of ordinary users that are still in the table.
+func (s *site) ordinaryLeft() (int, error) {
+	conn, err := conntrack.Dial(&netlink.Config{NetNS: s.protected.FD()})
+	if err != nil {
+		return 0, fmt.Errorf("open conntrack: %w", err)
+	}
+	defer func() { _ = conn.Close() }() // read only
+	flows, err := conn.Dump(nil)
+	if err != nil {
+		return 0, fmt.Errorf("dump the table: %w", err)
+	}
+	n := 0
+	for i := range flows {
+		if s.backgroundFrom.Contains(flows[i].TupleOrig.IP.SourceAddress) {
+			n++
+		}
+	}
+	return n, nil
 }

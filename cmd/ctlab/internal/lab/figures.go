@@ -48,6 +48,10 @@ func (r *run) result(out outcome) *Result {
 		SecondsToServed:   measure.Recovery(out.users.HTTP, onset, end, bucketWidth, served),
 		SecondsToBaseline: measure.Settled(samples, end.Seconds(), r.baseline),
 	}
+	if out.ordinaryBefore > 0 {
+		kept := 100 * float64(out.ordinaryAfter) / float64(out.ordinaryBefore)
+		res.OrdinaryKept = &kept
+	}
 	res.Guard = r.guardFigures(total)
 	for _, s := range samples {
 		res.MaxLevel = max(res.MaxLevel, s.Level)

@@ -19,6 +19,10 @@ type Result struct {
 	Lasting Lasting `json:"lasting"`
 	Guard   Cost    `json:"guard"`
 
+	// OrdinaryKept is the share of the ordinary users' entries that is still in the table at the
+	// end. Where a guard stops tracking their service it frees them too, and they lose nothing.
+	OrdinaryKept *float64 `json:"ordinary_kept_percent"`
+
 	// SecondsToServed is from the onset until new HTTP connections were ≥ 99 %
 	// served and stayed so during the attack; 0: they always were.
 	SecondsToServed *float64 `json:"seconds_to_served"`

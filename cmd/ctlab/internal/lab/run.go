@@ -29,12 +29,13 @@ const settleEvery = 200 * time.Millisecond
 
 // run is a scenario in progress.
 type run struct {
-	sc      Scenario
-	attack  Attack
-	dir     string
-	site    *site
-	guard   guard
-	sampler *sampler
+	sc       Scenario
+	attack   Attack
+	dir      string
+	site     *site
+	guard    guard
+	sampler  *sampler
+	ordinary int // entries of ordinary users at the start
 
 	services              []*role.Process
 	users, flood          *role.Process
@@ -132,6 +133,9 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	}
 	r.sc.Log("filling the table with %d entries of ordinary users", r.sc.Background)
 	if err := s.background(r.sc.Background, r.sc.BackgroundSources); err != nil {
+		return err
+	}
+	if r.ordinary, err = s.ordinaryLeft(); err != nil {
 		return err
 	}
 	if r.flood, err = role.Spawn(s.attacker, flood.Role, r.attack.spec(r.sc, s)); err != nil {
@@ -240,8 +244,14 @@ func (r *run) phases(ctx context.Context, onset role.Instant) error {
 type outcome struct {
 	users workload.Result
 	flood flood.Result
+	// ordinary is how many entries of ordinary users were there, before and after.
+	ordinaryBefore, ordinaryAfter int
 }
 
-func (r *run) collect(out *outcome) error {
+func (r *run) collect(out *outcome) (err error) {
+	out.ordinaryBefore = r.ordinary
+	if out.ordinaryAfter, err = r.site.ordinaryLeft(); err != nil {
+		return err
+	}
 	return errors.Join(r.flood.Stop(&out.flood), r.users.Stop(&out.users))
 }

@@ -70,6 +70,9 @@ func (s Scenario) withDefaults() Scenario {
 	def(&s.Attack, "handshake")
 	def(&s.Guard, "none")
 	def(&s.Calm, 2*time.Second)
+	if a, ok := attackNamed(s.Attack); ok {
+		def(&s.AttackFor, a.lasts)
+	}
 	def(&s.AttackFor, 8*time.Second)
 	def(&s.After, 3*time.Second)
 	def(&s.Capacity, 65536)

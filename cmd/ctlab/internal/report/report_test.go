@@ -32,6 +32,7 @@ func example(guard string, kept bool) *lab.Result {
 		HTTP:    lab.Service{Calm: figure(100), Onset: figure(100), During: figure(60.04), After: figure(1.2), P50: figure(0.41), P99: figure(7), LongestOutage: 1.3},
 		Lasting: lab.Lasting{Opened: 40, SessionAlive: true},
 	}
+	r.OrdinaryKept = figure(100)
 	r.Flood.AskedRate, r.Flood.AchievedRate = 5000, 4998.7
 	if kept {
 		r.Fill = lab.Fill{Calm: 47, Peak: 71, End: 50}
