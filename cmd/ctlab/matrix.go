@@ -64,10 +64,10 @@ func matrixGuards(topology string) []string {
 // matrix goes on after an attack that a guard did not stand, and fails in the end.
 func matrix(cmd *cobra.Command, f *scenarioFlags, m matrixFlags, topology string) error {
 	f.sc.Topology = topology
-	attacks, guards, out := m.attacks, m.guards, m.out
-	if len(attacks) == 0 {
-		attacks = lab.AttacksOn(topology)
-	}
+	guards, out := m.guards, m.out
+	attacks := slices.DeleteFunc(lab.AttacksOn(topology), func(a string) bool {
+		return len(m.attacks) > 0 && !slices.Contains(m.attacks, a)
+	})
 	if len(guards) == 0 {
 		guards = matrixGuards(topology)
 	}

@@ -128,8 +128,12 @@ func (c *Conn) Result(v any) error {
 	return c.out.Encode(message{Result: raw})
 }
 
-// WaitUntil waits for an instant or the end of ctx.
+// WaitUntil waits for an instant or the end of ctx. Where both have come it is the
+// end that counts, so a loop that runs late ends all the same.
 func WaitUntil(ctx context.Context, at Instant) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	t := time.NewTimer(at.Until())
 	defer t.Stop()
 	select {
