@@ -31,9 +31,6 @@ func (m *Machine) Steps() []StepStatus {
 	for i, r := range m.ladder.rungs {
 		s := StepStatus{Name: r.Name, Enter: r.Enter, Leave: r.Leave, Hold: (r.Hold * time.Duration(r.factor)).String(),
 			Work: m.done(r.Name, m.last), Skipped: m.skipped(r.Name, m.last)}
-		if r.Name == Evict {
-			s.Work += m.last.Work.Evicted
-		}
 		if s.Engaged = i < m.ladder.level; s.Engaged {
 			engaged := r.engaged
 			s.Since = &engaged

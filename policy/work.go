@@ -45,7 +45,7 @@ func (m *Machine) done(name StepName, o Observation) uint64 {
 	case Tighten:
 		return o.Work.Retimed
 	case Evict:
-		return o.Work.LimitedDropped + o.Work.BlockedDropped
+		return o.Work.LimitedDropped + o.Work.BlockedDropped + o.Work.Evicted
 	}
 	return 0
 }
@@ -132,8 +132,8 @@ func (m *Machine) brought(name StepName, was *outcome, o Observation, r reading)
 		text = fmt.Sprintf("kept %d new flows out of the table", done)
 	case name == Tighten && done > 0:
 		text = fmt.Sprintf("shortened %d entries", done)
-	case name == Evict && done+evicted > 0:
-		text = fmt.Sprintf("evicted %d entries, dropped %d packets of %d sources", evicted, done, len(m.decision.Posture.Limits))
+	case name == Evict && done > 0:
+		text = fmt.Sprintf("evicted %d entries, dropped %d packets of %d sources", evicted, since(done, evicted), len(m.decision.Posture.Limits))
 	default:
 		text = "brought nothing"
 	}

@@ -1,0 +1,346 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// world is a model of a host and its conntrack table for the scenarios: groups of like sources that
+// open flows at a rate, entries that expire, a kernel that refuses what does not fit. It does with a
+// posture what the kernel does: flows of untracked services make no entries, limited sources open at
+// most LimitRate a second, shorter timeouts expire sooner.
+type world struct {
+	now      time.Time
+	start    time.Time
+	capacity int
+	admin    map[string]int
+	services []Selector
+	refused  map[Selector]string
+	broken   map[Selector]bool // the host's own rules drop it untracked
+	allow    []netip.Prefix
+	groups   []*group
+	kernel   KernelCounters
+	arrivals Arrivals
+	work     Work
+	census   *Census
+	scanned  time.Time
+	freed    map[Selector]bool
+	peak     float64
+	refusedN float64
+	total    float64 // entries in the table
+	settings map[string]int
+}
+
+// group is sources that do the same.
+type group struct {
+	name    string
+	sources []*source
+	class   Class
+	life    float64 // seconds that an entry lasts at the administrator's timeouts
+	rate    float64 // new flows per second of each source
+	to      Selector
+	timeout string // the setting that its entries' life scales with
+	random  bool   // every flow comes from an address of its own (spoofed)
+	pulse   [2]time.Duration
+	began   time.Time
+	stopped bool
+}
+
+type source struct {
+	prefix  netip.Prefix
+	entries float64
+}
+
+// timeouts of entries by class, for flows over TCP.
+var classTimeout = map[Class]string{
+	Unreplied: "nf_conntrack_udp_timeout",
+	HalfOpen:  "nf_conntrack_tcp_timeout_syn_recv",
+	Closing:   "nf_conntrack_tcp_timeout_time_wait",
+	Replied:   "nf_conntrack_udp_timeout",
+	Assured:   "nf_conntrack_tcp_timeout_established",
+}
+
+func newWorld() *world {
+	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	admin := map[string]int{
+		tcpLoose: 1, tcpLiberal: 0,
+		"nf_conntrack_tcp_timeout_established": 432000, "nf_conntrack_tcp_timeout_time_wait": 120,
+		"nf_conntrack_tcp_timeout_syn_recv": 60, "nf_conntrack_udp_timeout": 30,
+	}
+	return &world{now: start, start: start, capacity: 65536, admin: admin, freed: map[Selector]bool{}, broken: map[Selector]bool{},
+		refused: map[Selector]string{}, work: Work{Selectors: map[Selector]SelectorWork{}}}
+}
+
+// observe is what the agent would see now.
+func (w *world) observe() Observation {
+	w.count()
+	o := Observation{Time: w.now, Count: int(w.total), Capacity: w.capacity, Kernel: w.kernel, Arrivals: w.arrivals,
+		Admin: w.admin, Allow: w.allow, Services: w.services, Refused: w.refused, Work: w.work, Census: w.census}
+	o.Work.Selectors = maps.Clone(w.work.Selectors)
+	w.census = nil
+	return o
+}
+
+// count adds up the table.
+func (w *world) count() {
+	w.total = 0
+	for _, g := range w.groups {
+		for _, s := range g.sources {
+			w.total += s.entries
+		}
+	}
+}
+
+// advance lets time pass with a posture in force.
+func (w *world) advance(d Decision) {
+	dt := d.Next.Seconds()
+	w.now = w.now.Add(d.Next)
+	p := d.Posture
+	limited := make(map[netip.Prefix]Limit)
+	for _, l := range p.Limits {
+		limited[l.Prefix] = l
+	}
+	for _, g := range w.groups {
+		life := g.life
+		if setting, ok := p.Settings[g.timeout]; ok {
+			life *= float64(setting) / float64(w.admin[g.timeout])
+		}
+		stay := math.Exp(-dt / life)
+		for _, s := range g.sources {
+			s.entries *= stay
+		}
+	}
+	w.count()
+	for _, g := range w.groups {
+		for _, s := range g.sources {
+			w.open(g, s, p, limited, dt)
+		}
+	}
+	w.retime(p)
+	w.free(p)
+	w.evict(p)
+	w.count()
+	w.scan(d)
+	w.peak = max(w.peak, 100*w.total/float64(w.capacity))
+}
+
+// retime counts the entries that a shorter timeout reaches.
+func (w *world) retime(p Posture) {
+	for _, g := range w.groups {
+		value, set := p.Settings[g.timeout]
+		was, ok := w.settings[g.timeout]
+		if !ok {
+			was = w.admin[g.timeout]
+		}
+		if set && value < was {
+			for _, s := range g.sources {
+				w.work.Retimed += uint64(s.entries)
+			}
+		}
+	}
+	w.settings = p.Settings
+}
+
+// open lets one source open flows for dt seconds.
+func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Limit, dt float64) {
+	flows := g.flows(w.now) * dt
+	if flows == 0 {
+		return
+	}
+	if l, ok := limited[s.prefix]; ok {
+		pass := min(flows, float64(p.LimitRate)*dt)
+		if l.Kind == Block {
+			pass = 0
+			w.work.BlockedDropped += uint64(flows)
+		} else {
+			w.work.LimitedDropped += uint64(math.Round(flows - pass))
+		}
+		flows = pass
+	}
+	if g.class != HalfOpen {
+		w.arrivals.TCPOpens += uint64(math.Round(flows))
+	}
+	for _, n := range p.Notrack {
+		if n.Selector != g.to {
+			continue
+		}
+		c := w.work.Selectors[g.to]
+		k := uint64(math.Ceil(flows))
+		c.Requests, c.New = c.Requests+3*k, c.New+k
+		if !w.broken[g.to] || n.Stage == Watched {
+			c.Delivered, c.Replies, c.Sent = c.Delivered+3*k, c.Replies+2*k, c.Sent+2*k
+		}
+		w.work.Selectors[g.to] = c
+		if n.Stage != Watched {
+			return
+		}
+	}
+	free := max(0, float64(w.capacity)-w.total)
+	if flows > free {
+		w.kernel.Drop += uint64(flows - free)
+		w.refusedN += flows - free
+		flows = free
+	}
+	s.entries += flows
+	w.total += flows
+}
+
+// flows returns how many flows a second each source opens now.
+func (g *group) flows(now time.Time) float64 {
+	if g.stopped {
+		return 0
+	}
+	if on, off := g.pulse[0], g.pulse[1]; on > 0 && now.Sub(g.began)%(on+off) >= on {
+		return 0
+	}
+	return g.rate
+}
+
+// free takes the entries of selectors out that were freed.
+func (w *world) free(p Posture) {
+	freed := make(map[Selector]bool)
+	for _, n := range p.Notrack {
+		freed[n.Selector] = n.Stage == Freed
+		if n.Stage != Freed || w.freed[n.Selector] {
+			continue
+		}
+		for _, g := range w.groups {
+			if g.to == n.Selector {
+				for _, s := range g.sources {
+					w.work.Evicted += uint64(s.entries)
+					s.entries = 0
+				}
+			}
+		}
+	}
+	w.freed = freed
+}
+
+// evict carries caps out.
+func (w *world) evict(p Posture) {
+	caps := make(map[netip.Prefix]Cap)
+	for _, c := range p.Caps {
+		caps[c.Prefix] = c
+	}
+	for _, g := range w.groups {
+		for _, s := range g.sources {
+			c, capped := caps[s.prefix]
+			if capped && s.entries > float64(c.Keep) && (!c.SpareAssured || g.class != Assured) {
+				w.work.Evicted += uint64(s.entries - float64(c.Keep))
+				s.entries = float64(c.Keep)
+			}
+		}
+	}
+}
+
+// scan makes the census that a decision asked for.
+func (w *world) scan(d Decision) {
+	pause := 500 * time.Millisecond
+	if d.Scan == SampleScan {
+		pause = 2 * time.Second
+	}
+	if d.Scan == NoScan || w.now.Sub(w.scanned) < pause {
+		return
+	}
+	w.scanned = w.now
+	c := &Census{Time: w.now, Whole: true, Protocols: map[uint8]int{}, TCPStates: map[uint8]int{}}
+	found := make(map[netip.Prefix]*Holding)
+	for _, g := range w.groups {
+		for _, s := range g.sources {
+			n := int(s.entries)
+			if n == 0 {
+				continue
+			}
+			c.Classes[g.class] += n
+			if c.Seen += n; g.random {
+				c.Rest.Entries += n
+				c.Rest.Classes[g.class] += n
+				c.Distinct += n
+				continue
+			}
+			if found[s.prefix] == nil {
+				found[s.prefix] = &Holding{Prefix: s.prefix}
+				c.Distinct++
+			}
+			found[s.prefix].Entries += n
+			found[s.prefix].Classes[g.class] += n
+		}
+	}
+	c.Total = c.Seen
+	for _, h := range found {
+		c.Sources = append(c.Sources, *h)
+	}
+	slices.SortFunc(c.Sources, func(a, b Holding) int {
+		return cmp.Or(cmp.Compare(b.Entries, a.Entries), a.Prefix.Addr().Compare(b.Prefix.Addr()))
+	})
+	w.census = c
+}
+
+// add makes a group from "NAME key=value ...".
+func (w *world) add(text string) error {
+	f := strings.Fields(text)
+	g := &group{name: f[0], life: 60, began: w.now}
+	net, n, entries := netip.MustParsePrefix("198.18.0.0/15"), 1, 0.0
+	for _, field := range f[1:] {
+		key, value, _ := strings.Cut(field, "=")
+		var err error
+		switch key {
+		case "sources":
+			_, err = fmt.Sscan(value, &n)
+		case "from":
+			net, err = netip.ParsePrefix(value)
+		case "entries":
+			_, err = fmt.Sscan(value, &entries)
+		case "rate":
+			_, err = fmt.Sscan(value, &g.rate)
+		case "life":
+			var d time.Duration
+			d, err = time.ParseDuration(value)
+			g.life = d.Seconds()
+		case "to":
+			g.to, err = ParseSelector(value)
+		case "pulse":
+			_, err = fmt.Sscanf(strings.Replace(value, "/", " ", 1), "%v %v", (*textDuration)(&g.pulse[0]), (*textDuration)(&g.pulse[1]))
+		case "random":
+			g.random = true
+		case "class":
+			for c := range NumClasses {
+				if c.String() == value {
+					g.class = c
+				}
+			}
+		default:
+			err = fmt.Errorf("unknown word %q", key)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", field, err)
+		}
+	}
+	g.timeout = classTimeout[g.class]
+	addr := net.Addr()
+	for range n {
+		g.sources = append(g.sources, &source{netip.PrefixFrom(addr, addr.BitLen()), entries})
+		addr = addr.Next()
+	}
+	w.groups = append(w.groups, g)
+	return nil
+}
+
+// textDuration reads a duration with fmt.Sscan.
+type textDuration time.Duration
+
+func (d *textDuration) Scan(state fmt.ScanState, _ rune) error {
+	token, err := state.Token(true, nil)
+	if err != nil {
+		return err
+	}
+	v, err := time.ParseDuration(string(token))
+	*d = textDuration(v)
+	return err
+}
