@@ -45,14 +45,14 @@ type ctlab struct {
 	children map[int]string // pid to network namespace
 }
 
-func startAttack(t *testing.T) *ctlab {
+func startAttack(t *testing.T, args ...string) *ctlab {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := &ctlab{tmp: t.TempDir()}
-	c.cmd = exec.Command(self, "run", "--guard", "none", "--calm", "200ms", "--attack-for", "5m")
+	c.cmd = exec.Command(self, append([]string{"run", "--calm", "200ms", "--attack-for", "5m"}, args...)...)
 	c.cmd.Env = append(os.Environ(), envMain+"=1", "TMPDIR="+c.tmp)
 	// A process group of its own, and death with the test.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -170,26 +170,44 @@ func TestNothingStays(t *testing.T) {
 			if len(c.children) != 4 {
 				t.Errorf("children are %v, want services, clients, flood and guardian", c.children)
 			}
-			fds := map[int]int{}
-			for pid := range c.children {
-				fd, err := unix.PidfdOpen(pid, 0)
-				if err != nil {
-					t.Fatal(err)
-				}
-				fds[pid] = fd
-			}
-			if err := end(c); err != nil {
-				t.Fatal(err)
-			}
-			if err := c.cmd.Wait(); err == nil {
-				t.Error("ctlab says that all went well")
-			}
-			for pid, fd := range fds {
-				awaitEnd(t, fd, pid)
-				_ = unix.Close(fd)
-			}
+			c.endWith(t, end)
 			c.checkGone(t, before)
 		})
+	}
+}
+
+// A guard at work dies with the lab.
+func TestNothingStaysOfTheGuard(t *testing.T) {
+	labtest.Privileged(t, "nft", "go")
+	before := idleMax(t)
+	c := startAttack(t, "--guard", "ctguard", "--ctguard", guardBinary(t))
+	if len(c.children) != 5 {
+		t.Errorf("children are %v, want four parts and the guard", c.children)
+	}
+	c.endWith(t, func(c *ctlab) error { return c.cmd.Process.Signal(syscall.SIGKILL) })
+	c.checkGone(t, before)
+}
+
+// endWith ends the run and waits for every process of it.
+func (c *ctlab) endWith(t *testing.T, end func(*ctlab) error) {
+	t.Helper()
+	fds := map[int]int{}
+	for pid := range c.children {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds[pid] = fd
+	}
+	if err := end(c); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.cmd.Wait(); err == nil {
+		t.Error("ctlab says that all went well")
+	}
+	for pid, fd := range fds {
+		awaitEnd(t, fd, pid)
+		_ = unix.Close(fd)
 	}
 }
 

@@ -27,6 +27,9 @@ const requestTimeout = time.Second
 // settleEvery is how often it is asked whether the baseline is back.
 const settleEvery = 200 * time.Millisecond
 
+// settledFor is how long it has to stay so.
+const settledFor = time.Second
+
 // run is a scenario in progress.
 type run struct {
 	sc       Scenario
@@ -232,7 +235,20 @@ func (r *run) phases(ctx context.Context, onset role.Instant) error {
 	if err := role.WaitUntil(ctx, over); err != nil {
 		return err
 	}
-	for last := over.Add(r.sc.Settle); last.Until() > 0 && !r.settled(); {
+	return r.settle(ctx, over.Add(r.sc.Settle))
+}
+
+// settle waits until the baseline is back and has been for a second, so that the samples
+// show it, or until last.
+func (r *run) settle(ctx context.Context, last role.Instant) error {
+	since := role.Now()
+	for last.Until() > 0 {
+		if !r.settled() {
+			since = role.Now()
+		}
+		if since.Since() > settledFor {
+			return nil
+		}
 		if err := role.WaitUntil(ctx, role.Now().Add(settleEvery)); err != nil {
 			return err
 		}

@@ -36,7 +36,7 @@ var rows = []row{
 		return fmt.Sprintf("%d of %d", r.Lasting.Lost, r.Lasting.Opened)
 	}},
 	{"silent session", func(r *lab.Result) string { return choose(r.Lasting.SessionAlive, "alive", "lost") }},
-	{"ordinary users' entries kept", func(r *lab.Result) string { return percent(r.OrdinaryKept) }},
+	{"ordinary users' entries tracked at the end", func(r *lab.Result) string { return percent(r.OrdinaryKept) }},
 	{"guard: highest level", func(r *lab.Result) string {
 		return choose(isAgent(r), fmt.Sprint(r.MaxLevel), "–")
 	}},
