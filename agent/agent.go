@@ -38,6 +38,7 @@ type Agent struct {
 	asks     chan func(*Agent) // from the control socket, run between two ticks
 	changed  chan struct{}     // closed and replaced at each event, for those who follow
 	ready    func()
+	missing  []string // what this kernel can't do
 
 	// What follows belongs to the loop's goroutine.
 	facts      facts
@@ -93,7 +94,12 @@ func (a *Agent) open(o Options) error {
 	if err := a.claim(); err != nil {
 		return err
 	}
-	rules, err := nft.Open() // first: its descriptor must stay small
+	options, missing, err := probe()
+	if err != nil {
+		return err
+	}
+	a.missing = missing
+	rules, err := nft.Open(options...)
 	if err != nil {
 		return err
 	}
@@ -141,6 +147,13 @@ func (a *Agent) openSettings(o Options) (*sysctl.Keeper, error) {
 	changes, err := settings.Revert()
 	for _, c := range changes {
 		a.emit(policy.Event{Time: time.Now(), Kind: policy.RepairEvent, Reason: "left by an earlier run: " + c.String()})
+	}
+	if err != nil {
+		return nil, err
+	}
+	removed, err := nft.Revert()
+	if removed {
+		a.emit(policy.Event{Time: time.Now(), Kind: policy.RepairEvent, Reason: "left by an earlier run: table inet " + nft.Name + " removed"})
 	}
 	return settings, err
 }

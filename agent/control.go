@@ -53,7 +53,10 @@ func (a *Agent) listen() (*server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
-	a.release = append(a.release, func() error { os.Remove(path); return nil })
+	a.release = append(a.release, func() error {
+		_ = os.Remove(path) // closing the listener has removed it, unless it never served
+		return nil
+	})
 	gid, err := groupID(a.config.Group)
 	if err == nil {
 		err = errors.Join(os.Chown(path, -1, gid), os.Chmod(path, 0o660))

@@ -28,6 +28,7 @@ type Status struct {
 	Override      *policy.Override        `json:"override"`
 	Manual        []policy.Manual         `json:"manual"`   // what the operator said of single prefixes
 	Degraded      []string                `json:"degraded"` // what ctguard cannot do now, and why
+	Missing       []string                `json:"missing"`  // what this kernel lacks, and what happens instead
 	Evicted       uint64                  `json:"evicted_entries"`
 	Events        []NumberedEvent         `json:"events"` // the last 20
 	Time          time.Time               `json:"time"`
@@ -54,7 +55,7 @@ func (a *Agent) publish(o policy.Observation, took time.Duration) {
 		Level: d.Posture.Level, Fill: round(d.Fill), Pressure: round(d.Pressure),
 		Count: o.Count, Capacity: o.Capacity, Rate: round(d.Rate), KernelDrops: o.Kernel.Drop + o.Kernel.InsertFailed,
 		Steps: a.machine.Steps(), Selectors: a.machine.Selectors(), Limited: a.limited(), Allow: a.allow,
-		Override: a.machine.Override(), Manual: a.machine.Manual(), Degraded: []string{}, Evicted: a.evicted,
+		Override: a.machine.Override(), Manual: a.machine.Manual(), Degraded: []string{}, Missing: append([]string{}, a.missing...), Evicted: a.evicted,
 		Events: a.events.since(0, 20), Time: o.Time, TickSeconds: took.Seconds(),
 	}
 	if !math.IsInf(d.SecondsToFull, 1) {

@@ -69,6 +69,9 @@ func printStatus(w io.Writer, s agent.Status) {
 	for _, text := range s.Degraded {
 		fmt.Fprintf(w, "degraded: %s\n", text)
 	}
+	for _, text := range s.Missing {
+		fmt.Fprintf(w, "kernel lacks %s\n", text)
+	}
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "STEP\tSTATE\tENTER/LEAVE %\tWORK\tWHY")
