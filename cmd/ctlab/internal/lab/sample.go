@@ -3,6 +3,7 @@ package lab
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -21,6 +22,9 @@ const (
 	countFile = "/proc/sys/net/netfilter/nf_conntrack_count"
 	statFile  = "/proc/thread-self/net/stat/nf_conntrack"
 )
+
+// ErrDisturbed says that somebody else changed the size of the table during a run.
+var ErrDisturbed = errors.New("the run was disturbed from outside, its figures would mean nothing")
 
 // sampler records the state of the table until its context ends.
 type sampler struct {
@@ -43,7 +47,7 @@ func (s *sampler) run(ctx context.Context, zero role.Instant) error {
 			return err
 		}
 		if c.limit != s.capacity {
-			return fmt.Errorf("somebody else set nf_conntrack_max to %d during the run: its figures would mean nothing", c.limit)
+			return fmt.Errorf("%w: nf_conntrack_max became %d", ErrDisturbed, c.limit)
 		}
 		m := measure.Sample{
 			Seconds: zero.Since().Seconds(), Count: c.count, Fill: 100 * float64(c.count) / float64(s.capacity),
