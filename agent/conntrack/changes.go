@@ -16,21 +16,33 @@ const batchSize = 256
 // changes sends deletes or updates in batches and learns what became of each. The requests ask for
 // no acknowledgement: the kernel then answers failures only, so what was sent and not answered is
 // done. It works on a batch within the send, so all answers wait when that returns.
+//
+// While the kernel works on one batch, for another thread, the caller collects the next. All
+// callbacks come from within add and close, in the caller's own time.
 type changes struct {
 	ctx     context.Context
 	socket  *socket
 	kind    uint16        // msgDelete or msgNew
 	rate    *rate.Limiter // changes per second, or nil
 	limit   int           // changes per batch
-	batch   []byte
-	owners  []int32 // whose each change of the batch is
-	answers []byte
+	current *batch        // what add collects
+	work    chan *batch   // to the sender
+	idle    chan *batch   // back from it
+	answers []byte        // the sender's
 
 	done    func(owner int32)                   // called for each change that was made
 	failed  func(owner int32, errno unix.Errno) // called for each that was refused
 	skipped func(owner int32)                   // called for each that was never sent
 	err     error                               // the first error; nothing is sent after it
-	refused map[int]unix.Errno                  // by position in the batch
+}
+
+// batch is changes that go to the kernel in one call, and then what became of them.
+type batch struct {
+	messages []byte
+	owners   []int32            // whose each change is
+	refused  map[int]unix.Errno // by position
+	unsent   bool
+	err      error
 }
 
 // newChanges opens a queue of changes to t's table. The caller sets the callbacks and closes it.
@@ -40,16 +52,29 @@ func (t *Table) newChanges(ctx context.Context, kind uint16, r *rate.Limiter) (*
 		return nil, err
 	}
 	c := &changes{
-		ctx: ctx, socket: s, kind: kind, rate: r, limit: batchSize,
-		batch:   make([]byte, 0, batchSize*(headerLen+familyLen+recordBytes)),
-		owners:  make([]int32, 0, batchSize),
-		answers: make([]byte, 4<<10),
-		refused: make(map[int]unix.Errno),
+		ctx: ctx, socket: s, kind: kind, rate: r, limit: batchSize, answers: make([]byte, 4<<10),
+		current: newBatch(), work: make(chan *batch, 1), idle: make(chan *batch, 2),
 	}
+	c.idle <- newBatch()
 	if r != nil && r.Limit() != rate.Inf {
 		c.limit = min(batchSize, r.Burst())
 	}
+	go func() {
+		defer close(c.idle)
+		for b := range c.work {
+			c.execute(b)
+			c.idle <- b
+		}
+	}()
 	return c, nil
+}
+
+func newBatch() *batch {
+	return &batch{
+		messages: make([]byte, 0, batchSize*(headerLen+familyLen+recordBytes)),
+		owners:   make([]int32, 0, batchSize),
+		refused:  make(map[int]unix.Errno),
+	}
 }
 
 // add queues one change: attributes that name the entry and, for an update, say what is new.
@@ -58,85 +83,94 @@ func (c *changes) add(owner int32, family uint8, attributes ...[]byte) {
 		c.skipped(owner)
 		return
 	}
-	start := len(c.batch)
-	c.batch = appendMessage(c.batch, c.kind, 0, uint32(len(c.owners)), family, 0)
+	b := c.current
+	start := len(b.messages)
+	b.messages = appendMessage(b.messages, c.kind, 0, uint32(len(b.owners)), family, 0)
 	for _, a := range attributes {
-		c.batch = append(c.batch, a...)
+		b.messages = append(b.messages, a...)
 	}
-	closeMessage(c.batch, start)
-	c.owners = append(c.owners, owner)
-	if len(c.owners) >= c.limit {
-		c.flush()
+	closeMessage(b.messages, start)
+	if b.owners = append(b.owners, owner); len(b.owners) >= c.limit {
+		c.work <- b
+		c.current = <-c.idle
+		c.settle(c.current)
 	}
 }
 
-// flush sends what is queued, no sooner than the rate allows, and hands out what became of it.
-func (c *changes) flush() {
-	if len(c.owners) == 0 {
-		return
+// close sends the rest, waits for all answers and returns the first error.
+func (c *changes) close() error {
+	c.work <- c.current
+	close(c.work)
+	for b := range c.idle {
+		c.settle(b)
 	}
-	defer func() { c.batch, c.owners = c.batch[:0], c.owners[:0] }()
-	if c.rate != nil {
-		if err := c.rate.WaitN(c.ctx, len(c.owners)); err != nil {
-			c.err = fmt.Errorf("wait for the budget of changes: %w", err)
-		}
-	}
-	if c.err == nil {
-		c.err = c.socket.send(c.batch)
-	}
-	if c.err != nil {
-		for _, owner := range c.owners {
+	c.socket.close()
+	return c.err
+}
+
+// settle tells the caller what became of a batch and empties it.
+func (c *changes) settle(b *batch) {
+	for i, owner := range b.owners {
+		if errno, refused := b.refused[i]; b.unsent {
 			c.skipped(owner)
-		}
-		return
-	}
-	clear(c.refused)
-	c.readAnswers()
-	for i, owner := range c.owners {
-		if errno, ok := c.refused[i]; ok {
+		} else if refused {
 			c.failed(owner, errno)
 		} else {
 			c.done(owner)
 		}
 	}
+	if c.err == nil {
+		c.err = b.err
+	}
+	clear(b.refused)
+	*b = batch{messages: b.messages[:0], owners: b.owners[:0], refused: b.refused}
 }
 
-// readAnswers collects the failures of the batch that was just sent.
-func (c *changes) readAnswers() {
+// execute sends a batch, no sooner than the rate allows, and collects the failures. It runs on the
+// sender's goroutine and touches nothing but the batch and the socket.
+func (c *changes) execute(b *batch) {
+	if len(b.owners) == 0 {
+		return
+	}
+	if c.rate != nil {
+		if err := c.rate.WaitN(c.ctx, len(b.owners)); err != nil {
+			b.unsent, b.err = true, fmt.Errorf("wait for the budget of changes: %w", err)
+			return
+		}
+	}
+	if b.err = c.socket.send(b.messages); b.err != nil {
+		b.unsent = true
+		return
+	}
+	b.err = c.readAnswers(b)
+}
+
+func (c *changes) readAnswers(b *batch) error {
 	for {
 		datagram, err := c.socket.receive(c.answers, unix.MSG_DONTWAIT)
 		if isTimeout(err) {
-			return
+			return nil
+		}
+		for err == nil && len(datagram) > 0 {
+			var m message
+			m, datagram, err = nextMessage(datagram)
+			if err == nil && m.kind == unix.NLMSG_ERROR && m.errorCode() != 0 {
+				b.refused[int(m.seq)] = m.errorCode()
+			}
 		}
 		if err != nil {
-			c.err = fmt.Errorf("read answers of ctnetlink: %w", err)
-			return
-		}
-		for len(datagram) > 0 {
-			var m message
-			if m, datagram, err = nextMessage(datagram); err != nil {
-				c.err = fmt.Errorf("read answers of ctnetlink: %w", err)
-				return
-			}
-			if m.kind == unix.NLMSG_ERROR && m.errorCode() != 0 {
-				c.refused[int(m.seq)] = m.errorCode()
-			}
+			return fmt.Errorf("read answers of ctnetlink: %w", err)
 		}
 	}
-}
-
-// close sends the rest and returns the first error.
-func (c *changes) close() error {
-	c.flush()
-	c.socket.close()
-	return c.err
 }
 
 // vanished says whether a change failed because its entry is gone: ENOENT for an entry that is not
 // in the table, ETIME for one that is just dying.
 func vanished(errno unix.Errno) bool { return errno == unix.ENOENT || errno == unix.ETIME }
 
-// timeoutAttr is CTA_TIMEOUT with room for its value.
+// timeoutAttr writes CTA_TIMEOUT over b.
 func timeoutAttr(b []byte, seconds uint32) []byte {
-	return appendAttr(b[:0], attrTimeout, binary.BigEndian.AppendUint32(nil, seconds)...)
+	b = appendAttr(b[:0], attrTimeout, 0, 0, 0, 0)
+	binary.BigEndian.PutUint32(b[attrLen:], seconds)
+	return b
 }

@@ -21,7 +21,7 @@ type Eviction struct {
 	Local          func(netip.Addr) bool // whether an address is this host's own; needed for Selectors
 	Spare          []netip.Prefix        // the allowlist: entries with such an original source are never evicted
 	Rate           *rate.Limiter         // deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
-	V4Bits, V6Bits int                   // prefix lengths that make a source, for Caps without a prefix length of their own; 0 means 32 and 64
+	V4Bits, V6Bits int                   // not needed: each cap says by its prefix what it is about
 }
 
 // Evicted is what became of an eviction, in entries.
