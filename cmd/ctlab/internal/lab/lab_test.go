@@ -85,8 +85,10 @@ func TestHandshakeFloodHurtsAnUnprotectedHost(t *testing.T) {
 	if got := share(t, res.HTTP.Calm); got < 99 {
 		t.Errorf("before the attack %.1f %% were served, want all", got)
 	}
-	if got := share(t, res.HTTP.After); got > 50 {
-		t.Errorf("after the attack %.1f %% were served, want damage", got)
+	// During, not After: whenever the kernel collects a few hundred expired entries, even a
+	// full table has room for a second.
+	if got := share(t, res.HTTP.During); got > 50 {
+		t.Errorf("under attack %.1f %% were served, want damage", got)
 	}
 	if res.Fill.Peak < 99 || res.Fill.Drops == 0 {
 		t.Errorf("fill reached %.0f %% with %d drops, want a full table", res.Fill.Peak, res.Fill.Drops)
