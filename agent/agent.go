@@ -259,7 +259,7 @@ func (a *Agent) tick() {
 
 // observe reads everything that one tick needs.
 func (a *Agent) observe(now time.Time) (policy.Observation, error) {
-	o := policy.Observation{Time: now, Admin: a.admin, Allow: a.allow, Services: a.facts.services, Refused: a.facts.refused}
+	o := policy.Observation{Time: now, Admin: a.admin, Allow: a.allow, Services: a.facts.services, Lane: a.facts.lane, Refused: a.facts.refused}
 	var errs [6]error
 	o.Count, errs[0] = a.table.Count()
 	o.Capacity, errs[1] = a.table.Max()

@@ -15,6 +15,7 @@ const surveyPause = 5 * time.Second
 // facts is what the agent knows of its host.
 type facts struct {
 	services []policy.Selector
+	lane     []policy.Selector // management ports with configured allowlist and operators
 	refused  map[policy.Selector]string
 	own      []netip.Addr
 	allow    []netip.Prefix // configured and learnt
@@ -69,13 +70,16 @@ func (s *surveyor) survey() facts {
 	var err error
 	f.services, err = s.services()
 	note(err)
-	if f.refused, err = s.host.Refused(f.services); err != nil {
+	operators, err := s.operators(time.Now())
+	note(err)
+	f.lane = s.lane(operators)
+	if f.refused, err = s.host.Refused(slices.Concat(f.services, f.lane)); err != nil {
 		note(err)
-		f.services = nil // unknown NAT: nothing goes untracked
+		f.services, f.lane = nil, nil // unknown NAT: nothing goes untracked
 	}
 	f.own, err = s.host.Own()
 	note(err)
-	f.allow, err = s.allowlist(f.own)
+	f.allow, err = s.allowlist(f.own, operators)
 	note(err)
 	return f
 }
@@ -106,9 +110,31 @@ func (s *surveyor) services() ([]policy.Selector, error) {
 	}), nil
 }
 
+// mostLane bounds the management lane: each selector is a rule.
+const mostLane = 64
+
+// lane returns the selectors of the management lane: each management port with each prefix that is
+// allowlisted in the config and each operator.
+func (s *surveyor) lane(operators []netip.Addr) []policy.Selector {
+	remotes := slices.Clone(s.config.Allow)
+	for _, addr := range operators {
+		remotes = append(remotes, netip.PrefixFrom(addr, addr.BitLen()))
+	}
+	var lane []policy.Selector
+	for _, port := range s.config.Ports {
+		for _, remote := range remotes {
+			one := policy.Selector{Protocol: policy.TCP, Port: port, Remote: remote}
+			if len(lane) < mostLane && !slices.Contains(lane, one) {
+				lane = append(lane, one)
+			}
+		}
+	}
+	return lane
+}
+
 // allowlist returns the configured prefixes, loopback, the host's own addresses, its gateways and
 // resolvers and the operators logged in from elsewhere.
-func (s *surveyor) allowlist(own []netip.Addr) ([]netip.Prefix, error) {
+func (s *surveyor) allowlist(own, operators []netip.Addr) ([]netip.Prefix, error) {
 	list := slices.Clone(s.config.Allow)
 	list = append(list, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
 	learnt := slices.Concat(own, s.host.Gateways())
@@ -117,10 +143,6 @@ func (s *surveyor) allowlist(own []netip.Addr) ([]netip.Prefix, error) {
 		return list, err
 	}
 	learnt = append(learnt, resolvers...)
-	operators, err := s.operators(time.Now())
-	if err != nil {
-		return list, err
-	}
 	learnt = append(learnt, operators...)
 	for _, addr := range learnt {
 		list = append(list, netip.PrefixFrom(addr, addr.BitLen()))

@@ -50,6 +50,7 @@ type Machine struct {
 	started   map[StepName]*outcome
 	override  *Override
 	manual    []Manual
+	lane      bool    // the management lane is open
 	census    *Census // the newest
 	last      Observation
 	decision  Decision
@@ -174,8 +175,9 @@ func (m *Machine) Engaged(name StepName) (Step, bool) {
 func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 	p := Posture{Level: m.ladder.level, Settings: make(map[string]int), Reject: m.cfg.Reject}
 	_, notrack := m.Engaged(NotrackStep)
-	_, listed := m.cfg.Step(NotrackStep)
-	selectors, events := m.untracker.update(o, m.cfg, listed && m.ladder.level > 0, notrack)
+	selectors, events := m.untracker.update(o, m.cfg, m.candidates(o, r), func(s Selector) bool {
+		return notrack && slices.Contains(o.Services, s) || m.lane && slices.Contains(o.Lane, s)
+	})
 	p.Notrack = selectors
 
 	if _, on := m.Engaged(DropInvalid); on && m.skipped(DropInvalid, o) == "" {
@@ -201,6 +203,34 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 	p.LimitRate = max(1, m.offenders.rate)
 	p.LimitBurst = 5 * p.LimitRate
 	return p, events
+}
+
+// laneFill is the fill in percent at which the management lane opens, whatever the level.
+const laneFill = 90
+
+// candidates returns what may go untracked now: nothing at level 0; above it the services, if
+// notrack is on the ladder, and the management lane once the table is about to be full. The lane
+// stays open until level 0: the flows on it live untracked.
+func (m *Machine) candidates(o Observation, r reading) []Selector {
+	if m.ladder.level == 0 {
+		m.lane = false
+		return nil
+	}
+	m.lane = m.lane || m.ladder.level == len(m.ladder.rungs) || r.fill >= laneFill
+	var all []Selector
+	if _, listed := m.cfg.Step(NotrackStep); listed {
+		all = slices.Clone(o.Services)
+	}
+	if m.lane {
+		for _, s := range o.Lane {
+			// Where the whole service may go untracked the lane needs nothing of its own.
+			whole := Selector{Protocol: s.Protocol, Port: s.Port}
+			if !slices.Contains(all, s) && (!slices.Contains(all, whole) || m.untracker.refusal(whole, o) != "") {
+				all = append(all, s)
+			}
+		}
+	}
+	return all
 }
 
 // withReleased returns o with the operator's released prefixes on its allowlist.

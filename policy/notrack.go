@@ -36,10 +36,11 @@ type failure struct {
 	until  time.Time
 }
 
-// update moves every selector on. watch asks for counting, engage for untracking. It returns what
-// is wanted now, in a stable order, and what changed.
-func (u *untracker) update(o Observation, c Config, watch, engage bool) ([]Notrack, []Event) {
-	if !watch {
+// update moves every candidate on: engage says which are to be untracked, the others are counted. It
+// returns what is wanted now, in a stable order, and what changed. Without candidates it forgets all
+// but what it refused.
+func (u *untracker) update(o Observation, c Config, candidates []Selector, engage func(Selector) bool) ([]Notrack, []Event) {
+	if len(candidates) == 0 {
 		u.selectors, u.untracked = nil, false
 		return nil, nil
 	}
@@ -47,13 +48,13 @@ func (u *untracker) update(o Observation, c Config, watch, engage bool) ([]Notra
 		u.selectors = make(map[Selector]*selectorTrial)
 	}
 	var events []Event
-	wanted := make([]Notrack, 0, len(o.Services))
-	for _, s := range o.Services {
+	wanted := make([]Notrack, 0, len(candidates))
+	for _, s := range candidates {
 		if u.refusal(s, o) != "" {
 			delete(u.selectors, s)
 			continue
 		}
-		if text := u.advance(s, o, c, engage); text != "" {
+		if text := u.advance(s, o, c, engage(s)); text != "" {
 			events = append(events, Event{Kind: StepEvent, Step: NotrackStep, Reason: text})
 		}
 		if t := u.selectors[s]; t != nil {
@@ -62,7 +63,7 @@ func (u *untracker) update(o Observation, c Config, watch, engage bool) ([]Notra
 		}
 	}
 	for s := range u.selectors {
-		if !slices.Contains(o.Services, s) {
+		if !slices.Contains(candidates, s) {
 			delete(u.selectors, s)
 		}
 	}

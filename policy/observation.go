@@ -18,6 +18,7 @@ type Observation struct {
 	Admin    map[string]int      // every conntrack setting as the administrator has it, by sysctl name (without net.netfilter.)
 	Allow    []netip.Prefix      // the allowlist: configured and learnt
 	Services []Selector          // safe traffic found on this host or named in the config: candidates for notrack
+	Lane     []Selector          // management ports with allowlisted sources: untracked when the table is about to be full
 	Refused  map[Selector]string // candidates that must stay tracked, and why
 	Census   *Census             // the newest scan if one ended since the last tick, else nil
 }

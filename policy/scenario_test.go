@@ -152,12 +152,15 @@ func tell(w *world, m *Machine, c *Config, word, rest string) (time.Duration, er
 		for _, g := range w.groups {
 			g.stopped = g.stopped || g.name == rest
 		}
-	case "service", "broken":
+	case "service", "lane", "broken":
 		var s Selector
-		if s, err = ParseSelector(rest); word == "broken" {
-			w.broken[s] = true
-		} else {
+		switch s, err = ParseSelector(rest); word {
+		case "service":
 			w.services = append(w.services, s)
+		case "lane":
+			w.lane = append(w.lane, s)
+		default:
+			w.broken[s] = true
 		}
 	case "allow":
 		var p netip.Prefix

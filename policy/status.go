@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -67,8 +68,8 @@ func (m *Machine) stepReason(r rung, engaged bool) string {
 
 // Selectors returns how each candidate for notrack stands after the last tick.
 func (m *Machine) Selectors() []SelectorStatus {
-	list := make([]SelectorStatus, 0, len(m.last.Services))
-	for _, s := range m.last.Services {
+	list := make([]SelectorStatus, 0, len(m.last.Services)+len(m.last.Lane))
+	for _, s := range slices.Concat(m.last.Services, m.last.Lane) {
 		status := SelectorStatus{Selector: s.String(), Stage: "tracked", Refused: m.untracker.refusal(s, m.last)}
 		if t := m.untracker.selectors[s]; t != nil {
 			status.Stage = t.stage.String()

@@ -21,6 +21,7 @@ type world struct {
 	capacity int
 	admin    map[string]int
 	services []Selector
+	lane     []Selector
 	refused  map[Selector]string
 	broken   map[Selector]bool // the host's own rules drop it untracked
 	allow    []netip.Prefix
@@ -81,7 +82,7 @@ func newWorld() *world {
 func (w *world) observe() Observation {
 	w.count()
 	o := Observation{Time: w.now, Count: int(w.total), Capacity: w.capacity, Kernel: w.kernel, Arrivals: w.arrivals,
-		Admin: w.admin, Allow: w.allow, Services: w.services, Refused: w.refused, Work: w.work, Census: w.census}
+		Admin: w.admin, Allow: w.allow, Services: w.services, Lane: w.lane, Refused: w.refused, Work: w.work, Census: w.census}
 	o.Work.Selectors = maps.Clone(w.work.Selectors)
 	w.census = nil
 	return o
@@ -167,16 +168,16 @@ func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Li
 		w.arrivals.TCPOpens += uint64(math.Round(flows))
 	}
 	for _, n := range p.Notrack {
-		if n.Selector != g.to {
+		if (Selector{Protocol: n.Selector.Protocol, Port: n.Selector.Port}) != g.to {
 			continue
 		}
-		c := w.work.Selectors[g.to]
+		c := w.work.Selectors[n.Selector]
 		k := uint64(math.Ceil(flows))
 		c.Requests, c.New = c.Requests+3*k, c.New+k
 		if !w.broken[g.to] || n.Stage == Watched {
 			c.Delivered, c.Replies, c.Sent = c.Delivered+3*k, c.Replies+2*k, c.Sent+2*k
 		}
-		w.work.Selectors[g.to] = c
+		w.work.Selectors[n.Selector] = c
 		if n.Stage != Watched {
 			return
 		}

@@ -31,12 +31,18 @@ var helperPorts = map[policy.Selector]string{
 
 // Refused returns those of services that must stay tracked on this host, and why.
 func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, error) {
-	nat, err := h.nat()
+	anything, redirect, err := h.nat()
 	if err != nil {
 		return nil, err
 	}
 	refused := make(map[policy.Selector]string)
 	for _, s := range services {
+		// Answers to masqueraded flows come to any port of this host. With one remote side named,
+		// only a redirection of the port itself is left to fear.
+		nat := anything
+		if s.Remote.IsValid() {
+			nat = redirect
+		}
 		if nat != "" {
 			refused[s] = "NAT on this host: " + nat
 			continue
@@ -52,21 +58,23 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 	return refused, nil
 }
 
-// nat names what may translate addresses in this namespace; it is empty where nothing does.
-func (h *Host) nat() (string, error) {
+// nat names what may translate addresses in this namespace, and what may redirect packets to this
+// host elsewhere; each is empty where nothing does.
+func (h *Host) nat() (anything, redirect string, err error) {
 	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
 		text, err := os.ReadFile(h.net(file))
 		if err == nil && strings.Contains("\n"+string(text), "\nnat\n") {
-			return "iptables-legacy has a nat table (" + file + ")", nil
+			found := "iptables-legacy has a nat table (" + file + ")"
+			return found, found, nil
 		}
 	}
 	conn, err := nftables.New()
 	if err != nil {
-		return "", fmt.Errorf("look for nat chains: %w", err)
+		return "", "", fmt.Errorf("look for nat chains: %w", err)
 	}
 	chains, err := conn.ListChains()
 	if err != nil {
-		return "", fmt.Errorf("look for nat chains: %w", err)
+		return "", "", fmt.Errorf("look for nat chains: %w", err)
 	}
 	for _, c := range chains {
 		if c.Type != nftables.ChainTypeNAT {
@@ -74,11 +82,15 @@ func (h *Host) nat() (string, error) {
 		}
 		rules, err := conn.GetRules(c.Table, c)
 		if err != nil {
-			return "", fmt.Errorf("look for nat rules: %w", err)
+			return "", "", fmt.Errorf("look for nat rules: %w", err)
 		}
-		if len(rules) > 0 {
-			return fmt.Sprintf("chain %s of table %s", c.Name, c.Table.Name), nil
+		if len(rules) == 0 {
+			continue
+		}
+		anything = fmt.Sprintf("chain %s of table %s", c.Name, c.Table.Name)
+		if c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookPrerouting {
+			redirect = anything
 		}
 	}
-	return "", nil
+	return anything, redirect, nil
 }
