@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"sort"
@@ -31,6 +32,9 @@ func (m *prefixMap) add(p netip.Prefix, value int32) {
 
 func (m *prefixMap) find(a address) (value int32, ok bool) {
 	for _, bits := range m.lengths {
+		if bits < 96 && a.is4() {
+			return 0, false // an IPv6 prefix that covers the mapped addresses means none of them
+		}
 		if value, ok = m.values[prefixKey{a.mask(bits), bits}]; ok {
 			return value, true
 		}
@@ -47,13 +51,13 @@ func bitsOf(p netip.Prefix) int {
 }
 
 // prefixSet says whether an address is in any of a set of prefixes, by binary search in the ranges
-// that they cover.
-type prefixSet struct{ ranges []addressRange }
+// that they cover. The families are apart: ::/0 does not mean IPv4.
+type prefixSet struct{ four, six []addressRange }
 
 type addressRange struct{ first, last address }
 
 func newPrefixSet(prefixes []netip.Prefix) prefixSet {
-	var all []addressRange
+	var s prefixSet
 	for _, p := range prefixes {
 		if !p.IsValid() {
 			continue
@@ -61,26 +65,38 @@ func newPrefixSet(prefixes []netip.Prefix) prefixSet {
 		bits := bitsOf(p)
 		first := addressOf(p.Addr()).mask(bits)
 		ones := address{^uint64(0), ^uint64(0)}.mask(bits)
-		all = append(all, addressRange{first, address{first.hi | ^ones.hi, first.lo | ^ones.lo}})
-	}
-	slices.SortFunc(all, func(a, b addressRange) int { return a.first.compare(b.first) })
-	var s prefixSet
-	for _, r := range all {
-		// Prefixes nest or are apart: a range that begins inside the one before lies inside it.
-		if n := len(s.ranges); n > 0 && r.first.compare(s.ranges[n-1].last) <= 0 {
-			if r.last.compare(s.ranges[n-1].last) > 0 {
-				s.ranges[n-1].last = r.last
-			}
-			continue
+		r := addressRange{first, address{first.hi | ^ones.hi, first.lo | ^ones.lo}}
+		if p.Addr().Is4() {
+			s.four = append(s.four, r)
+		} else {
+			s.six = append(s.six, r)
 		}
-		s.ranges = append(s.ranges, r)
 	}
+	s.four, s.six = outermost(s.four), outermost(s.six)
 	return s
 }
 
+// outermost sorts ranges and drops those that lie within another one. Prefixes nest or are apart, so
+// a range that begins inside another one ends there too.
+func outermost(all []addressRange) (kept []addressRange) {
+	slices.SortFunc(all, func(a, b addressRange) int {
+		return cmp.Or(a.first.compare(b.first), b.last.compare(a.last))
+	})
+	for _, r := range all {
+		if n := len(kept); n == 0 || r.first.compare(kept[n-1].last) > 0 {
+			kept = append(kept, r)
+		}
+	}
+	return kept
+}
+
 func (s prefixSet) contains(a address) bool {
-	i := sort.Search(len(s.ranges), func(i int) bool { return s.ranges[i].last.compare(a) >= 0 })
-	return i < len(s.ranges) && s.ranges[i].first.compare(a) <= 0
+	ranges := s.six
+	if a.is4() {
+		ranges = s.four
+	}
+	i := sort.Search(len(ranges), func(i int) bool { return ranges[i].last.compare(a) >= 0 })
+	return i < len(ranges) && ranges[i].first.compare(a) <= 0
 }
 
 func (a address) compare(b address) int {

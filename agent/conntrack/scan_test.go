@@ -3,6 +3,7 @@ package conntrack
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -120,4 +121,44 @@ func TestScanOptions(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
+}
+
+// A table that changes under the scan may be seen torn, but never fails.
+func TestScanWhileChanging(t *testing.T) {
+	table := openTable(t)
+	const sources, each = 20, 1000
+	for i := range sources {
+		fill(t, tcp(nth(addr("192.0.2.0"), i).String(), each, tcpSynSent, 0, 60)...)
+	}
+	other, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	done := make(chan int)
+	go func() {
+		deleted := 0
+		for i := range sources {
+			n, err := other.EvictPrefix(context.Background(), netip.PrefixFrom(nth(addr("192.0.2.0"), i), 32), []netip.Prefix{})
+			if err != nil {
+				t.Error(err)
+			}
+			deleted += n
+		}
+		done <- deleted
+	}()
+	for {
+		c, err := table.Scan(t.Context(), ScanOptions{})
+		if err != nil || !c.Whole || c.Total < c.Seen {
+			t.Fatalf("%+v, %v", c, err)
+		}
+		select {
+		case deleted := <-done:
+			if deleted != sources*each {
+				t.Errorf("deleted %d, want %d", deleted, sources*each)
+			}
+			return
+		default:
+		}
+	}
 }

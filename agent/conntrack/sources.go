@@ -206,8 +206,10 @@ func (s *sources) largest(n int, prefix func(address) policy.Holding) (top []pol
 		if s.slots[i].total == 0 {
 			continue
 		}
-		if h.Len() < n {
-			heap.Push(h, uint32(i))
+		if len(h.at) < n {
+			if h.at = append(h.at, uint32(i)); len(h.at) == n {
+				heap.Init(h)
+			}
 			continue
 		}
 		small := uint32(i)
@@ -248,5 +250,5 @@ type slotHeap struct {
 func (h *slotHeap) Len() int           { return len(h.at) }
 func (h *slotHeap) Less(i, j int) bool { return h.s.slots[h.at[i]].total < h.s.slots[h.at[j]].total }
 func (h *slotHeap) Swap(i, j int)      { h.at[i], h.at[j] = h.at[j], h.at[i] }
-func (h *slotHeap) Push(x any)         { h.at = append(h.at, x.(uint32)) }
+func (h *slotHeap) Push(any)           { panic("nothing is ever pushed") }
 func (h *slotHeap) Pop() any           { panic("nothing is ever popped") }
