@@ -63,4 +63,11 @@ func printPlan(w io.Writer, plan agent.Plan) {
 }
 
 // printJSONLine prints v as one line of JSON.
-func printJSONLine(w io.Writer, v any) error { return json.NewEncoder(w).Encode(v) }
+func printJSONLine(w io.Writer, v any) error { return newEncoder(w).Encode(v) }
+
+// newEncoder returns an encoder that leaves the > of a reason as it is.
+func newEncoder(w io.Writer) *json.Encoder {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	return e
+}

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"ctguard/agent/conntrack/conntracktest"
+)
+
+// The scripts in testdata/script run the real program, each in a network namespace of its own, with
+// its own state directory and socket. What they claim about the kernel is seen with nft and /proc.
+func TestScripts(t *testing.T) {
+	if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
+		if os.Geteuid() != 0 {
+			t.Fatal("needs root: it makes network namespaces")
+		}
+		for _, program := range []string{"nft", "ip", "unshare", "setpriv", "promtool"} {
+			if _, err := exec.LookPath(program); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:   "testdata/script",
+		Setup: setUp,
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"await":    await,
+			"exits":    exits,
+			"fill":     fill,
+			"listen":   listen,
+			"metrics":  metrics,
+			"signal":   sendSignal,
+			"snapshot": snapshot,
+		},
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+	})
+}
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"ctguard": main})
+}
+
+// setUp moves a script into a network namespace of its own. Everything that the script starts
+// inherits it from this thread, which ends with the script: it is never unlocked.
+func setUp(env *testscript.Env) error {
+	// Scripts also run the program as nobody.
+	program, err := exec.LookPath("ctguard")
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{filepath.Dir(filepath.Dir(program)), filepath.Dir(env.WorkDir), env.WorkDir} {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	if err := conntracktest.Enter(); err != nil {
+		return err
+	}
+	return exec.Command("ip", "link", "set", "lo", "up").Run()
+}
+
+// patience bounds every wait for something that must happen.
+const patience = 20 * time.Second
+
+// await PATTERN program args... runs a program again and again until its output matches.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: await PATTERN program [args...]")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		err := ts.Exec(args[1], args[2:]...)
+		if err == nil && pattern.MatchString(ts.ReadFile("stdout")) {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("%s: no %q in its output (%v)", strings.Join(args[1:], " "), args[0], err)
+		}
+	}
+}
+
+// exits CODE program args... runs a program that must end with an exit code.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE program [args...]")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// fill N makes entries of N sources, one assured TCP connection each; fill N ADDR makes N of one
+// source.
+func fill(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	src := netip.MustParseAddr("203.0.113.0")
+	if len(args) > 1 {
+		src = netip.MustParseAddr(args[1])
+	}
+	dst := netip.MustParseAddr("198.51.100.1")
+	if src.Is6() {
+		dst = netip.MustParseAddr("2001:db8:ffff::1")
+	}
+	made, err := conntracktest.Fill(func(yield func(conntracktest.Flow) bool) {
+		for i := range n {
+			if len(args) == 1 {
+				src = src.Next()
+			}
+			if !yield(conntracktest.Flow{Src: src, Dst: dst, Proto: unix.IPPROTO_TCP, SrcPort: uint16(1024 + i), DstPort: 80,
+				State: 3, Status: conntracktest.SeenReply | conntracktest.Assured, Timeout: 3600}) {
+				return
+			}
+		}
+	})
+	ts.Check(err)
+	if made != n {
+		ts.Fatalf("made %d of %d entries", made, n)
+	}
+}
+
+// listen ADDR... opens TCP sockets that listen until the script ends.
+func listen(ts *testscript.TestScript, _ bool, args []string) {
+	for _, addr := range args {
+		l, err := net.Listen("tcp", addr)
+		ts.Check(err)
+		ts.Defer(func() { l.Close() })
+	}
+}
+
+// metrics SOCKET FILE fetches the metrics over the control socket.
+func metrics(ts *testscript.TestScript, _ bool, args []string) {
+	client := http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) {
+		return net.Dial("unix", ts.MkAbs(args[0]))
+	}}}
+	defer client.CloseIdleConnections()
+	response, err := client.Get("http://ctguard/metrics")
+	ts.Check(err)
+	defer response.Body.Close()
+	f, err := os.Create(ts.MkAbs(args[1]))
+	ts.Check(err)
+	_, err = f.ReadFrom(response.Body)
+	ts.Check(errors.Join(err, f.Close()))
+}
+
+// signal NAME [N] sends a signal to the N-th program in the background; without N to the newest.
+func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
+	programs := ts.BackgroundCmds()
+	n := len(programs)
+	if len(args) > 1 {
+		var err error
+		n, err = strconv.Atoi(args[1])
+		ts.Check(err)
+	}
+	signal := unix.SignalNum("SIG" + args[0])
+	if signal == 0 || n < 1 || n > len(programs) {
+		ts.Fatalf("usage: signal NAME [N], with N programs in the background")
+	}
+	ts.Check(programs[n-1].Process.Signal(signal))
+}
+
+// snapshot FILE writes down the whole ruleset and every conntrack setting that belongs to this
+// namespace: those that are read-only here are another's, or counters.
+func snapshot(ts *testscript.TestScript, _ bool, args []string) {
+	ruleset, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
+	ts.Check(err)
+	text := string(ruleset)
+	settings, err := filepath.Glob("/proc/sys/net/netfilter/*")
+	ts.Check(err)
+	for _, path := range settings {
+		info, err := os.Stat(path)
+		ts.Check(err)
+		if info.IsDir() || info.Mode().Perm()&0o200 == 0 {
+			continue
+		}
+		if value, err := os.ReadFile(path); err == nil {
+			text += fmt.Sprintf("%s = %s", filepath.Base(path), value)
+		}
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+}
