@@ -15,12 +15,13 @@ import (
 // Bounds of looking at the table. A whole scan of 65 536 entries takes a tenth of the budget on a
 // machine of 2020; what does not fit ends as a sample.
 const (
-	scanBudget   = 500 * time.Millisecond
-	sampleSize   = 5_000 // entries: enough for what the table consists of, give or take 1.4 %
-	calmShare    = 20    // at most one part in this many of the time goes into scans
-	hurryShare   = 4     // the same while the table is about to fill up
-	minScanPause = 200 * time.Millisecond
-	samplePause  = 2 * time.Second
+	scanBudget     = 500 * time.Millisecond
+	sampleSize     = 5_000 // entries: enough for what the table consists of, give or take 1.4 %
+	calmShare      = 20    // at most one part in this many of the time goes into scans
+	hurryShare     = 4     // the same while the table is about to fill up
+	listedPerLimit = 4     // sources a scan lists for each that can be held back: more than that fold into networks
+	minScanPause   = 200 * time.Millisecond
+	samplePause    = 2 * time.Second
 )
 
 // walk is one pass over the table; it runs beside the loop. It returns what it learnt as a function
@@ -130,7 +131,7 @@ func (a *Agent) retiming() walk {
 // scanning looks at who holds the table, as often as the time budget allows.
 func (a *Agent) scanning(now time.Time) walk {
 	options := conntrack.ScanOptions{Budget: scanBudget, V4Bits: a.config.V4Bits, V6Bits: a.config.V6Bits,
-		MaxSources: a.config.Policy.MaxLimited}
+		MaxSources: listedPerLimit * a.config.Policy.MaxLimited}
 	pause := minScanPause
 	switch a.decision.Scan {
 	case policy.NoScan:

@@ -42,7 +42,7 @@ func TestEstimateProperties(t *testing.T) {
 		c := Census{Total: total, Seen: rapid.IntRange(1, total).Draw(t, "seen")}
 		of := rapid.IntRange(0, c.Seen).Draw(t, "of source")
 		mid, low, high := c.Estimate(of)
-		if !(of <= low && low <= mid && mid <= high && high <= total-(c.Seen-of)) {
+		if of > low || low > mid || mid > high || high > total-(c.Seen-of) {
 			t.Fatalf("%d of %d of %d: bounds %d ≤ %d ≤ %d out of order or beyond the certain", of, c.Seen, total, low, mid, high)
 		}
 		if of < c.Seen {

@@ -51,6 +51,7 @@ type Machine struct {
 	override  *Override
 	manual    []Manual
 	lane      bool    // the management lane is open
+	futile    bool    // the top step has just turned out to bring nothing
 	census    *Census // the newest
 	last      Observation
 	decision  Decision
@@ -111,7 +112,7 @@ func (m *Machine) Tick(o Observation) Decision {
 	if o.Census != nil {
 		m.census = o.Census
 	}
-	m.calm.observe(o, m.ladder.level == 0 && r.pressure < min(r.fill+calmGrowth, m.ladder.lowestEnter()))
+	m.calm.observe(o, m.ladder.level == 0 && !r.growing() && r.pressure < m.ladder.lowestEnter())
 	m.ladder.observe(o.Time, r.pressure, m.quiet(o))
 
 	var events []Event
@@ -143,6 +144,13 @@ func (m *Machine) expire(now time.Time) []Event {
 // climb moves the level and says why.
 func (m *Machine) climb(o Observation, r reading) []Event {
 	wanted, reason := m.ladder.wanted(o.Time, r.pressure)
+	if wanted <= m.ladder.level && m.futile && r.growing() && wanted < len(m.ladder.rungs) && m.ladder.level > 0 {
+		top := m.ladder.rungs[m.ladder.level-1]
+		if r.pressure >= top.Enter {
+			wanted, reason = m.ladder.level+1, fmt.Sprintf("%s brought nothing and pressure stays at %.0f %%", top.Name, r.pressure)
+		}
+	}
+	m.futile = false
 	level := min(max(m.override.apply(wanted, m.ladder.level), 0), len(m.ladder.rungs))
 	from := m.ladder.level
 	if level == from {
@@ -289,7 +297,7 @@ func (m *Machine) next(o Observation, r reading) time.Duration {
 
 // pressed reports whether the next tick may have something to decide.
 func (m *Machine) pressed(r reading) bool {
-	return r.pressure >= m.ladder.lowest() && (m.ladder.level > 0 || r.pressure >= r.fill+calmGrowth)
+	return r.pressure >= m.ladder.lowest() && (m.ladder.level > 0 || r.growing())
 }
 
 // scan says which scan the next observations should bring. Near the fair share's

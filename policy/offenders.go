@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -54,24 +55,84 @@ const (
 func (f *offenders) judge(o Observation, c Config) ([]Cap, []Event) {
 	accounts, share := f.divide(o, c)
 	f.rate = limitRate(share, c)
-	caps := make([]Cap, 0, 64)
-	var events []Event
-	limited := 0
+	var due []account
 	for _, a := range accounts {
-		excess := a.held > a.keepHeld || a.passing > a.keepPassing
-		heldBack := a.why != "" && limited < c.MaxLimited
-		if heldBack {
-			limited++
-			events = f.hold(events, o.Time, a, c)
+		if a.why != "" {
+			due = append(due, a)
 		}
-		if excess {
-			// Block, then evict: what a source holds goes only when it can't come back at once.
-			keep := int(min(a.held, a.keepHeld) + min(a.passing, a.keepPassing))
-			caps = append(caps, Cap{a.Prefix, max(keep, 1), c.SpareAssured || !heldBack})
-		}
-		f.more = f.more || a.why != "" && !heldBack
 	}
-	return caps, summed(events)
+	if len(due) > c.MaxLimited {
+		due = fold(due, c)
+	}
+	var events []Event
+	held := make(map[netip.Prefix]bool, len(due))
+	for _, a := range due[:min(len(due), c.MaxLimited)] {
+		held[a.Prefix] = true
+		events = f.hold(events, o.Time, a, c)
+	}
+	events = summed(events)
+	if more := len(due) - c.MaxLimited; more > 0 && !f.more {
+		events = append(events, Event{Kind: DegradedEvent, Step: Evict,
+			Reason: fmt.Sprintf("%d more sources should be held back than evict.max_limited (%d) allows: the largest are", more, c.MaxLimited)})
+	}
+	f.more = len(due) > c.MaxLimited
+	return excess(accounts, held, c), events
+}
+
+// excess returns how many entries each source above its share may keep. Block, then evict: what a
+// source holds goes only when it can't come back at once.
+func excess(accounts []account, held map[netip.Prefix]bool, c Config) []Cap {
+	var caps []Cap
+	for _, a := range accounts {
+		if a.held <= a.keepHeld && a.passing <= a.keepPassing {
+			continue
+		}
+		keep := int(min(a.held, a.keepHeld) + min(a.passing, a.keepPassing))
+		heldBack := held[a.Prefix] || held[c.folded(a.Prefix)]
+		caps = append(caps, Cap{a.Prefix, max(keep, 1), c.SpareAssured || !heldBack})
+	}
+	return caps
+}
+
+// foldFrom is how many heavy sources a network must have to be held back as one.
+const foldFrom = 4
+
+// fold puts heavy sources of one network together, when there are more than can be held back one by
+// one, and returns them with the largest first.
+func fold(due []account, c Config) []account {
+	networks := make(map[netip.Prefix][]account)
+	for _, a := range due {
+		networks[c.folded(a.Prefix)] = append(networks[c.folded(a.Prefix)], a)
+	}
+	var list []account
+	for network, members := range networks {
+		if len(members) < foldFrom {
+			list = append(list, members...)
+			continue
+		}
+		sum := account{Holding: Holding{Prefix: network}}
+		for _, a := range members {
+			sum.Entries, sum.held, sum.passing = sum.Entries+a.Entries, sum.held+a.held, sum.passing+a.passing
+			for class := range a.Classes {
+				sum.Classes[class] += a.Classes[class]
+			}
+		}
+		sum.why = fmt.Sprintf("%d heavy sources in it, with %.0f entries", len(members), sum.held+sum.passing)
+		list = append(list, sum)
+	}
+	slices.SortFunc(list, func(a, b account) int {
+		return cmp.Or(cmp.Compare(b.held+b.passing, a.held+a.passing), a.Prefix.Addr().Compare(b.Prefix.Addr()))
+	})
+	return list
+}
+
+// folded returns the network that a source is held back with when there are too many.
+func (c Config) folded(p netip.Prefix) netip.Prefix {
+	bits := c.FoldV6
+	if p.Addr().Is4() {
+		bits = c.FoldV4
+	}
+	return netip.PrefixFrom(p.Addr(), min(bits, p.Bits())).Masked()
 }
 
 // divide shares the table out among the sources of a census, the largest first, and returns the

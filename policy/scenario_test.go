@@ -76,6 +76,8 @@ func play(t *testing.T, story string) string {
 			until, _ = time.ParseDuration(rest)
 		case "profile":
 			config = Defaults(Profile(rest))
+		case "max-limited":
+			config.MaxLimited, _ = strconv.Atoi(rest)
 		case "off":
 			for i, s := range config.Steps {
 				if string(s.Name) == rest {
@@ -112,7 +114,7 @@ func play(t *testing.T, story string) string {
 	for _, g := range w.groups {
 		n := 0
 		for _, s := range g.sources {
-			if held[s.prefix] && !g.random {
+			if (held[s.prefix] || held[config.folded(s.prefix)]) && !g.random {
 				n++
 			}
 		}

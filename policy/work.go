@@ -16,6 +16,9 @@ type calm struct {
 // calmGrowth is how many percent of the table growth may add to the pressure of an ordinary day.
 const calmGrowth = 10
 
+// growing reports whether the table grows faster than on an ordinary day.
+func (r reading) growing() bool { return r.pressure >= r.fill+calmGrowth }
+
 // calmFade is how long a peak of ordinary traffic is remembered.
 const calmFade = 10 * time.Minute
 
@@ -107,37 +110,40 @@ func (m *Machine) begin(name StepName, o Observation, r reading) *outcome {
 // report says what each step brought, a little after it was engaged.
 func (m *Machine) report(o Observation, r reading) []Event {
 	var events []Event
-	for _, rung := range m.ladder.rungs[:m.ladder.level] {
+	for i, rung := range m.ladder.rungs[:m.ladder.level] {
 		was := m.started[rung.Name]
 		if was == nil || o.Time.Sub(was.at) < outcomeAfter {
 			continue
 		}
 		delete(m.started, rung.Name)
-		events = append(events, Event{Kind: StepEvent, Step: rung.Name, Reason: m.brought(rung.Name, was, o, r)})
+		text, something := m.brought(rung.Name, was, o)
+		m.futile = m.futile || !something && i == m.ladder.level-1
+		drops := since(o.Kernel.Drop+o.Kernel.InsertFailed, was.drops)
+		events = append(events, Event{Kind: StepEvent, Step: rung.Name,
+			Reason: fmt.Sprintf("%s in %s: fill %.0f %% to %.0f %%, %d flows refused by the kernel meanwhile",
+				text, o.Time.Sub(was.at).Round(time.Second), was.fill, r.fill, drops)})
 	}
 	return events
 }
 
-// brought puts a step's outcome into words.
-func (m *Machine) brought(name StepName, was *outcome, o Observation, r reading) string {
-	done := since(m.done(name, o), was.done)
-	evicted := since(o.Work.Evicted, was.evicted)
-	var text string
-	switch {
-	case m.skipped(name, o) != "":
-		text = "skipped: " + m.skipped(name, o)
-	case name == DropInvalid && done > 0:
-		text = fmt.Sprintf("dropped %d invalid packets", done)
-	case name == NotrackStep && done > 0:
-		text = fmt.Sprintf("kept %d new flows out of the table", done)
-	case name == Tighten && done > 0:
-		text = fmt.Sprintf("shortened %d entries", done)
-	case name == Evict && done > 0:
-		text = fmt.Sprintf("evicted %d entries, dropped %d packets of %d sources", evicted, since(done, evicted), len(m.decision.Posture.Limits))
-	default:
-		text = "brought nothing"
+// brought puts a step's outcome into words, and says whether there is one.
+func (m *Machine) brought(name StepName, was *outcome, o Observation) (string, bool) {
+	if reason := m.skipped(name, o); reason != "" {
+		return "skipped (" + reason + "), so nothing", false
 	}
-	drops := since(o.Kernel.Drop+o.Kernel.InsertFailed, was.drops)
-	return fmt.Sprintf("%s in %s: fill %.0f %% to %.0f %%, %d flows refused by the kernel meanwhile",
-		text, o.Time.Sub(was.at).Round(time.Second), was.fill, r.fill, drops)
+	done := since(m.done(name, o), was.done)
+	if done == 0 {
+		return "brought nothing", false
+	}
+	switch name {
+	case DropInvalid:
+		return fmt.Sprintf("dropped %d invalid packets", done), true
+	case NotrackStep:
+		return fmt.Sprintf("kept %d new flows out of the table", done), true
+	case Tighten:
+		return fmt.Sprintf("shortened %d entries", done), true
+	case Evict:
+	}
+	evicted := since(o.Work.Evicted, was.evicted)
+	return fmt.Sprintf("evicted %d entries, dropped %d packets of %d sources", evicted, since(done, evicted), len(m.decision.Posture.Limits)), true
 }

@@ -154,7 +154,11 @@ func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Li
 	if flows == 0 {
 		return
 	}
-	if l, ok := limited[s.prefix]; ok {
+	l, ok := limited[s.prefix]
+	if !ok {
+		l, ok = limited[Config{FoldV4: 24, FoldV6: 48}.folded(s.prefix)]
+	}
+	if ok {
 		pass := min(flows, float64(p.LimitRate)*dt)
 		if l.Kind == Block {
 			pass = 0
