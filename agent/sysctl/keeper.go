@@ -57,7 +57,7 @@ func (k *Keeper) Admin() (map[string]int, error) {
 		return nil, err
 	}
 	for name, e := range k.journal.Settings {
-		if all[name] == e.Written {
+		if now := all[name]; now == e.Written || now == e.Before {
 			all[name] = e.First
 		}
 	}
@@ -68,18 +68,13 @@ func (k *Keeper) Admin() (map[string]int, error) {
 // It can be called any number of times; what it could not do is in the error, the rest is done.
 func (k *Keeper) Apply(wanted map[string]int) ([]Change, error) {
 	before := maps.Clone(k.journal.Settings)
-	changes, err := k.plan(wanted)
-	if err != nil {
-		k.journal.Settings = before
-		return nil, err
-	}
+	changes, errs := k.plan(wanted)
 	// The first values are on disk before anything is changed.
 	if err := k.saveIfChanged(before); err != nil {
 		k.journal.Settings = before
-		return nil, err
+		return nil, errors.Join(append(errs, err)...)
 	}
 	planned := maps.Clone(k.journal.Settings)
-	var errs []error
 	done := changes[:0]
 	for _, c := range changes {
 		if !c.Foreign {
@@ -105,8 +100,9 @@ func (k *Keeper) saveIfChanged(before map[string]Entry) error {
 	return k.journal.save(k.dir)
 }
 
-// plan enters what is about to be written into the journal in memory and returns it in order.
-func (k *Keeper) plan(wanted map[string]int) ([]Change, error) {
+// plan enters what is about to be written into the journal in memory and returns it in order, and
+// what could not be read.
+func (k *Keeper) plan(wanted map[string]int) ([]Change, []error) {
 	maps.DeleteFunc(k.foreign, func(name string, _ bool) bool { _, still := wanted[name]; return !still })
 	names := maps.Clone(wanted)
 	if names == nil {
@@ -116,20 +112,22 @@ func (k *Keeper) plan(wanted map[string]int) ([]Change, error) {
 		names[name] = 0
 	}
 	var changes []Change
+	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		if !k.exists(name) || k.foreign[name] {
 			continue
 		}
 		now, err := k.Read(name)
 		if err != nil {
-			return nil, err
+			errs = append(errs, err)
+			continue
 		}
 		to, want := wanted[name]
 		if c, needed := k.planOne(name, now, to, want); needed {
 			changes = append(changes, c)
 		}
 	}
-	return changes, nil
+	return changes, errs
 }
 
 // planOne enters one setting, which is now at a value, into the journal, and returns the change

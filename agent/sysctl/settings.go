@@ -79,7 +79,7 @@ func (s *Settings) All() (map[string]int, error) {
 
 // write changes one setting.
 func (s *Settings) write(name string, value int) error {
-	f, err := os.OpenFile(s.path(name), os.O_WRONLY, 0)
+	f, err := os.OpenFile(s.path(name), os.O_WRONLY|os.O_TRUNC, 0) // as echo(1) does; /proc doesn't mind
 	if err != nil {
 		return fmt.Errorf("write setting: %w", err)
 	}

@@ -1,0 +1,118 @@
+package sysctl
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ctguard/agent/conntrack/conntracktest"
+)
+
+// enter moves the test into a network namespace of its own, which ends with it.
+func enter(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
+			t.Fatal("needs root: it makes a network namespace")
+		}
+		t.Skip("needs root: it makes a network namespace")
+	}
+	if err := conntracktest.Enter(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// all reads every setting of the calling thread's namespace.
+func all(t *testing.T) map[string]int {
+	t.Helper()
+	settings, err := NewSettings("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	values, err := settings.All()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// These two belong to the whole machine.
+	delete(values, "nf_conntrack_max")
+	delete(values, "nf_conntrack_buckets")
+	return values
+}
+
+// On the real kernel: a process changes settings and is killed, the next one puts them back, and no
+// other namespace notices.
+func TestKernel(t *testing.T) {
+	enter(t)
+	dir := t.TempDir()
+	before := all(t)
+	killed, err := NewKeeper("/proc", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if changes, err := killed.Apply(map[string]int{loose: 0, established: 7440}); err != nil || len(changes) != 2 {
+		t.Fatalf("changes %v (%v), want two", changes, err)
+	}
+	if now := all(t); now[loose] != 0 || now[established] != 7440 {
+		t.Errorf("the kernel has %d and %d", now[loose], now[established])
+	}
+
+	// In another namespace everything is as ever, and the journal means nothing.
+	other := make(chan struct{})
+	go func() {
+		defer close(other)
+		if err := conntracktest.Enter(); err != nil {
+			t.Error(err)
+			return
+		}
+		k, err := NewKeeper("/proc", dir)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if k.Changed() != 0 {
+			t.Error("the journal was taken for this namespace's")
+		}
+		if now, err := k.Admin(); err != nil || now[loose] != 1 {
+			t.Errorf("tcp_loose is %d in another namespace (%v)", now[loose], err)
+		}
+	}()
+	<-other
+
+	next, err := NewKeeper("/proc", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := next.Revert(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, all(t)); diff != "" {
+		t.Errorf("settings (-before +after):\n%s", diff)
+	}
+	if _, err := os.Stat(filepath.Join(dir, journalName)); !os.IsNotExist(err) {
+		t.Errorf("a journal is left (%v)", err)
+	}
+}
+
+// The kernel refuses a value: the error names it, nothing is claimed for long.
+func TestKernelRefuses(t *testing.T) {
+	enter(t)
+	k, err := NewKeeper("/proc", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := all(t)
+	if _, err := k.Apply(map[string]int{loose: 7}); err == nil {
+		t.Error("no error for tcp_loose 7")
+	}
+	if _, err := k.Revert(); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(before, all(t)); diff != "" {
+		t.Errorf("settings (-before +after):\n%s", diff)
+	}
+	if k.Changed() != 0 {
+		t.Error("something is still claimed")
+	}
+}
