@@ -1,6 +1,9 @@
 package agent
 
-import "strings"
+import (
+	"reflect"
+	"strings"
+)
 
 // keyPlaces says on which line of a TOML file each key stands.
 type keyPlaces map[string]int
@@ -53,20 +56,34 @@ func (p keyPlaces) of(key string) int {
 	return 0
 }
 
-// knownKeys lists every key that a configuration may have.
-var knownKeys = []string{
-	"profile", "socket", "group", "state_dir", "lookahead", "allow",
-	"table.capacity", "tick.calm", "tick.pressed", "sources.ipv4_prefix", "sources.ipv6_prefix",
-	"management.ports", "metrics.listen", "steps.*.enabled", "steps.*.enter", "steps.*.leave", "steps.*.hold",
-	"drop_invalid.calm_per_second", "notrack.services", "notrack.except", "notrack.trial", "notrack.retry",
-	"tighten.floors", "evict.target", "evict.floor", "evict.weights", "evict.spare_assured", "evict.max_limited",
-	"evict.limit_for", "evict.max_limit_for", "evict.limit_rate", "evict.ban_unreplied", "evict.reject",
+// knownKeys lists every key that a configuration may have, as the tags of rawConfig name them; a
+// part that the operator names is "*".
+var knownKeys = keysOf(reflect.TypeFor[rawConfig](), "")
+
+// keysOf lists the keys of a raw type below prefix.
+func keysOf(t reflect.Type, prefix string) []string {
+	var keys []string
+	for i := range t.NumField() {
+		field := t.Field(i)
+		key := prefix + field.Tag.Get("toml")
+		switch {
+		case field.Type.Kind() == reflect.Struct:
+			keys = append(keys, keysOf(field.Type, key+".")...)
+		case field.Type.Kind() == reflect.Map && field.Type.Elem().Kind() == reflect.Struct:
+			keys = append(keys, keysOf(field.Type.Elem(), key+".*.")...)
+		default:
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }
 
-// nearest suggests the known key that an unknown one may have been meant for.
+// nearest suggests the known key that an unknown one may have been meant for: one that differs in
+// no more than a third of its last word.
 func nearest(key string) string {
-	best, distance := "", 4
+	best, distance := "", max(2, (len(key)-strings.LastIndex(key, ".")-1)/3)+1
 	for _, known := range knownKeys {
+		known = named(known, key)
 		if d := editDistance(key, known); d < distance {
 			best, distance = known, d
 		}
@@ -75,6 +92,17 @@ func nearest(key string) string {
 		return "; ctguard.toml(5) lists them all"
 	}
 	return "; did you mean " + best + "?"
+}
+
+// named puts the words of key where a known key leaves them to the operator.
+func named(known, key string) string {
+	words, parts := strings.Split(key, "."), strings.Split(known, ".")
+	for i := range min(len(words), len(parts)) {
+		if parts[i] == "*" {
+			parts[i] = words[i]
+		}
+	}
+	return strings.Join(parts, ".")
 }
 
 // editDistance returns how many characters must be changed, added or taken away to make b of a
