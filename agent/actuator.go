@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -57,6 +58,7 @@ type live struct {
 	settings keeper
 	evicting *rate.Limiter
 	retiming *rate.Limiter
+	evicted  atomic.Uint64 // entries deleted so far, while an eviction goes on too
 }
 
 // dry changes nothing: it is what remains of live when the last arrow is cut.
@@ -77,14 +79,20 @@ type actuator interface {
 }
 
 func (l *live) rules(d nft.Desired, now time.Time) error { return l.Apply(d, now) }
-func (l *live) work() (policy.Work, error)               { return l.Work() }
-func (l *live) intact() (bool, error)                    { return l.Intact() }
+
+func (l *live) work() (policy.Work, error) {
+	w, err := l.Work()
+	w.Evicted = l.evicted.Load()
+	return w, err
+}
+
+func (l *live) intact() (bool, error) { return l.Intact() }
 func (l *live) set(wanted map[string]int) ([]sysctl.Change, error) {
 	return l.settings.Apply(wanted)
 }
 
 func (l *live) evict(ctx context.Context, e conntrack.Eviction, _ *policy.Census) (conntrack.Evicted, error) {
-	e.Rate = l.evicting
+	e.Rate, e.Progress = l.evicting, &l.evicted
 	return l.Evict(ctx, e)
 }
 

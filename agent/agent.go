@@ -39,6 +39,7 @@ type Agent struct {
 	changed  chan struct{}     // closed and replaced at each event, for those who follow
 	ready    func()
 	missing  []string // what this kernel can't do
+	recorder *recorder
 
 	// What follows belongs to the loop's goroutine.
 	facts      facts
@@ -49,7 +50,6 @@ type Agent struct {
 	evictedFor *policy.Census
 	freed      map[policy.Selector]bool
 	retimedTo  map[string]int
-	evicted    uint64
 	retimed    uint64
 	decision   policy.Decision
 	events     history
@@ -66,6 +66,7 @@ type stack interface {
 // Options are what the command line adds to the configuration.
 type Options struct {
 	DryRun bool
+	Record string // file to write observations and decisions to; empty for none
 	Root   string // "/" except in tests: where /proc, /etc, /sys and /run are found
 	Log    *slog.Logger
 	Ready  func() // called once the agent guards the table
@@ -126,6 +127,12 @@ func (a *Agent) open(o Options) error {
 	a.surveyor = &surveyor{host: here, config: c}
 	a.machine = policy.New(c.Policy)
 	a.metrics = newMetrics()
+	if o.Record != "" {
+		if a.recorder, err = newRecorder(o.Record, c.Policy); err != nil {
+			return err
+		}
+		a.release = append(a.release, a.recorder.close)
+	}
 	a.restore()
 	return nil
 }
@@ -249,7 +256,11 @@ func (a *Agent) tick() {
 		a.decision.Next = a.config.Policy.Calm
 		return
 	}
+	words := memory{a.machine.Override(), a.machine.Manual()}
 	a.decision = a.machine.Tick(o)
+	if a.recorder != nil {
+		a.trouble("record", a.recorder.record(o, words, a.decision.Posture.Level))
+	}
 	for _, e := range a.decision.Events {
 		a.emit(e)
 	}
@@ -270,7 +281,7 @@ func (a *Agent) observe(now time.Time) (policy.Observation, error) {
 	o.Arrivals, errs[3] = a.stack.Arrivals()
 	o.Sockets, errs[4] = a.stack.Sockets()
 	o.Work, errs[5] = a.actuator.work()
-	o.Work.Evicted, o.Work.Retimed = a.evicted, a.retimed
+	o.Work.Retimed = a.retimed
 	if a.fresh {
 		o.Census, a.fresh = a.census, false
 	}

@@ -129,6 +129,7 @@ func (a *Agent) handler() http.Handler {
 	local.HandleFunc("POST /v1/revert", change(a, (*Agent).backToBaseline))
 	local.HandleFunc("POST /v1/auto", change(a, (*Agent).auto))
 	local.HandleFunc("POST /v1/prefix", change(a, (*Agent).prefix))
+	local.HandleFunc("GET /v1/explain", a.explain)
 	local.Handle("GET /metrics", a.metrics.handler())
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if cred, _ := r.Context().Value(peerKey{}).(*unix.Ucred); cred == nil && r.URL.Path != "/metrics" {
@@ -169,6 +170,21 @@ func (a *Agent) sendEvents(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+}
+
+// explain answers with the lines that say why ?prefix=P is or is not held back.
+func (a *Agent) explain(w http.ResponseWriter, r *http.Request) {
+	prefix, err := ParsePrefix(r.URL.Query().Get("prefix"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	var lines []string
+	if err := a.ask(r.Context(), func(a *Agent) { lines = a.machine.Explain(prefix) }); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	sendJSON(w, lines)
 }
 
 // ask has the loop run a function between two ticks, and waits for it.

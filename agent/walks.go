@@ -49,7 +49,7 @@ func (a *Agent) eviction() walk {
 		return nil
 	}
 	a.evictedFor = a.census
-	e := conntrack.Eviction{Caps: caps, Spare: a.allow, V4Bits: a.config.V4Bits, V6Bits: a.config.V6Bits}
+	e := conntrack.Eviction{Caps: caps, Spare: a.allow}
 	return a.evict(e, func(freed conntrack.Evicted) policy.Event {
 		return policy.Event{Kind: policy.EvictEvent, Step: policy.Evict, Entries: freed.Entries,
 			Reason: fmt.Sprintf("%d entries of %d heavy sources above their fair share", freed.Entries, len(caps))}
@@ -74,8 +74,7 @@ func (a *Agent) freeing() walk {
 		return nil
 	}
 	own := a.facts.own
-	e := conntrack.Eviction{Selectors: due, V4Bits: a.config.V4Bits, V6Bits: a.config.V6Bits,
-		Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}
+	e := conntrack.Eviction{Selectors: due, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}
 	return a.evict(e, func(freed conntrack.Evicted) policy.Event {
 		return policy.Event{Kind: policy.EvictEvent, Step: policy.NotrackStep, Entries: freed.Entries,
 			Reason: fmt.Sprintf("%d entries of %d untracked selectors freed", freed.Entries, len(due))}
@@ -88,7 +87,6 @@ func (a *Agent) evict(e conntrack.Eviction, tell func(conntrack.Evicted) policy.
 	return func(ctx context.Context) func(*Agent) {
 		freed, err := a.actuator.evict(ctx, e, census)
 		return func(a *Agent) {
-			a.evicted += uint64(freed.Entries)
 			a.trouble("evict", err)
 			if freed.Entries > 0 {
 				a.emit(tell(freed))

@@ -89,7 +89,7 @@ func Defaults(p Profile) Config {
 		RetryTrial:   time.Hour,
 		CalmInvalid:  20,
 		Floors:       timeoutFloors(),
-		Target:       55,
+		Target:       58, // just below the first enter mark, so that the ladder can come down
 		Floor:        16,
 		SpareAssured: p == NATGateway,
 		MaxLimited:   4096,

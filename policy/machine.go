@@ -205,6 +205,7 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 		m.offenders.release(o.Time)
 	} else if o.Census != nil {
 		caps, held := m.offenders.judge(m.withReleased(o), m.cfg)
+		m.offenders.found = len(caps) > 0
 		p.Caps, events = caps, append(events, held...)
 	}
 	p.Limits = m.limits(o)
@@ -301,9 +302,10 @@ func (m *Machine) pressed(r reading) bool {
 }
 
 // scan says which scan the next observations should bring. Near the fair share's
-// target nobody is worth the scan, so only the shape of the table is of interest.
+// target nobody is worth the scan, unless somebody has just been found above a share, so only the
+// shape of the table is of interest.
 func (m *Machine) scan(r reading) Scan {
-	if step, on := m.Engaged(Evict); on && r.fill > (m.cfg.Target+step.Leave)/2 {
+	if step, on := m.Engaged(Evict); on && (r.fill > (m.cfg.Target+step.Leave)/2 || m.offenders.found && r.fill > m.cfg.Target) {
 		return WholeScan
 	}
 	if m.ladder.level > 0 || m.pressed(r) {
@@ -312,10 +314,11 @@ func (m *Machine) scan(r reading) Scan {
 	return NoScan
 }
 
-// hurry reports whether pressure is at the mark of evict.
+// hurry reports whether pressure is at the mark of evict and the last scan, if there was one, found
+// somebody above a fair share.
 func (m *Machine) hurry(r reading) bool {
 	step, on := m.Engaged(Evict)
-	return on && r.pressure >= step.Enter
+	return on && r.pressure >= step.Enter && (m.offenders.last == nil || m.offenders.found)
 }
 
 // stamp writes the numbers of this tick into its events.

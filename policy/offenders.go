@@ -20,7 +20,10 @@ import (
 type offenders struct {
 	known map[netip.Prefix]*offence
 	swept map[netip.Prefix]int // passing entries that each source was left with by the last census
+	rest  float64              // passing entries of the sources that census did not list
 	at    time.Time            // of that census
+	last  []account            // how the table was divided then
+	found bool                 // somebody was above a fair share then
 	rate  int                  // new flows per second that a limited source may open
 	more  bool                 // more sources were due than may be limited
 }
@@ -46,8 +49,10 @@ type account struct {
 // Parts of the division.
 const (
 	tolerance    = 1.25 // a source is held back only when it is this far above its share: shares waver
-	passingPart  = 0.10 // part of the capacity that is kept for passing entries
+	passingPart  = 0.05 // part of the capacity that is kept for passing entries
 	sweepPerPart = 0.05 // part of the capacity that may be swept away each second
+	ownAddress   = 0.25 // part of a source's entries that must be answered for its address to be its own
+	worthwhile   = 0.25 // part of the excess that the sources above their share must make up
 )
 
 // judge takes a census in: it limits heavy sources, renews those that still offend and returns how
@@ -89,7 +94,7 @@ func excess(accounts []account, held map[netip.Prefix]bool, c Config) []Cap {
 		}
 		keep := int(min(a.held, a.keepHeld) + min(a.passing, a.keepPassing))
 		heldBack := held[a.Prefix] || held[c.folded(a.Prefix)]
-		caps = append(caps, Cap{a.Prefix, max(keep, 1), c.SpareAssured || !heldBack})
+		caps = append(caps, Cap{a.Prefix, max(keep, 1), c.SpareAssured || !heldBack, !heldBack && a.answered() >= ownAddress})
 	}
 	return caps
 }
@@ -161,22 +166,37 @@ func (f *offenders) divide(o Observation, c Config) ([]account, float64) {
 	capacity, floor := float64(o.Capacity), float64(c.Floor)
 	target := capacity * c.Target / 100
 	kept := min(passingPart*capacity, total(passing)+restPassing)
-	fairHeld := max(floor, fairShare(held, restHeld, target-kept))
+	fairHeld := worthwhileShare(held, restHeld, target-kept, floor)
 	room := target - restHeld - taken(held, fairHeld)
-	fairPassing := max(floor, fairShare(passing, restPassing, room))
-	fairOpens := f.opens(accounts, o)
+	fairPassing := worthwhileShare(passing, restPassing, room, floor)
+	fairOpens := f.opens(accounts, o, restPassing)
 	for i := range accounts {
 		a := &accounts[i]
 		a.keepHeld, a.keepPassing, a.keepOpens = fairHeld*a.weight, fairPassing*a.weight, fairOpens*a.weight
 		a.why = a.reason(census, c)
 	}
 	f.sweep(accounts, census.Time)
+	f.last = accounts
 	return accounts, min(fairHeld, fairOpens*flowLife)
 }
 
+// worthwhileShare returns the fair share, not below a floor; +Inf, so that nobody is above it, where
+// those above the floor make up but a small part of the excess. Then the flood comes from sources
+// that each hold next to nothing (spoofed addresses), and taking from honest users would not stop it.
+func worthwhileShare(shares []share, rest, target, floor float64) float64 {
+	fair := max(floor, fairShare(shares, rest, target))
+	all := total(shares)
+	if all-taken(shares, fair) < worthwhile*(all+rest-target) {
+		return math.Inf(1)
+	}
+	return fair
+}
+
 // opens works out how fast each source makes passing entries since the last census, and returns the
-// fair share of what can be swept away.
-func (f *offenders) opens(accounts []account, o Observation) float64 {
+// fair share of what can be swept away. rest are the passing entries of sources that are not listed.
+func (f *offenders) opens(accounts []account, o Observation, rest float64) float64 {
+	before := f.rest
+	f.rest = rest
 	span := o.Census.Time.Sub(f.at).Seconds()
 	if f.swept == nil || span <= 0 || span > 10 {
 		return math.Inf(1) // nothing to compare with
@@ -187,7 +207,7 @@ func (f *offenders) opens(accounts []account, o Observation) float64 {
 		a.opens = max(0, a.passing-float64(f.swept[a.Prefix])) / span
 		shares[i] = share{a.opens, a.weight}
 	}
-	return max(1, fairShare(shares, 0, sweepPerPart*float64(o.Capacity)))
+	return worthwhileShare(shares, max(0, rest-before)/span, sweepPerPart*float64(o.Capacity), 1)
 }
 
 // sweep remembers how many passing entries each source is left with.
@@ -210,7 +230,7 @@ func (a *account) reason(census *Census, c Config) string {
 	}
 	// A source that never answered may be somebody else's address: its entries are swept away, but
 	// it is not held back.
-	if a.answered() < 0.25 && !c.BanUnreplied {
+	if a.answered() < ownAddress && !c.BanUnreplied {
 		return ""
 	}
 	return fmt.Sprintf("opens %.0f flows a second, fair share %.0f", a.opens, a.keepOpens)
@@ -296,7 +316,7 @@ func (f *offenders) release(now time.Time) {
 			of.limit.Until = now
 		}
 	}
-	f.swept, f.more = nil, false
+	f.swept, f.last, f.more = nil, nil, false
 }
 
 // forget drops all memory of the sources inside prefix.

@@ -118,6 +118,16 @@ func ParseSelector(text string) (Selector, error) {
 	return Selector{}, fmt.Errorf(`selector %q is none of "tcp/PORT", "udp/PORT", "echo", "multicast", or one of the first three followed by " with PREFIX"`, text)
 }
 
+// MarshalText writes the selector as [Selector.String] does.
+func (s Selector) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (s *Selector) UnmarshalText(text []byte) error {
+	parsed, err := ParseSelector(string(text))
+	*s = parsed
+	return err
+}
+
 // LimitKind is how a source is held back.
 type LimitKind uint8
 
@@ -143,4 +153,5 @@ type Cap struct {
 	Prefix       netip.Prefix
 	Keep         int
 	SpareAssured bool // evict none of its assured entries, whatever the excess
+	ClosingFirst bool // take closing entries before handshakes under way: its excess is not its fault
 }

@@ -38,8 +38,8 @@ func timeoutFloors() map[string]int {
 }
 
 // scaleSteps is how finely timeouts follow pressure: each new scale rewrites the sysctls and every
-// entry, so it moves in eighths.
-const scaleSteps = 8
+// entry, so it moves in quarters.
+const scaleSteps = 4
 
 // tightener scales timeouts with pressure, as pf's adaptive timeouts do: the administrator's value
 // at the enter mark, the floor when the table is full.

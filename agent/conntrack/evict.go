@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
@@ -16,12 +17,12 @@ import (
 // Eviction says which entries go. Caps thin sources, Selectors free the entries of traffic that is
 // not tracked any more; both may be given at once and cost one pass over the table.
 type Eviction struct {
-	Caps           []policy.Cap
-	Selectors      []policy.Selector
-	Local          func(netip.Addr) bool // whether an address is this host's own; needed for Selectors
-	Spare          []netip.Prefix        // the allowlist: entries with such an original source are never evicted
-	Rate           *rate.Limiter         // deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
-	V4Bits, V6Bits int                   // not needed: each cap says by its prefix what it is about
+	Caps      []policy.Cap
+	Selectors []policy.Selector
+	Local     func(netip.Addr) bool // whether an address is this host's own; needed for Selectors
+	Spare     []netip.Prefix        // the allowlist: entries with such an original source are never evicted
+	Rate      *rate.Limiter         // deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
+	Progress  *atomic.Uint64        // grows with each entry deleted while Evict runs; nil if nobody watches
 }
 
 // Evicted is what became of an eviction, in entries.
@@ -128,6 +129,15 @@ type quarry struct {
 	left    int
 }
 
+// rank returns what an entry of the source is worth.
+func (q *quarry) rank(e *entry) rank {
+	at := rankOf(e)
+	if q.cap.ClosingFirst {
+		at = at.closingFirst()
+	}
+	return at
+}
+
 // evictor is one eviction under way.
 type evictor struct {
 	quarries  []quarry
@@ -135,6 +145,7 @@ type evictor struct {
 	spare     prefixSet
 	selection selection
 	queue     *changes
+	progress  *atomic.Uint64
 	counting  bool // there are quarries to be counted first
 	freed     int
 	gone      int
@@ -145,7 +156,10 @@ type evictor struct {
 const ownerSelector int32 = -1
 
 func newEvictor(v Eviction) *evictor {
-	x := &evictor{spare: newPrefixSet(v.Spare), selection: newSelection(v.Selectors, v.Local)}
+	x := &evictor{spare: newPrefixSet(v.Spare), selection: newSelection(v.Selectors, v.Local), progress: v.Progress}
+	if x.progress == nil {
+		x.progress = new(atomic.Uint64)
+	}
 	caps := slices.Clone(v.Caps)
 	slices.SortStableFunc(caps, func(a, b policy.Cap) int { return a.Keep - b.Keep })
 	room := heapLimit
@@ -181,7 +195,7 @@ func (x *evictor) count(e *entry) bool {
 	if q == nil || q.counted == nil || x.selection.frees(e) && !x.spare.contains(e.orig.src) {
 		return true
 	}
-	if at := rankOf(e); x.stays(q, e, at) {
+	if at := q.rank(e); x.stays(q, e, at) {
 		q.fixed++
 	} else {
 		q.counted.count(at)
@@ -212,7 +226,7 @@ func (x *evictor) visit(e *entry) bool {
 	if q == nil {
 		return true
 	}
-	at := rankOf(e)
+	at := q.rank(e)
 	switch stays := x.stays(q, e, at); {
 	case q.counted != nil:
 		if !stays && q.counted.takes(at) {
@@ -261,6 +275,7 @@ func (x *evictor) delete(owner int32, e *entry) {
 }
 
 func (x *evictor) deleted(owner int32) {
+	x.progress.Add(1)
 	if owner == ownerSelector {
 		x.freed++
 		return

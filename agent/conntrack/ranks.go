@@ -12,6 +12,19 @@ type rank uint64
 
 func rankOf(e *entry) rank { return rank(e.class())<<32 | rank(e.timeout) }
 
+// closingFirst returns the rank with closing entries before those of handshakes under way.
+func (r rank) closingFirst() rank {
+	class := policy.Class(r >> 32)
+	switch class {
+	case policy.Closing:
+		class = 0
+	case policy.Unreplied, policy.HalfOpen:
+		class++
+	case policy.Replied, policy.Assured:
+	}
+	return rank(class)<<32 | r&(1<<32-1)
+}
+
 // recordBytes holds the attributes that name any entry today: 84 bytes for an IPv6 tuple with a zone
 // of its own, 8 for the zone, 8 for the id, and a little to spare.
 const recordBytes = 108

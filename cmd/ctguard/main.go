@@ -96,7 +96,8 @@ func newCommand() *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().StringVar(&p.configPath, "config", agent.DefaultConfigPath, "configuration file")
 	root.AddCommand(p.runCommand(), p.statusCommand(), p.sourcesCommand(), p.planCommand(), p.holdCommand(), p.autoCommand(),
-		p.limitCommand(), p.releaseCommand(), p.eventsCommand(), p.evictCommand(), p.revertCommand(), p.checkCommand(), versionCommand())
+		p.limitCommand(), p.releaseCommand(), p.eventsCommand(), p.evictCommand(), p.revertCommand(), p.checkCommand(),
+		p.explainCommand(), p.replayCommand(), versionCommand())
 	wrongUsage(root)
 	return root
 }

@@ -15,6 +15,7 @@ import (
 
 func (p *program) runCommand() *cobra.Command {
 	var dryRun bool
+	var record string
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "guard the table until SIGTERM; SIGHUP reads the configuration again",
@@ -26,7 +27,7 @@ func (p *program) runCommand() *cobra.Command {
 			}
 			hup := make(chan os.Signal, 1)
 			signal.Notify(hup, unix.SIGHUP)
-			a, err := agent.New(config, agent.Options{DryRun: dryRun, Root: "/", Log: logger(), Ready: func() {
+			a, err := agent.New(config, agent.Options{DryRun: dryRun, Record: record, Root: "/", Log: logger(), Ready: func() {
 				_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // no systemd is no fault
 			}})
 			if err != nil {
@@ -36,6 +37,7 @@ func (p *program) runCommand() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "decide and tell, but change nothing")
+	c.Flags().StringVar(&record, "record", "", "write observations and decisions to this new file, for ctguard replay")
 	return c
 }
 
