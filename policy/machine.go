@@ -205,7 +205,7 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 		m.offenders.release(o.Time)
 	} else if o.Census != nil {
 		caps, held := m.offenders.judge(m.withReleased(o), m.cfg)
-		m.offenders.found = len(caps) > 0
+		m.offenders.found = len(caps) > 0 || m.offenders.found && r.fill > m.cfg.Target
 		p.Caps, events = caps, append(events, held...)
 	}
 	p.Limits = m.limits(o)

@@ -23,7 +23,7 @@ type offenders struct {
 	rest  float64              // passing entries of the sources that census did not list
 	at    time.Time            // of that census
 	last  []account            // how the table was divided then
-	found bool                 // somebody was above a fair share then
+	found bool                 // somebody was above a fair share, and the target is not reached yet
 	rate  int                  // new flows per second that a limited source may open
 	more  bool                 // more sources were due than may be limited
 }
