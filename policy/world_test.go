@@ -258,7 +258,7 @@ func (w *world) scan(d Decision) {
 	found := make(map[netip.Prefix]*Holding)
 	for _, g := range w.groups {
 		for _, s := range g.sources {
-			n := int(s.entries)
+			n := int(math.Round(s.entries))
 			if n == 0 {
 				continue
 			}
