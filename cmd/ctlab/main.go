@@ -35,6 +35,6 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(demoCommand(), listCommand(), matrixCommand(), runCommand())
+	root.AddCommand(demoCommand(), listCommand(), matrixCommand(), runCommand(), benchTableCommand(), benchTableChildCommand())
 	return root
 }
