@@ -9,7 +9,9 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -160,23 +162,21 @@ func LoadConfig(path string, optional bool) (Config, error) {
 func ParseConfig(path string, text []byte) (Config, error) {
 	var raw rawConfig
 	meta, err := toml.NewDecoder(bytes.NewReader(text)).Decode(&raw)
-	if perr := (toml.ParseError{}); errors.As(err, &perr) {
-		// "toml: line 3 (last key "tick.calm"): what is wrong"
-		message := perr.Message
-		if message == "" {
-			_, message, _ = strings.Cut(perr.Error(), "): ")
-		}
-		return Config{}, &ConfigError{path, perr.Position.Line, perr.LastKey, message}
-	} else if err != nil {
-		return Config{}, &ConfigError{File: path, Text: strings.TrimPrefix(err.Error(), "toml: ")}
+	if err != nil {
+		return Config{}, syntaxError(path, err)
 	}
 	lines := keyLines(string(text))
 	var faults []*ConfigError
 	fault := func(key, format string, args ...any) {
 		faults = append(faults, &ConfigError{path, lines.of(key), key, fmt.Sprintf(format, args...)})
 	}
-	for _, key := range meta.Undecoded() {
+	for _, key := range outermost(meta.Undecoded()) {
 		fault(key.String(), "unknown key%s", nearest(key.String()))
+	}
+	for _, key := range []toml.Key{{"steps"}, {"tighten", "floors"}, {"evict", "weights"}} {
+		if kind := meta.Type(key...); kind != "" && kind != "Hash" {
+			fault(key.String(), "is no table: write [%s] and its keys below", key) // the library takes anything for an empty map
+		}
 	}
 	c := raw.config(fault)
 	c.Path = path
@@ -189,6 +189,55 @@ func ParseConfig(path string, text []byte) (Config, error) {
 		errs[i] = f
 	}
 	return c, errors.Join(errs...)
+}
+
+// decodeError is how the TOML library puts a value of a wrong type.
+var decodeError = regexp.MustCompile(`^toml: line (\d+) \(last key "(.*)"\): ` +
+	`(?:incompatible types: TOML value has type (\S+); destination has type (\S+)|type mismatch for \S+: expected (table) but found (\S+)|(.*))$`)
+
+// typeNames are types, as the library names them, in the words of those who write TOML.
+var typeNames = map[string]string{
+	"string": "a string", "int64": "a number", "float64": "a number with a fraction", "bool": "true or false", "[]any": "a list",
+	"map[string]any": "a table", "time.Time": "a date",
+	"integer": "a whole number", "float": "a number", "boolean": "true or false", "slice": "a list", "table": "a table", "map": "a table",
+}
+
+// syntaxError makes a [*ConfigError] of what the TOML library says.
+func syntaxError(path string, err error) *ConfigError {
+	var p toml.ParseError
+	if errors.As(err, &p) {
+		message := p.Message
+		if message == "" {
+			_, message, _ = strings.Cut(p.Error(), "): ")
+		}
+		return &ConfigError{path, p.Position.Line, p.LastKey, message}
+	}
+	m := decodeError.FindStringSubmatch(err.Error())
+	if m == nil {
+		return &ConfigError{File: path, Text: strings.TrimPrefix(err.Error(), "toml: ")}
+	}
+	line, _ := strconv.Atoi(m[1])
+	is, wanted, other := typeNames[m[3]+m[6]], typeNames[m[4]+m[5]], m[7]
+	if is == "" || wanted == "" {
+		return &ConfigError{path, line, m[2], cmp.Or(other, "a value of another type belongs here")}
+	}
+	return &ConfigError{path, line, m[2], fmt.Sprintf("is %s: write %s", is, wanted)}
+}
+
+// outermost leaves out the keys inside tables that are unknown themselves.
+func outermost(keys []toml.Key) []toml.Key {
+	unknown := make(map[string]bool)
+	for _, key := range keys {
+		unknown[key.String()] = true
+	}
+	return slices.DeleteFunc(keys, func(key toml.Key) bool {
+		for i := range len(key) - 1 {
+			if unknown[key[:i+1].String()] {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // config turns the file into a configuration, defaults filled in.
@@ -337,6 +386,9 @@ func ParsePrefix(text string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(text)
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf(`%q is no address or prefix: write "198.51.100.7" or "2001:db8::/32"`, text)
+	}
+	if p.Addr().Is4In6() {
+		return netip.Prefix{}, fmt.Errorf("%q is IPv4 written as IPv6: write the IPv4 prefix", text)
 	}
 	if p != p.Masked() {
 		return netip.Prefix{}, fmt.Errorf("%q has bits beyond its length: write %q", text, p.Masked())

@@ -82,8 +82,12 @@ func keysOf(t reflect.Type, prefix string) []string {
 // no more than a third of its last word.
 func nearest(key string) string {
 	best, distance := "", max(2, (len(key)-strings.LastIndex(key, ".")-1)/3)+1
+	depth := strings.Count(key, ".") + 1
 	for _, known := range knownKeys {
 		known = named(known, key)
+		if words := strings.Split(known, "."); len(words) > depth {
+			known = strings.Join(words[:depth], ".") // a table, for a key that is no deeper
+		}
 		if d := editDistance(key, known); d < distance {
 			best, distance = known, d
 		}

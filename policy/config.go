@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -138,9 +139,11 @@ func (c Config) Validate() []*FieldError {
 	if evict, ok := c.Step(Evict); ok {
 		need(c.Target < evict.Leave, "evict.target", "%v is not below steps.evict.leave (%v): evict could never be taken back", c.Target, evict.Leave)
 	}
+	need(c.CalmInvalid >= 0, "drop_invalid.calm_per_second", "%v is below 0", c.CalmInvalid)
+	need(c.RetryTrial >= 0, "notrack.retry", "%s is below 0s", c.RetryTrial)
 	need(c.Floor >= 1, "evict.floor", "%d is below 1", c.Floor)
 	for _, w := range c.Weights {
-		need(w.Weight > 0, fmt.Sprintf("evict.weights.%q", w.Prefix), "%v is not above 0", w.Weight)
+		need(w.Weight > 0 && !math.IsInf(w.Weight, 1), fmt.Sprintf("evict.weights.%q", w.Prefix), "%v is not a number above 0", w.Weight)
 	}
 	need(c.MaxLimited >= 1 && c.MaxLimited <= 65536, "evict.max_limited", "%d is not between 1 and 65536", c.MaxLimited)
 	need(c.LimitFor >= time.Second, "evict.limit_for", "%s is below 1s", c.LimitFor)
@@ -155,9 +158,9 @@ func (c Config) validateSteps() []*FieldError {
 	for i, s := range c.Steps {
 		key := "steps." + string(s.Name)
 		switch {
-		case s.Enter <= 0 || s.Enter > 100:
+		case !(s.Enter > 0 && s.Enter <= 100): // so that it is false of what is no number
 			faults = append(faults, &FieldError{key + ".enter", fmt.Sprintf("%v is not a percentage above 0 and up to 100", s.Enter)})
-		case s.Leave <= 0 || s.Leave >= s.Enter:
+		case !(s.Leave > 0 && s.Leave < s.Enter):
 			faults = append(faults, &FieldError{key + ".leave", fmt.Sprintf("%v is not above 0 and below its enter mark (%v)", s.Leave, s.Enter)})
 		case i > 0 && s.Enter < c.Steps[i-1].Enter:
 			faults = append(faults, &FieldError{key + ".enter", fmt.Sprintf("%v is below that of %s (%v), the step before it", s.Enter, c.Steps[i-1].Name, c.Steps[i-1].Enter)})
