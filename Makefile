@@ -67,9 +67,17 @@ demo: deps build ## a flood without and with ctguard, in under a minute: needs r
 e2e: deps build ## all attacks against all guards: needs root
 	bin/ctlab matrix
 
+DEB := bin/deb
 .PHONY: deb
 deb: build ## a Debian package in bin/
-	docs/examples/debian/build $(VERSION)
+	rm -rf $(DEB)
+	install -D bin/ctguard $(DEB)/usr/sbin/ctguard
+	install -D -m 644 docs/examples/ctguard.service $(DEB)/usr/lib/systemd/system/ctguard.service
+	install -D -m 644 docs/examples/ctguard.toml $(DEB)/etc/ctguard/ctguard.toml
+	install -D -m 755 docs/examples/debian/prerm $(DEB)/DEBIAN/prerm
+	install -D -m 644 docs/examples/debian/conffiles $(DEB)/DEBIAN/conffiles
+	sed -e 's/@VERSION@/0.1.0+$(VERSION)/' -e "s/@ARCH@/$$(dpkg --print-architecture)/" docs/examples/debian/control > $(DEB)/DEBIAN/control
+	dpkg-deb --root-owner-group --build $(DEB) bin/
 
 .PHONY: clean
 clean: ## remove what was built
