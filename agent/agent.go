@@ -204,7 +204,7 @@ type loopChannels struct {
 	walks   chan<- walk
 	walked  <-chan func(*Agent)
 	surveys <-chan facts
-	reload  chan<- *surveyor
+	reload  chan *surveyor
 	hup     <-chan os.Signal
 }
 
@@ -236,6 +236,10 @@ func (a *Agent) loop(ctx context.Context, ch loopChannels) error {
 			timer.Reset(0)
 		case <-ch.hup:
 			if s := a.reload(); s != nil {
+				select {
+				case <-ch.reload: // an earlier one that nobody has taken yet
+				default:
+				}
 				ch.reload <- s
 			}
 		}
