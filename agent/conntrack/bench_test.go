@@ -33,9 +33,8 @@ func recordDump(tb testing.TB) (t *Table, datagrams [][]byte, entries int) {
 	if err := s.send(dumpRequest(part{})); err != nil {
 		tb.Fatal(err)
 	}
-	buf := make([]byte, receiveBuffer)
 	for more := true; more; {
-		b, err := s.receive(buf, 0)
+		b, err := s.receive(t.buf, 0)
 		if err != nil {
 			tb.Fatal(err)
 		}

@@ -28,7 +28,7 @@ type Table struct {
 	home       *os.File // that namespace
 
 	mu    sync.Mutex // guards what a walk reuses
-	bufs  [readAhead][]byte
+	buf   []byte
 	entry entry
 	tally tally
 
@@ -40,7 +40,7 @@ type Table struct {
 // Open opens the table of the network namespace that the calling thread is in. A caller that
 // switches namespaces locks the thread around the switch and Open.
 func Open() (*Table, error) {
-	t := new(Table)
+	t := &Table{buf: make([]byte, receiveBuffer)}
 	if err := t.open(); err != nil {
 		t.Close()
 		return nil, fmt.Errorf("open conntrack table: %w", err)
