@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -50,6 +51,9 @@ type Agent struct {
 	evictedFor *policy.Census
 	freed      map[policy.Selector]bool
 	retimedTo  map[string]int
+	retimedAt  time.Time
+	setTo      map[string]int // the settings last wanted
+	setAt      time.Time      // when they were last looked at
 	retimed    uint64
 	decision   policy.Decision
 	events     history
@@ -299,7 +303,13 @@ func (a *Agent) apply(now time.Time) {
 		a.emit(policy.Event{Time: now, Kind: policy.RepairEvent, Reason: "rules of table inet ctguard went missing: made again"})
 	}
 	a.trouble("rules", a.actuator.rules(desired, now))
-	changes, err := a.actuator.set(a.decision.Posture.Settings)
+	// Reading two dozen settings costs more than the rest of the tick: look again each second.
+	wanted := a.decision.Posture.Settings
+	if maps.Equal(wanted, a.setTo) && now.Sub(a.setAt) < time.Second {
+		return
+	}
+	a.setTo, a.setAt = wanted, now
+	changes, err := a.actuator.set(wanted)
 	a.trouble("settings", err)
 	if len(changes) > 0 {
 		a.emit(policy.Event{Time: now, Kind: policy.StepEvent, Reason: "settings: " + summary(changes)})

@@ -17,10 +17,11 @@ import (
 const (
 	scanBudget     = 500 * time.Millisecond
 	sampleSize     = 5_000 // entries: enough for what the table consists of, give or take 1.4 %
-	calmShare      = 20    // at most one part in this many of the time goes into scans
+	calmShare      = 40    // at most one part in this many of the time goes into scans
 	hurryShare     = 4     // the same while the table is about to fill up
 	listedPerLimit = 4     // sources a scan lists for each that can be held back: more than that fold into networks
 	minScanPause   = 200 * time.Millisecond
+	retimePause    = time.Second // timeouts follow pressure in several steps: one walk serves them all
 	samplePause    = 2 * time.Second
 )
 
@@ -36,8 +37,11 @@ func (a *Agent) nextWalk(now time.Time) walk {
 	if w := a.freeing(); w != nil {
 		return w
 	}
-	if w := a.retiming(); w != nil {
-		return w
+	if now.Sub(a.retimedAt) >= retimePause {
+		if w := a.retiming(); w != nil {
+			a.retimedAt = now
+			return w
+		}
 	}
 	return a.scanning(now)
 }
