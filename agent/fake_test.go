@@ -1,0 +1,178 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"ctguard/agent/conntrack"
+	"ctguard/agent/host"
+	"ctguard/agent/sysctl"
+	"ctguard/nft"
+	"ctguard/policy"
+)
+
+// kernel is a fake of everything that the loop reads and changes.
+type kernel struct {
+	testing.TB
+	readOnly bool // every change fails the test
+
+	mu        sync.Mutex
+	count     int
+	max       int
+	drops     uint64
+	census    *policy.Census
+	faults    map[string]error // by the call that fails
+	admin     map[string]int
+	settings  map[string]int // what ctguard wants of them
+	desired   nft.Desired
+	missing   bool // somebody flushed the ruleset
+	applied   int
+	evictions []conntrack.Eviction
+	evicted   conntrack.Evicted // what each eviction answers
+	retimings []map[string]int
+	scans     int
+}
+
+func newKernel(tb testing.TB) *kernel {
+	return &kernel{TB: tb, max: 1000, faults: make(map[string]error),
+		admin: map[string]int{"nf_conntrack_tcp_loose": 1, "nf_conntrack_tcp_be_liberal": 0, "nf_conntrack_udp_timeout": 30}}
+}
+
+// change is called by whatever changes the kernel.
+func (k *kernel) change(what string) error {
+	if k.readOnly {
+		k.Errorf("%s was called", what)
+	}
+	return k.faults[what]
+}
+
+// The table.
+func (k *kernel) Count() (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.count, k.faults["count"]
+}
+
+func (k *kernel) Max() (int, error) { return k.max, k.faults["max"] }
+
+func (k *kernel) Counters() (policy.KernelCounters, error) {
+	return policy.KernelCounters{Drop: k.drops}, k.faults["counters"]
+}
+
+func (k *kernel) Scan(context.Context, conntrack.ScanOptions) (*policy.Census, error) {
+	k.scans++
+	if err := k.faults["scan"]; err != nil {
+		return nil, err
+	}
+	census := policy.Census{Whole: true}
+	if k.census != nil {
+		census = *k.census
+	}
+	census.Time = time.Now()
+	return &census, nil
+}
+
+func (k *kernel) Evict(_ context.Context, e conntrack.Eviction) (conntrack.Evicted, error) {
+	k.evictions = append(k.evictions, e)
+	return k.evicted, k.change("evict")
+}
+
+func (k *kernel) Retime(_ context.Context, r conntrack.Retiming) (int, error) {
+	k.retimings = append(k.retimings, r.Timeouts)
+	return 1, k.change("retime")
+}
+
+// The stack.
+func (k *kernel) Arrivals() (policy.Arrivals, error) { return policy.Arrivals{}, k.faults["arrivals"] }
+func (k *kernel) Sockets() (int, error)              { return 0, k.faults["sockets"] }
+
+// fakeRules is the ruleset.
+type fakeRules struct{ *kernel }
+
+func (f fakeRules) Apply(d nft.Desired, _ time.Time) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.desired, f.missing = d, false
+	f.applied++
+	return f.change("rules")
+}
+func (f fakeRules) Work() (policy.Work, error) { return policy.Work{}, f.faults["work"] }
+func (f fakeRules) Intact() (bool, error)      { return !f.missing, f.faults["intact"] }
+func (f fakeRules) Close() error               { return nil }
+
+// fakeSettings are the settings.
+type fakeSettings struct{ *kernel }
+
+func (f fakeSettings) Apply(wanted map[string]int) ([]sysctl.Change, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var changes []sysctl.Change
+	for name, to := range wanted {
+		from, ours := f.settings[name]
+		if !ours {
+			from = f.admin[name]
+		}
+		if from != to {
+			changes = append(changes, sysctl.Change{Name: name, From: from, To: to})
+		}
+	}
+	f.settings = maps.Clone(wanted)
+	return changes, f.change("settings")
+}
+func (f fakeSettings) Admin() (map[string]int, error) { return maps.Clone(f.admin), f.faults["admin"] }
+
+// newAgent returns an agent of a fake kernel that has learnt about its host.
+func newAgent(k *kernel, c Config, dryRun bool) *Agent {
+	a := &Agent{config: c, dryRun: dryRun, log: slog.New(slog.DiscardHandler), stack: k, table: k, settings: fakeSettings{k},
+		machine: policy.New(c.Policy), metrics: newMetrics(), surveyor: &surveyor{host: host.New("/"), config: c},
+		asks: make(chan func(*Agent)), changed: make(chan struct{}), troubles: make(map[string]string)}
+	if dryRun {
+		a.actuator = &dry{settings: a.settings}
+	} else {
+		a.actuator = &live{walker: k, ruleset: fakeRules{k}, settings: a.settings,
+			evicting: rate.NewLimiter(rate.Inf, 1), retiming: rate.NewLimiter(rate.Inf, 1)}
+	}
+	a.learn(facts{services: []policy.Selector{{Protocol: policy.TCP, Port: 80}}})
+	return a
+}
+
+// turn is one tick and the walks that are due after it, one at a time, as the loop does them.
+func (a *Agent) turn() {
+	a.tick()
+	for range 4 {
+		w := a.nextWalk(time.Now())
+		if w == nil {
+			return
+		}
+		w(context.Background())(a)
+	}
+}
+
+// reasons are the reasons of all events of a kind.
+func (a *Agent) reasons(kind policy.EventKind) []string {
+	var list []string
+	for _, e := range a.events.list {
+		if e.Kind == kind {
+			list = append(list, e.Reason)
+		}
+	}
+	return list
+}
+
+// told returns how many events of a kind have a text in their reason.
+func (a *Agent) told(kind policy.EventKind, text string) int {
+	n := 0
+	for _, reason := range a.reasons(kind) {
+		if strings.Contains(reason, text) {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,431 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"ctguard/agent/conntrack"
+	"ctguard/policy"
+)
+
+// One tick observes, decides and applies.
+func TestTick(t *testing.T) {
+	k := newKernel(t)
+	a := newAgent(k, parse(t, ""), false)
+	k.count = 100
+	a.tick()
+	if s := a.status.Load(); s.Level != 0 || s.Count != 100 || s.Capacity != 1000 || s.Fill != 10 || s.Mode != "auto" {
+		t.Errorf("calm: level %d, %d of %d (%g %%), mode %s", s.Level, s.Count, s.Capacity, s.Fill, s.Mode)
+	}
+	if k.desired.Posture.Engaged() || len(k.settings) > 0 {
+		t.Errorf("calm: wants %+v and %v", k.desired.Posture, k.settings)
+	}
+	k.count = 950
+	a.tick()
+	if s := a.status.Load(); s.Level != 4 {
+		t.Errorf("95 %%: level %d, want 4", s.Level)
+	}
+	if !k.desired.Posture.DropInvalid || k.settings["nf_conntrack_tcp_loose"] != 0 || k.settings["nf_conntrack_udp_timeout"] != 10 {
+		t.Errorf("95 %%: wants %+v and %v", k.desired.Posture, k.settings)
+	}
+	if a.decision.Next != 50*time.Millisecond {
+		t.Errorf("under pressure the next tick comes after %s", a.decision.Next)
+	}
+	if err := a.revert(); err != nil {
+		t.Error(err)
+	}
+	if k.desired.Posture.Engaged() || len(k.settings) > 0 {
+		t.Errorf("reverted: wants %+v and %v", k.desired.Posture, k.settings)
+	}
+}
+
+// The config may give this namespace less than the kernel's limit, never more.
+func TestCapacity(t *testing.T) {
+	for _, c := range []struct{ config, max, want int }{{0, 1000, 1000}, {500, 1000, 500}, {2000, 1000, 1000}, {500, 0, 500}} {
+		k := newKernel(t)
+		k.max = c.max
+		config := parse(t, "")
+		config.Capacity = c.config
+		o, err := newAgent(k, config, false).observe(time.Now())
+		if err != nil || o.Capacity != c.want {
+			t.Errorf("config %d, kernel %d: capacity %d (%v), want %d", c.config, c.max, o.Capacity, err, c.want)
+		}
+	}
+}
+
+// A part that fails is told of when it begins and when it ends, not at each tick between, and the
+// rest goes on.
+func TestDegraded(t *testing.T) {
+	for call, part := range map[string]string{
+		"count": "observe", "max": "observe", "counters": "observe", "arrivals": "observe", "sockets": "observe", "work": "observe",
+		"rules": "rules", "settings": "settings",
+	} {
+		t.Run(call, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { degrade(t, call, part) })
+		})
+	}
+}
+
+func degrade(t *testing.T, call, part string) {
+	k := newKernel(t)
+	a := newAgent(k, parse(t, ""), false)
+	forAWhile := func() {
+		for range 10 {
+			a.tick()
+			time.Sleep(a.decision.Next)
+		}
+	}
+	forAWhile()
+	if n := len(a.reasons(policy.DegradedEvent)); n > 0 {
+		t.Fatalf("%d degraded events before anything failed", n)
+	}
+	k.faults[call] = errors.New("out of order")
+	forAWhile()
+	k.faults[call] = nil
+	forAWhile()
+	want := []string{part + ": out of order", part + ": works again"}
+	if diff := cmp.Diff(want, a.reasons(policy.DegradedEvent)); diff != "" {
+		t.Errorf("degraded events (-want +got):\n%s", diff)
+	}
+	if s := a.status.Load(); len(s.Degraded) > 0 {
+		t.Errorf("still degraded: %v", s.Degraded)
+	}
+}
+
+// While the rules can't be written, timeouts still can, and the status says what is wrong.
+func TestOneFaultLeavesTheRest(t *testing.T) {
+	k := newKernel(t)
+	a := newAgent(k, parse(t, ""), false)
+	k.faults["rules"] = errors.New("no room")
+	k.count = 950
+	a.tick()
+	if _, set := k.settings["nf_conntrack_udp_timeout"]; !set {
+		t.Errorf("settings %v", k.settings)
+	}
+	if s := a.status.Load(); !slices.Contains(s.Degraded, "rules: no room") {
+		t.Errorf("status says %v", s.Degraded)
+	}
+}
+
+// A reading that fails makes no decision: nothing changes until it works again.
+func TestBlindTickDecidesNothing(t *testing.T) {
+	k := newKernel(t)
+	a := newAgent(k, parse(t, ""), false)
+	k.count = 950
+	a.tick()
+	applied := k.applied
+	k.count, k.faults["count"] = 0, errors.New("gone")
+	a.tick()
+	if k.applied != applied || a.decision.Posture.Level != 4 {
+		t.Errorf("level %d, rules written %d times more", a.decision.Posture.Level, k.applied-applied)
+	}
+	if a.decision.Next != a.config.Policy.Calm {
+		t.Errorf("looks again after %s, want the calm tick", a.decision.Next)
+	}
+}
+
+// Rules that somebody took away are made again, and that is told.
+func TestRepair(t *testing.T) {
+	k := newKernel(t)
+	a := newAgent(k, parse(t, ""), false)
+	k.count = 950
+	a.tick()
+	k.missing = true
+	a.tick()
+	a.tick()
+	if k.missing || len(a.reasons(policy.RepairEvent)) != 1 {
+		t.Errorf("missing: %v, repair events %v", k.missing, a.reasons(policy.RepairEvent))
+	}
+}
+
+// flood is a table that fills, stays full and empties again, by tick.
+var flood = slices.Concat([]int{100, 120, 300, 650, 800, 930, 960}, slices.Repeat([]int{990}, 30), []int{700, 500, 300, 200, 150, 100, 100, 100})
+
+// heavy is a census of a table that one source holds.
+func heavy(entries int) *policy.Census {
+	h := policy.Holding{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Entries: entries}
+	h.Classes[policy.Assured] = entries
+	return &policy.Census{Total: entries, Seen: entries, Whole: true, Distinct: 1, Sources: []policy.Holding{h}, Classes: h.Classes}
+}
+
+// A dry run writes nothing, and decides what a live run decides on the same observations.
+func TestDryRunDecidesTheSame(t *testing.T) {
+	run := func(dryRun bool) (decisions []policy.Decision, events []NumberedEvent) {
+		synctest.Test(t, func(t *testing.T) {
+			k := newKernel(t)
+			k.readOnly = dryRun
+			a := newAgent(k, parse(t, ""), dryRun)
+			for _, count := range flood {
+				k.count, k.census = count, heavy(count)
+				a.turn()
+				decisions = append(decisions, a.decision)
+				time.Sleep(a.decision.Next)
+			}
+			if err := a.revert(); err != nil {
+				t.Error(err)
+			}
+			events = a.events.list
+			if !dryRun && (k.applied == 0 || len(k.evictions) == 0 || len(k.retimings) == 0) {
+				t.Errorf("the live run wrote %d rulesets, %d evictions, %d timeouts: nothing is shown", k.applied, len(k.evictions), len(k.retimings))
+			}
+		})
+		return decisions, events
+	}
+	live, _ := run(false)
+	dry, told := run(true)
+	if diff := cmp.Diff(live, dry, comparePrefixes, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("decisions (-live +dry):\n%s", diff)
+	}
+	if !slices.ContainsFunc(dry, func(d policy.Decision) bool { return d.Posture.Level == 4 && len(d.Posture.Limits) > 0 }) {
+		t.Error("nobody was limited at the top of the ladder: nothing is shown")
+	}
+	for _, e := range told {
+		if !e.DryRun {
+			t.Errorf("event %q does not say that it is of a dry run", e.Reason)
+		}
+	}
+}
+
+// A dry run counts what it would have freed.
+func TestDryRunCounts(t *testing.T) {
+	census := heavy(900)
+	e := conntrack.Eviction{Caps: []policy.Cap{{Prefix: census.Sources[0].Prefix, Keep: 300}, {Prefix: netip.MustParsePrefix("192.0.2.1/32"), Keep: 1}}}
+	freed, err := (&dry{}).evict(t.Context(), e, census)
+	if err != nil || freed.Entries != 600 {
+		t.Errorf("would have freed %d (%v), want 600", freed.Entries, err)
+	}
+	e.Caps[0].SpareAssured = true
+	if freed, _ := (&dry{}).evict(t.Context(), e, census); freed.Entries != 0 {
+		t.Errorf("would have freed %d of nothing but assured entries, which are spared", freed.Entries)
+	}
+	if freed, err := (&dry{}).evict(t.Context(), e, nil); err != nil || freed.Entries != 0 {
+		t.Errorf("without a census: %d (%v)", freed.Entries, err)
+	}
+}
+
+// A dry run tells the settings that it would change, once each.
+func TestDryRunTellsSettings(t *testing.T) {
+	d := &dry{settings: fakeSettings{newKernel(t)}}
+	for _, step := range []struct {
+		wanted map[string]int
+		want   []string
+	}{
+		{map[string]int{"nf_conntrack_udp_timeout": 20, "nf_conntrack_tcp_loose": 0}, []string{"nf_conntrack_tcp_loose 1 -> 0", "nf_conntrack_udp_timeout 30 -> 20"}},
+		{map[string]int{"nf_conntrack_udp_timeout": 20, "nf_conntrack_tcp_loose": 0}, nil},
+		{map[string]int{"nf_conntrack_udp_timeout": 10}, []string{"nf_conntrack_tcp_loose 0 -> 1", "nf_conntrack_udp_timeout 20 -> 10"}},
+		{nil, []string{"nf_conntrack_udp_timeout 10 -> 30"}},
+		{nil, nil},
+	} {
+		changes, err := d.set(step.wanted)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, c := range changes {
+			got = append(got, c.String())
+		}
+		if diff := cmp.Diff(step.want, got); diff != "" {
+			t.Errorf("%v (-want +got):\n%s", step.wanted, diff)
+		}
+	}
+}
+
+// The end of the context takes everything back, removes the socket and is no error.
+func TestRunReverts(t *testing.T) {
+	k := newKernel(t)
+	k.count = 950
+	c := parse(t, "")
+	c.Socket, c.StateDir = filepath.Join(t.TempDir(), "s"), t.TempDir()
+	a := newAgent(k, c, false)
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	a.ready = func() { close(ready) }
+	ctx, stop := context.WithCancel(t.Context())
+	go func() { ended <- a.Run(ctx, nil) }()
+	<-ready
+	if s := a.status.Load(); s.Level != 4 {
+		t.Errorf("level %d when ready, want 4", s.Level)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("the end: %v", err)
+	}
+	if k.desired.Posture.Engaged() || len(k.settings) > 0 {
+		t.Errorf("left behind: %+v and %v", k.desired.Posture, k.settings)
+	}
+	if _, err := os.Stat(c.Socket); !os.IsNotExist(err) {
+		t.Errorf("the socket is still there (%v)", err)
+	}
+}
+
+// Sources are evicted once for each census, spared is who is allowed.
+func TestEvictOncePerCensus(t *testing.T) {
+	k := newKernel(t)
+	k.evicted.Entries = 5
+	a := newAgent(k, parse(t, ""), false)
+	a.allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	a.decision.Posture.Caps = []policy.Cap{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Keep: 3}}
+	if a.eviction() != nil {
+		t.Error("an eviction without a census")
+	}
+	a.census = heavy(900)
+	w := a.eviction()
+	if w == nil {
+		t.Fatal("no eviction after a census")
+	}
+	w(t.Context())(a)
+	if a.eviction() != nil {
+		t.Error("a second eviction of the same census")
+	}
+	if len(k.evictions) != 1 || !slices.Equal(k.evictions[0].Spare, a.allow) || k.evictions[0].Rate == nil {
+		t.Errorf("evictions %+v", k.evictions)
+	}
+	if a.told(policy.EvictEvent, "5 entries of 1 heavy sources") != 1 {
+		t.Errorf("events %v", a.reasons(policy.EvictEvent))
+	}
+	a.census = heavy(900)
+	if a.eviction() == nil {
+		t.Error("no eviction after the next census")
+	}
+	a.decision.Posture.Caps, a.census = nil, heavy(900)
+	if a.eviction() != nil {
+		t.Error("an eviction of nobody")
+	}
+}
+
+// The entries of a selector are freed once, when it is untracked for good, and again if it was
+// tracked in between.
+func TestFreeSelectorsOnce(t *testing.T) {
+	k := newKernel(t)
+	a := newAgent(k, parse(t, ""), false)
+	a.facts.own = []netip.Addr{netip.MustParseAddr("198.51.100.1")}
+	web, dns := policy.Selector{Protocol: policy.TCP, Port: 80}, policy.Selector{Protocol: policy.UDP, Port: 53}
+	for _, step := range []struct {
+		name    string
+		notrack []policy.Notrack
+		want    []policy.Selector
+	}{
+		{"watched", []policy.Notrack{{Selector: web, Stage: policy.Watched}}, nil},
+		{"on trial", []policy.Notrack{{Selector: web, Stage: policy.Trial}}, nil},
+		{"freed", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, []policy.Selector{web}},
+		{"still freed", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, nil},
+		{"one more", []policy.Notrack{{Selector: web, Stage: policy.Freed}, {Selector: dns, Stage: policy.Freed}}, []policy.Selector{dns}},
+		{"tracked again", nil, nil},
+		{"freed again", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, []policy.Selector{web}},
+	} {
+		a.decision.Posture.Notrack, k.evictions = step.notrack, nil
+		if w := a.freeing(); w != nil {
+			w(t.Context())(a)
+		}
+		var got []policy.Selector
+		for _, e := range k.evictions {
+			got = append(got, e.Selectors...)
+			if len(e.Caps) > 0 || !e.Local(a.facts.own[0]) || e.Local(netip.MustParseAddr("192.0.2.1")) {
+				t.Errorf("%s: eviction %+v", step.name, e)
+			}
+		}
+		if !slices.Equal(got, step.want) {
+			t.Errorf("%s: freed %v, want %v", step.name, got, step.want)
+		}
+	}
+}
+
+// Existing entries are rewritten when timeouts become shorter, never when they become longer.
+func TestRetimeOnlyShorter(t *testing.T) {
+	k := newKernel(t)
+	a := newAgent(k, parse(t, ""), false)
+	const udp, syn = "nf_conntrack_udp_timeout", "nf_conntrack_tcp_timeout_syn_recv"
+	for _, step := range []struct {
+		name           string
+		settings, want map[string]int
+	}{
+		{"calm", nil, nil},
+		{"no timeout", map[string]int{"nf_conntrack_tcp_loose": 0}, nil},
+		{"shorter", map[string]int{udp: 20, syn: 30}, map[string]int{udp: 20, syn: 30}},
+		{"the same", map[string]int{udp: 20, syn: 30}, nil},
+		{"one shorter still", map[string]int{udp: 10, syn: 30}, map[string]int{udp: 10}},
+		{"one longer", map[string]int{udp: 20, syn: 30}, nil},
+		{"one longer, one shorter", map[string]int{udp: 25, syn: 10}, map[string]int{syn: 10}},
+		{"calm again", nil, nil},
+		{"shorter again", map[string]int{udp: 20}, map[string]int{udp: 20}},
+	} {
+		a.decision.Posture.Settings, k.retimings = step.settings, nil
+		if w := a.retiming(); w != nil {
+			w(t.Context())(a)
+		}
+		var got map[string]int
+		if len(k.retimings) > 0 {
+			got = k.retimings[0]
+		}
+		if diff := cmp.Diff(step.want, got); diff != "" || len(k.retimings) > 1 {
+			t.Errorf("%s: %d passes (-want +got):\n%s", step.name, len(k.retimings), diff)
+		}
+	}
+}
+
+// Scans keep to their part of the time, and a scan that fails is told of and tried again.
+func TestScanPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKernel(t)
+		a := newAgent(k, parse(t, ""), false)
+		due := func() bool { return a.scanning(time.Now()) != nil }
+		if due() {
+			t.Error("a scan on a calm day")
+		}
+		a.decision.Scan = policy.WholeScan
+		if !due() {
+			t.Error("no first scan")
+		}
+		const took = 100 * time.Millisecond
+		a.census = &policy.Census{Time: time.Now(), Took: took}
+		time.Sleep((calmShare - 1) * took)
+		if due() {
+			t.Errorf("scans take more than one part in %d of the time", calmShare)
+		}
+		a.decision.Hurry = true
+		if !due() {
+			t.Error("no haste")
+		}
+		a.decision.Hurry = false
+		time.Sleep(took)
+		if !due() {
+			t.Error("no scan after the pause")
+		}
+
+		k.faults["scan"] = errors.New("interrupted")
+		census := a.census
+		a.scanning(time.Now())(t.Context())(a)
+		if a.census != census || a.fresh || a.told(policy.DegradedEvent, "scan: interrupted") != 1 {
+			t.Errorf("a failed scan: census replaced %v, events %v", a.census != census, a.reasons(policy.DegradedEvent))
+		}
+		k.faults["scan"] = nil
+		if !due() {
+			t.Error("a failed scan is not tried again")
+		}
+		a.scanning(time.Now())(t.Context())(a)
+		if a.census == census || !a.fresh || a.told(policy.DegradedEvent, "scan: works again") != 1 {
+			t.Error("the next scan did not count")
+		}
+	})
+}
+
+// A census is handed to the machine once.
+func TestCensusOnce(t *testing.T) {
+	k := newKernel(t)
+	a := newAgent(k, parse(t, ""), false)
+	a.census, a.fresh = heavy(10), true
+	for i, want := range []bool{true, false, false} {
+		if o, err := a.observe(time.Now()); err != nil || (o.Census != nil) != want {
+			t.Errorf("observation %d: census %v (%v), want %v", i, o.Census != nil, err, want)
+		}
+	}
+}
