@@ -1,0 +1,262 @@
+package host
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/policy"
+)
+
+// enter moves the test into a network namespace of its own, with two interfaces that are up:
+// loopback and one with addresses and a route to the world.
+func enter(t *testing.T, programs ...string) {
+	t.Helper()
+	give := t.Skip
+	if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
+		give = t.Fatal
+	}
+	if os.Geteuid() != 0 {
+		give("needs root: it makes a network namespace")
+	}
+	for _, program := range append(programs, "ip") {
+		if _, err := exec.LookPath(program); err != nil {
+			give(err)
+		}
+	}
+	if err := conntracktest.Enter(); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip link set lo up",
+		"ip link add world type veth peer name away",
+		"ip addr add 198.51.100.1/24 dev world",
+		"ip addr add 2001:db8:1::1/64 dev world nodad",
+		"ip link set world up",
+		"ip link set away up",
+		"ip route add default via 198.51.100.254",
+		"ip route add default via 2001:db8:1::ffff")
+}
+
+// run runs command lines without shell syntax.
+func run(t *testing.T, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		words := strings.Fields(line)
+		if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", line, err, out)
+		}
+	}
+}
+
+// listen opens a socket until the test ends: "tcp ADDR" or "udp ADDR".
+func listen(t *testing.T, network, address string) net.Addr {
+	t.Helper()
+	if strings.HasPrefix(network, "udp") {
+		c, err := new(net.ListenConfig).ListenPacket(context.Background(), network, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c.LocalAddr()
+	}
+	l, err := new(net.ListenConfig).Listen(context.Background(), network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.Addr()
+}
+
+// What listens towards the world is found; what is on loopback only or asks questions itself is not.
+func TestServices(t *testing.T) {
+	enter(t)
+	h := New("/")
+	none := []policy.Selector{{Protocol: policy.ICMP}, {Group: true}}
+	if got, err := h.Services(); err != nil || !slices.Equal(got, none) {
+		t.Errorf("an empty host: %v (%v), want %v", got, err, none)
+	}
+	listen(t, "tcp", ":8080")
+	listen(t, "tcp4", "198.51.100.1:443")
+	listen(t, "tcp6", "[2001:db8:1::1]:443") // the same service
+	listen(t, "tcp", "127.0.0.1:5432")
+	listen(t, "tcp", "[::1]:5432")
+	listen(t, "udp", ":53")
+	listen(t, "udp", "127.0.0.1:323")
+	listen(t, "udp4", "198.51.100.1:0") // an ephemeral port: it asks, it does not answer
+	listen(t, "tcp4", "198.51.100.1:40000")
+	dial(t, "udp", "198.51.100.1:53")
+
+	want := append([]policy.Selector{
+		{Protocol: policy.TCP, Port: 443}, {Protocol: policy.TCP, Port: 8080}, {Protocol: policy.TCP, Port: 40000},
+		{Protocol: policy.UDP, Port: 53},
+	}, none...)
+	got, err := h.Services()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("services %v, want %v", got, want)
+	}
+}
+
+// dial opens a connection until the test ends.
+func dial(t *testing.T, network, address string) net.Conn {
+	t.Helper()
+	// No fallback between the families: it dials on other threads, which are in another namespace.
+	c, err := (&net.Dialer{FallbackDelay: -1}).Dial(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// Only established connections to the port that was asked for.
+func TestConnections(t *testing.T) {
+	enter(t)
+	h := New("/")
+	listen(t, "tcp", ":22")
+	listen(t, "tcp", ":80")
+	ssh4 := dial(t, "tcp4", "198.51.100.1:22")
+	ssh6 := dial(t, "tcp6", "[2001:db8:1::1]:22")
+	dial(t, "tcp4", "198.51.100.1:80")
+
+	for _, c := range []struct {
+		port uint16
+		want []string
+	}{
+		{22, []string{ssh4.LocalAddr().String(), ssh6.LocalAddr().String()}},
+		{23, nil},
+	} {
+		list, err := h.Connections(c.port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, connection := range list {
+			got = append(got, connection.Remote.String())
+			if connection.Local.Port() != c.port {
+				t.Errorf("port %d: %v is a connection to another", c.port, connection)
+			}
+		}
+		slices.Sort(got)
+		slices.Sort(c.want)
+		if !slices.Equal(got, c.want) {
+			t.Errorf("port %d: peers %v, want %v", c.port, got, c.want)
+		}
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	enter(t)
+	h := New("/")
+	own, err := h.Own()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"127.0.0.1", "::1", "198.51.100.1", "2001:db8:1::1"} {
+		if !slices.Contains(own, netip.MustParseAddr(text)) {
+			t.Errorf("%s is not among the own addresses %v", text, own)
+		}
+	}
+	if diff := cmp.Diff([]string{"198.51.100.254", "2001:db8:1::ffff"}, texts(h.Gateways())); diff != "" {
+		t.Errorf("gateways (-want +got):\n%s", diff)
+	}
+	run(t, "ip route del default", "ip -6 route del default")
+	if got := h.Gateways(); len(got) > 0 {
+		t.Errorf("gateways %v without a route", got)
+	}
+}
+
+// The counters of the thread's own namespace, not of the process's first thread.
+func TestCountersOfThisNamespace(t *testing.T) {
+	enter(t)
+	h := New("/")
+	before, err := h.Arrivals()
+	if err != nil || before != (policy.Arrivals{}) {
+		t.Errorf("a new namespace has seen %+v (%v)", before, err)
+	}
+	if n, err := h.Sockets(); err != nil || n != 0 {
+		t.Errorf("a new namespace has %d sockets (%v)", n, err)
+	}
+	listen(t, "tcp", ":80")
+	listen(t, "udp", ":53")
+	dial(t, "tcp4", "198.51.100.1:80")
+	if _, err := dial(t, "udp4", "198.51.100.1:53").Write([]byte("?")); err != nil {
+		t.Fatal(err)
+	}
+	after, err := h.Arrivals()
+	if want := (policy.Arrivals{TCPOpens: 1, UDPDatagrams: 1}); err != nil || after.TCPOpens != want.TCPOpens {
+		t.Errorf("arrivals %+v (%v), want %+v", after, err, want)
+	}
+	if n, err := h.Sockets(); err != nil || n < 2 {
+		t.Errorf("%d sockets (%v), want at least two", n, err)
+	}
+}
+
+// services are what Refused is asked about.
+var services = []policy.Selector{{Protocol: policy.TCP, Port: 80}, {Protocol: policy.TCP, Port: 21}, {Protocol: policy.UDP, Port: 5060}, {Protocol: policy.ICMP}}
+
+// wantRefused compares what is refused with what should be: every service for one reason, or none
+// where it is empty.
+func wantRefused(t *testing.T, h *Host, when, reason string) {
+	t.Helper()
+	refused, err := h.Refused(services)
+	if err != nil {
+		t.Fatalf("%s: %v", when, err)
+	}
+	for _, s := range services {
+		if !strings.Contains(refused[s], reason) || reason == "" && refused[s] != "" {
+			t.Errorf("%s: %s is refused for %q, want %q", when, s, refused[s], reason)
+		}
+	}
+}
+
+// Where this host translates addresses nothing goes untracked; a nat chain without a rule does not.
+func TestRefusedForNAT(t *testing.T) {
+	enter(t, "nft")
+	h, _ := fixture(t, nil)
+	wantRefused(t, h, "no rules", "")
+	run(t, "nft add table ip home", "nft add chain ip home filter { type filter hook input priority 0 ; }", "nft add rule ip home filter accept")
+	wantRefused(t, h, "a filter", "")
+	run(t, "nft add chain ip home post { type nat hook postrouting priority srcnat ; }")
+	wantRefused(t, h, "an empty nat chain", "")
+	run(t, "nft add rule ip home post masquerade")
+	wantRefused(t, h, "masquerade", "NAT on this host: chain post of table home")
+	run(t, "nft delete table ip home")
+	wantRefused(t, h, "no rules again", "")
+	run(t, "nft add table ip6 six", "nft add chain ip6 six pre { type nat hook prerouting priority dstnat ; }",
+		"nft add rule ip6 six pre tcp dport 80 dnat to [2001:db8:2::1]:80")
+	wantRefused(t, h, "IPv6", "NAT on this host: chain pre of table six")
+}
+
+// iptables-legacy rules are invisible to nftables; its nat table is not.
+func TestRefusedForLegacyNAT(t *testing.T) {
+	enter(t, "iptables-legacy")
+	h := New("/")
+	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
+	if err == nil && strings.Contains(string(names), "nat") {
+		t.Fatalf("a new namespace has legacy tables: %s", names)
+	}
+	run(t, "iptables-legacy -t nat -A POSTROUTING -j MASQUERADE")
+	wantRefused(t, h, "masquerade", "NAT on this host: iptables-legacy has a nat table (ip_tables_names)")
+}
+
+// A flow that a loaded helper watches must stay tracked, the others need not.
+func TestRefusedForHelpers(t *testing.T) {
+	enter(t)
+	h, _ := fixture(t, map[string]string{"sys/module/nf_conntrack_ftp/refcnt": "1\n", "sys/module/nf_conntrack/refcnt": "5\n"})
+	refused, err := h.Refused(services)
+	want := map[policy.Selector]string{{Protocol: policy.TCP, Port: 21}: "a conntrack helper watches it: nf_conntrack_ftp"}
+	if diff := cmp.Diff(want, refused, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" || err != nil {
+		t.Errorf("refused (-want +got), error %v:\n%s", err, diff)
+	}
+}
