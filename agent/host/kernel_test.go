@@ -1,7 +1,7 @@
 package host
 
 import (
-	"context"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -57,22 +57,19 @@ func run(t *testing.T, lines ...string) {
 }
 
 // listen opens a socket until the test ends: "tcp ADDR" or "udp ADDR".
-func listen(t *testing.T, network, address string) net.Addr {
+func listen(t *testing.T, network, address string) {
 	t.Helper()
+	var socket io.Closer
+	var err error
 	if strings.HasPrefix(network, "udp") {
-		c, err := new(net.ListenConfig).ListenPacket(context.Background(), network, address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		return c.LocalAddr()
+		socket, err = net.ListenPacket(network, address)
+	} else {
+		socket, err = net.Listen(network, address)
 	}
-	l, err := new(net.ListenConfig).Listen(context.Background(), network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
-	return l.Addr()
+	t.Cleanup(func() { _ = socket.Close() })
 }
 
 // What listens towards the world is found; what is on loopback only or asks questions itself is not.
