@@ -84,7 +84,7 @@ func setUp(env *testscript.Env) error {
 }
 
 // patience bounds every wait for something that must happen.
-const patience = 20 * time.Second
+const patience = 30 * time.Second
 
 // await PATTERN program args... runs a program again and again until its output matches.
 func await(ts *testscript.TestScript, neg bool, args []string) {
@@ -93,7 +93,7 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	pattern, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
-	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		err := ts.Exec(args[1], args[2:]...)
 		if err == nil && pattern.MatchString(ts.ReadFile("stdout")) {
 			return
