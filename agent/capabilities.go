@@ -36,7 +36,5 @@ func probe() (open []nft.Option, missing []string, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	note(entries.FilteredDump.IPv4 && entries.FilteredDump.IPv6, "dumps of one source, IPv4 %t, IPv6 %t: the whole table is read instead", entries.FilteredDump.IPv4, entries.FilteredDump.IPv6)
-	note(entries.FilteredFlush.IPv4 && entries.FilteredFlush.IPv6, "flushes of one source, IPv4 %t, IPv6 %t: entries are deleted one by one instead", entries.FilteredFlush.IPv4, entries.FilteredFlush.IPv6)
-	return open, missing, nil
+	return open, append(missing, entries.Missing()...), nil
 }

@@ -21,6 +21,9 @@ func guardBinary(t *testing.T) string {
 	return path
 }
 
+// evictLeave is the leave mark of the top step, in percent.
+const evictLeave = 75
+
 // The promise, on the real kernel: under attack clients are served, with notrack and
 // without it, on a server and on a gateway, and nothing is left behind.
 func TestGuardKeepsClientsServed(t *testing.T) {
@@ -51,7 +54,42 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 			if res.Fill.Peak > 95 {
 				t.Errorf("fill reached %.0f %%", res.Fill.Peak)
 			}
+			if res.Fill.AttackEnd >= evictLeave {
+				t.Errorf("fill was still %.0f %% at the end of the attack, not below %d %%", res.Fill.AttackEnd, evictLeave)
+			}
 		})
+	}
+}
+
+// A dry run goes through the same flood without one write, takes nobody's entries and tells what it
+// would have done.
+func TestDryRunWritesNothing(t *testing.T) {
+	labtest.Privileged(t, "nft", "go")
+	if testing.Short() {
+		t.Skip("runs an attack")
+	}
+	res, err := lab.Run(t.Context(), lab.Scenario{
+		Attack: "handshake", Guard: "ctguard-evict", CTGuard: guardBinary(t), ExtraArgs: []string{"--dry-run"}, AttackFor: 6 * time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(res.AtWork) > 0 || len(res.LeftBehind) > 0 {
+		t.Errorf("a dry run changed %q and left %q", res.AtWork, res.LeftBehind)
+	}
+	if res.OrdinaryKept == nil || *res.OrdinaryKept < 100 {
+		t.Errorf("ordinary users kept %v %% of their entries", res.OrdinaryKept)
+	}
+	if res.MaxLevel == 0 {
+		t.Error("the level stayed 0: nothing was decided")
+	}
+	for _, e := range res.Events {
+		if dry, _ := e.(map[string]any)["dry_run"].(bool); !dry {
+			t.Errorf("an event of a dry run that does not say so: %v", e)
+		}
+	}
+	if len(res.Events) == 0 {
+		t.Error("no event")
 	}
 }
 

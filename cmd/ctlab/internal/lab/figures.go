@@ -59,6 +59,7 @@ func (r *run) result(out outcome) *Result {
 	if g, ok := r.guard.(*ctguard); ok {
 		res.Events = g.lastEvents()
 		res.Guard.StopSeconds = g.took
+		res.AtWork = r.before.diff(r.atWork)
 		res.LeftBehind = r.before.diff(r.after)
 	}
 	return res

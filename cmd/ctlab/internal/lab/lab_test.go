@@ -76,9 +76,20 @@ func small(guard string) Scenario {
 
 // The damage is real: without a guard new connections fail, during the attack and after it,
 // while those that stood go on.
-func TestHandshakeFloodHurtsAnUnprotectedHost(t *testing.T) {
+func TestFloodsHurtAnUnprotectedHost(t *testing.T) {
 	labtest.Privileged(t, "nft")
-	res, err := Run(t.Context(), small("none"))
+	for _, attack := range []string{"handshake", "udp"} {
+		t.Run(attack, func(t *testing.T) {
+			sc := small("none")
+			sc.Attack = attack
+			testDamage(t, sc)
+		})
+	}
+}
+
+// testDamage runs a scenario without a guard.
+func testDamage(t *testing.T, sc Scenario) {
+	res, err := Run(t.Context(), sc)
 	if err != nil {
 		t.Fatal(err)
 	}

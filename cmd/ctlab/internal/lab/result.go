@@ -29,6 +29,9 @@ type Result struct {
 	// SecondsToBaseline is from the end of the attack until fill was back near its calm value
 	// with the guard at level 0.
 	SecondsToBaseline *float64 `json:"seconds_to_baseline"`
+	// AtWork lists differences of ruleset and settings between before the guard's start and the
+	// end of the attack: what it had changed by then.
+	AtWork []string `json:"at_work"`
 	// LeftBehind lists differences of ruleset and settings between before the guard's
 	// start and after its stop; null for a guard that is settings and has no stop.
 	LeftBehind []string `json:"left_behind"`

@@ -43,7 +43,7 @@ type run struct {
 	services              []*role.Process
 	users, flood          *role.Process
 	zero                  role.Instant
-	before, after         state
+	before, atWork, after state
 	costBefore, costAfter Cost
 }
 
@@ -231,6 +231,10 @@ func (r *run) phases(ctx context.Context, onset role.Instant) error {
 		return err
 	}
 	r.sc.Log("the attack is over")
+	var err error
+	if r.atWork, err = snapshot(r.site.protected); err != nil {
+		return err
+	}
 	over := onset.Add(r.sc.AttackFor + r.sc.After)
 	if err := role.WaitUntil(ctx, over); err != nil {
 		return err
