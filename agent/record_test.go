@@ -32,7 +32,7 @@ func course() []policy.Observation {
 			o.Count = 20000
 		}
 		if i%4 == 0 {
-			h := policy.Holding{Prefix: netip.MustParsePrefix("198.51.100.7/32"), Entries: o.Count / 2}
+			h := policy.Holding{Prefix: netip.MustParsePrefix("198.51.100.7/32"), Entries: o.Count * 3 / 4}
 			h.Classes[policy.Assured] = h.Entries
 			o.Census = &policy.Census{Time: o.Time, Seen: o.Count, Total: o.Count, Whole: true, Sources: []policy.Holding{h},
 				Rest: policy.Holding{Entries: o.Count - h.Entries}, Protocols: map[uint8]int{6: o.Count}}
