@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net/netip"
 	"os"
 	"strings"
@@ -46,6 +47,7 @@ type Agent struct {
 	facts      facts
 	allow      []netip.Prefix
 	admin      map[string]int // every setting as the administrator has it
+	last       policy.Observation
 	census     *policy.Census // the newest scan
 	fresh      bool           // no tick has seen census yet
 	evictedFor *policy.Census
@@ -156,15 +158,15 @@ func (a *Agent) openSettings(o Options) (*sysctl.Keeper, error) {
 		return nil, err
 	}
 	changes, err := settings.Revert()
-	for _, c := range changes {
-		a.emit(policy.Event{Time: time.Now(), Kind: policy.RepairEvent, Reason: "left by an earlier run: " + c.String()})
+	if len(changes) > 0 {
+		a.emit(policy.Event{Kind: policy.RepairEvent, Reason: "left by an earlier run: " + summary(changes)})
 	}
 	if err != nil {
 		return nil, err
 	}
 	removed, err := nft.Revert()
 	if removed {
-		a.emit(policy.Event{Time: time.Now(), Kind: policy.RepairEvent, Reason: "left by an earlier run: table inet " + nft.Name + " removed"})
+		a.emit(policy.Event{Kind: policy.RepairEvent, Reason: "left by an earlier run: table inet " + nft.Name + " removed"})
 	}
 	return settings, err
 }
@@ -276,24 +278,54 @@ func (a *Agent) tick() {
 	a.publish(o, time.Since(started))
 }
 
-// observe reads everything that one tick needs.
+// observe reads everything that one tick needs. Without the count and the capacity there is nothing
+// to decide on; anything else that can't be read stays as it was, and is told of.
 func (a *Agent) observe(now time.Time) (policy.Observation, error) {
-	o := policy.Observation{Time: now, Admin: a.admin, Allow: a.allow, Services: a.facts.services, Lane: a.facts.lane, Refused: a.facts.refused}
-	var errs [6]error
-	o.Count, errs[0] = a.table.Count()
-	o.Capacity, errs[1] = a.table.Max()
-	if c := a.config.Capacity; c > 0 && (o.Capacity == 0 || c < o.Capacity) {
-		o.Capacity = c
+	o := policy.Observation{Time: now, Admin: a.admin, Allow: a.allow, Services: a.facts.services, Lane: a.facts.lane, Refused: a.facts.refused,
+		Kernel: a.last.Kernel, Arrivals: a.last.Arrivals, Sockets: a.last.Sockets, Work: a.last.Work}
+	var err error
+	if o.Count, err = a.table.Count(); err != nil {
+		return o, err
 	}
-	o.Kernel, errs[2] = a.table.Counters()
-	o.Arrivals, errs[3] = a.stack.Arrivals()
-	o.Sockets, errs[4] = a.stack.Sockets()
-	o.Work, errs[5] = a.actuator.work()
+	if o.Capacity, err = a.capacity(); err != nil {
+		return o, err
+	}
+	var errs [4]error
+	errs[0] = update(&o.Kernel, a.table.Counters)
+	errs[1] = update(&o.Arrivals, a.stack.Arrivals)
+	errs[2] = update(&o.Sockets, a.stack.Sockets)
+	errs[3] = update(&o.Work, a.actuator.work)
+	a.trouble("counters", errors.Join(errs[:]...))
 	o.Work.Retimed = a.retimed
 	if a.fresh {
 		o.Census, a.fresh = a.census, false
 	}
-	return o, errors.Join(errs[:]...)
+	a.last = o
+	return o, nil
+}
+
+// update replaces a value by a newer one, if that can be read.
+func update[T any](value *T, read func() (T, error)) error {
+	newer, err := read()
+	if err == nil {
+		*value = newer
+	}
+	return err
+}
+
+// unbounded is the capacity where nf_conntrack_max is 0, which means no bound to the kernel.
+const unbounded = math.MaxInt32
+
+// capacity returns how many entries this namespace may use.
+func (a *Agent) capacity() (int, error) {
+	most, err := a.table.Max()
+	if most == 0 {
+		most = unbounded
+	}
+	if c := a.config.Capacity; c > 0 {
+		most = min(most, c)
+	}
+	return most, err
 }
 
 // apply brings the kernel to the posture.

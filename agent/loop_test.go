@@ -67,7 +67,7 @@ func TestCapacity(t *testing.T) {
 // rest goes on.
 func TestDegraded(t *testing.T) {
 	for call, part := range map[string]string{
-		"count": "observe", "max": "observe", "counters": "observe", "arrivals": "observe", "sockets": "observe", "work": "observe",
+		"count": "observe", "max": "observe", "counters": "counters", "arrivals": "counters", "sockets": "counters", "work": "counters",
 		"rules": "rules", "settings": "settings",
 	} {
 		t.Run(call, func(t *testing.T) {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -139,7 +140,7 @@ func TestRecordingEdges(t *testing.T) {
 		t.Error("an existing file was written over")
 	}
 	r := &recorder{full: true}
-	if err := r.record(policy.Observation{}, memory{}, 0); err != errRecordingFull {
+	if err := r.record(policy.Observation{}, memory{}, 0); !errors.Is(err, errRecordingFull) {
 		t.Errorf("a full recording: %v", err)
 	}
 }

@@ -192,7 +192,8 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 		// Flows that lived untracked are picked up in the middle by tcp_loose; until they are, they
 		// must not be INVALID.
 		p.DropInvalid = notrack || !m.untracker.untracked
-		if o.Admin[tcpLoose] != 0 && !m.untracker.untracked {
+		soon := slices.ContainsFunc(selectors, func(n Notrack) bool { return n.Selector.Protocol == TCP })
+		if o.Admin[tcpLoose] != 0 && !m.untracker.untracked && (!notrack || !soon) {
 			p.Settings[tcpLoose] = 0
 		}
 	}

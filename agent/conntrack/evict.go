@@ -291,7 +291,7 @@ func (x *evictor) refused(owner int32, errno unix.Errno) {
 	x.skipped(owner) // EBUSY: older kernels do not delete flows that hardware forwards
 }
 
-func (x *evictor) skipped(owner int32) { x.left++ }
+func (x *evictor) skipped(int32) { x.left++ }
 
 func (x *evictor) result() Evicted {
 	r := Evicted{Entries: x.freed, PerPrefix: make(map[netip.Prefix]int), Freed: x.freed, Gone: x.gone, Left: x.left}

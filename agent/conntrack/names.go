@@ -4,7 +4,7 @@ package conntrack
 // include/uapi/linux/netfilter/nfnetlink_conntrack.h, behind NFNL_SUBSYS_CTNETLINK in the high byte.
 const (
 	subsystem      = 1 << 8
-	msgNew         = subsystem | 0 // IPCTNL_MSG_CT_NEW: an entry in a dump, create or update in a request
+	msgNew         = subsystem     // IPCTNL_MSG_CT_NEW: an entry in a dump, create or update in a request
 	msgGet         = subsystem | 1 // IPCTNL_MSG_CT_GET
 	msgDelete      = subsystem | 2 // IPCTNL_MSG_CT_DELETE
 	msgGetStatsCPU = subsystem | 4 // IPCTNL_MSG_CT_GET_STATS_CPU

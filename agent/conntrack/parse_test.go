@@ -39,7 +39,7 @@ func FuzzParse(f *testing.F) {
 		}
 		var r record
 		r.set(&e)
-		rankOf(&e).step()
+		_ = rankOf(&e).step()
 		if !found {
 			return
 		}
@@ -58,7 +58,7 @@ func FuzzDatagram(f *testing.F) {
 		f.Add(append(wrap(msgNew, 0, b), wrap(unix.NLMSG_DONE, 0, []byte{0, 0, 0, 0})...))
 	}
 	f.Add(wrap(unix.NLMSG_ERROR, 0, []byte{0xff, 0xff, 0xff, 0xff}))
-	f.Fuzz(func(t *testing.T, b []byte) {
+	f.Fuzz(func(_ *testing.T, b []byte) {
 		var table Table
 		var end ending
 		_, _ = table.visitAll(b[:len(b):len(b)], &end, func(*entry) bool { return true })

@@ -20,7 +20,7 @@ func (r rank) closingFirst() rank {
 		class = 0
 	case policy.Unreplied, policy.HalfOpen:
 		class++
-	case policy.Replied, policy.Assured:
+	default:
 	}
 	return rank(class)<<32 | r&(1<<32-1)
 }

@@ -61,7 +61,7 @@ func (s *socket) close() error { return unix.Close(s.fd) }
 func (s *socket) send(messages []byte) error {
 	for {
 		_, err := unix.Write(s.fd, messages)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
@@ -78,7 +78,7 @@ func (s *socket) receive(buf []byte, flags int) ([]byte, error) {
 	for {
 		n, err := recv(s.fd, buf, flags|unix.MSG_TRUNC)
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
 			return nil, err

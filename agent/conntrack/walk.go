@@ -47,7 +47,7 @@ func (t *Table) walk(ctx context.Context, p part, deadline time.Time, visit func
 			return end, nil
 		}
 		datagram, err := s.receive(t.buf, 0)
-		if err == unix.ENOBUFS {
+		if errors.Is(err, unix.ENOBUFS) {
 			end.torn = true
 			continue
 		}

@@ -46,13 +46,13 @@ func Run(ctx context.Context, w io.Writer, o Options) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, unix.SIGTERM)
 	defer stop()
 	o.Entries, o.Rounds, o.Trials = orElse(o.Entries, 1_000_000), orElse(o.Rounds, 5), orElse(o.Trials, 1000)
-	max, err := os.OpenFile(maxFile, os.O_RDWR, 0) // while still in the initial namespace
+	limit, err := os.OpenFile(maxFile, os.O_RDWR, 0) // while still in the initial namespace
 	if err != nil {
 		return fmt.Errorf("the bound of the table must be raised, from the initial namespace: %w", err)
 	}
-	defer max.Close()
+	defer limit.Close()
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, w, o, max) }() // on a thread that ends with its namespace
+	go func() { done <- run(ctx, w, o, limit) }() // on a thread that ends with its namespace
 	return <-done
 }
 
@@ -65,10 +65,10 @@ func orElse(n, otherwise int) int {
 
 // raiseMax lets namespaces have so many entries and returns what undoes that, unless somebody else
 // has set another value meanwhile.
-func raiseMax(max *os.File, entries int) (restore func(), err error) {
+func raiseMax(limit *os.File, entries int) (restore func(), err error) {
 	read := func() (string, error) {
 		var b [24]byte
-		n, err := max.ReadAt(b[:], 0)
+		n, err := limit.ReadAt(b[:], 0)
 		if err == io.EOF {
 			err = nil
 		}
@@ -82,12 +82,12 @@ func raiseMax(max *os.File, entries int) (restore func(), err error) {
 		return func() {}, nil
 	}
 	set := strconv.Itoa(entries)
-	if _, err := max.WriteAt([]byte(set), 0); err != nil {
+	if _, err := limit.WriteAt([]byte(set), 0); err != nil {
 		return nil, fmt.Errorf("raise the bound of the table: %w", err)
 	}
 	return func() {
 		if now, err := read(); err == nil && now == set {
-			_, _ = max.WriteAt([]byte(was), 0)
+			_, _ = limit.WriteAt([]byte(was), 0)
 		}
 	}, nil
 }
@@ -97,12 +97,12 @@ type bench struct {
 	Options
 	ctx    context.Context
 	table  *conntrack.Table
-	max    *os.File // nf_conntrack_max
+	limit  *os.File // nf_conntrack_max
 	buf    []byte
 	report report
 }
 
-func run(ctx context.Context, w io.Writer, o Options, max *os.File) error {
+func run(ctx context.Context, w io.Writer, o Options, limit *os.File) error {
 	if err := conntracktest.Enter(); err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func run(ctx context.Context, w io.Writer, o Options, max *os.File) error {
 		return err
 	}
 	defer table.Close()
-	b := &bench{Options: o, ctx: ctx, table: table, max: max, buf: make([]byte, 64<<10), report: report{w: w}}
+	b := &bench{Options: o, ctx: ctx, table: table, limit: limit, buf: make([]byte, 64<<10), report: report{w: w}}
 	b.report.begin(o)
 	for _, part := range []struct {
 		name string
@@ -146,7 +146,7 @@ func (b *bench) fill(n int, flows iter.Seq[conntracktest.Flow]) error {
 func (b *bench) complete(n int, flows iter.Seq[conntracktest.Flow]) error {
 	have := 0
 	for range 5 { // somebody else may set the bound meanwhile
-		restore, err := raiseMax(b.max, n+n/2)
+		restore, err := raiseMax(b.limit, n+n/2)
 		if err != nil {
 			return err
 		}
