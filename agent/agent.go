@@ -52,6 +52,7 @@ type Agent struct {
 	fresh      bool           // no tick has seen census yet
 	evictedFor *policy.Census
 	freed      map[policy.Selector]bool
+	slowest    time.Duration // the longest from an observation to its rules in the kernel
 	retimedTo  map[string]int
 	retimedAt  time.Time
 	setTo      map[string]int // the settings last wanted
@@ -335,6 +336,7 @@ func (a *Agent) apply(now time.Time) {
 		a.emit(policy.Event{Time: now, Kind: policy.RepairEvent, Reason: "rules of table inet ctguard went missing: made again"})
 	}
 	a.trouble("rules", a.actuator.rules(desired, now))
+	a.slowest = max(a.slowest, time.Since(now))
 	// Reading two dozen settings costs more than the rest of the tick: look again each second.
 	wanted := a.decision.Posture.Settings
 	if maps.Equal(wanted, a.setTo) && now.Sub(a.setAt) < time.Second {

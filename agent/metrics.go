@@ -11,12 +11,12 @@ import (
 
 // metrics is what Prometheus sees. Labels are bounded: steps and kinds of event, never addresses.
 type metrics struct {
-	registry                                                    *prometheus.Registry
-	level, fill, pressure, count, capacity, rate, limited, tick prometheus.Gauge
-	drops, evicted                                              *counter
-	engaged                                                     *prometheus.GaugeVec
-	work                                                        map[policy.StepName]*counter
-	events                                                      *prometheus.CounterVec
+	registry                                                           *prometheus.Registry
+	level, fill, pressure, count, capacity, rate, limited, tick, rules prometheus.Gauge
+	drops, evicted                                                     *counter
+	engaged                                                            *prometheus.GaugeVec
+	work                                                               map[policy.StepName]*counter
+	events                                                             *prometheus.CounterVec
 }
 
 // counter follows a cumulative count that somebody else keeps.
@@ -54,6 +54,7 @@ func newMetrics() *metrics {
 	m.rate = gauge("growth_entries_per_second", "Net new entries per second.")
 	m.limited = gauge("limited_sources", "Sources that are held back.")
 	m.tick = gauge("tick_seconds", "How long the last turn of the control loop took.")
+	m.rules = gauge("rules_seconds_max", "The longest so far from an observation to its rules in the kernel.")
 	m.drops = count("kernel_drops_total", "New flows that the kernel refused (drop and insert_failed).", nil)
 	m.evicted = count("evicted_entries_total", "Entries that ctguard deleted.", nil)
 	for _, name := range policy.StepNames() {
@@ -75,6 +76,7 @@ func (m *metrics) update(s *Status, o policy.Observation) {
 	m.rate.Set(s.Rate)
 	m.limited.Set(float64(len(s.Limited)))
 	m.tick.Set(s.TickSeconds)
+	m.rules.Set(s.RulesSeconds)
 	m.drops.to(s.KernelDrops)
 	m.evicted.to(o.Work.Evicted)
 	for _, step := range s.Steps {

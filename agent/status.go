@@ -32,7 +32,8 @@ type Status struct {
 	Evicted       uint64                  `json:"evicted_entries"`
 	Events        []NumberedEvent         `json:"events"` // the last 20
 	Time          time.Time               `json:"time"`
-	TickSeconds   float64                 `json:"tick_seconds"` // how long the last tick took
+	TickSeconds   float64                 `json:"tick_seconds"`  // how long the last tick took
+	RulesSeconds  float64                 `json:"rules_seconds"` // the longest so far from an observation to its rules in the kernel
 }
 
 // LimitedStatus is one source that is held back.
@@ -56,7 +57,7 @@ func (a *Agent) publish(o policy.Observation, took time.Duration) {
 		Count: o.Count, Capacity: o.Capacity, Rate: round(d.Rate), KernelDrops: o.Kernel.Drop + o.Kernel.InsertFailed,
 		Steps: a.machine.Steps(), Selectors: a.machine.Selectors(), Limited: a.limited(), Allow: a.allow,
 		Override: a.machine.Override(), Manual: append([]policy.Manual{}, a.machine.Manual()...), Degraded: []string{}, Missing: append([]string{}, a.missing...), Evicted: o.Work.Evicted,
-		Events: a.events.since(0, 20), Time: o.Time, TickSeconds: took.Seconds(),
+		Events: a.events.since(0, 20), Time: o.Time, TickSeconds: took.Seconds(), RulesSeconds: a.slowest.Seconds(),
 	}
 	if !math.IsInf(d.SecondsToFull, 1) {
 		full := round(d.SecondsToFull)
