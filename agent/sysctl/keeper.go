@@ -71,8 +71,8 @@ func (k *Keeper) Apply(wanted map[string]int) ([]Change, error) {
 	changes, errs := k.plan(wanted)
 	// The first values are on disk before anything is changed.
 	if err := k.saveIfChanged(before); err != nil {
-		k.journal.Settings = before
-		return nil, errors.Join(append(errs, err)...)
+		errs = append(errs, err)
+		changes = k.planWithoutDisk(before, changes)
 	}
 	planned := maps.Clone(k.journal.Settings)
 	done := changes[:0]
@@ -90,6 +90,17 @@ func (k *Keeper) Apply(wanted map[string]int) ([]Change, error) {
 	}
 	errs = append(errs, k.saveIfChanged(planned))
 	return done, errors.Join(errs...)
+}
+
+// planWithoutDisk keeps of changes, planned since the journal was before, what needs no journal on
+// disk: ways back to a first value that is there already. A full disk is no reason to leave a
+// setting changed.
+func (k *Keeper) planWithoutDisk(before map[string]Entry, changes []Change) []Change {
+	k.journal.Settings = maps.Clone(before)
+	return slices.DeleteFunc(changes, func(c Change) bool {
+		e, ours := before[c.Name]
+		return c.Foreign || !ours || c.To != e.First
+	})
 }
 
 // saveIfChanged writes the journal to disk if it differs from what it was.

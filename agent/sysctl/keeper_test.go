@@ -429,6 +429,27 @@ func TestFailedWriteIsTriedAgain(t *testing.T) {
 	f.apply(k, nil, "udp_timeout 10 -> 65536")
 }
 
+// Where the journal can't be written, as on a full disk, nothing new is changed, but everything that
+// it knows goes back.
+func TestBackWithoutDisk(t *testing.T) {
+	f := newFixture(t)
+	k := f.keeper()
+	f.apply(k, map[string]int{udp: 10}, "udp_timeout 30 -> 10")
+	if err := os.RemoveAll(f.dir); err != nil {
+		t.Fatal(err)
+	}
+	if changes, err := k.Apply(map[string]int{udp: 10, loose: 0}); err == nil || len(changes) > 0 {
+		t.Errorf("changes %v, error %v; want no change and an error", changes, err)
+	}
+	f.want(map[string]int{udp: 10})
+	changes, err := k.Revert()
+	if err == nil || !strings.Contains(err.Error(), "journal") {
+		t.Errorf("error %v does not name the journal", err)
+	}
+	f.wantChanges(changes, "udp_timeout 10 -> 30")
+	f.want(nil)
+}
+
 // A setting that this kernel doesn't have is no fault.
 func TestUnknownSetting(t *testing.T) {
 	f := newFixture(t)
