@@ -15,6 +15,7 @@ type builder struct {
 	services bool // some selector is a plain service
 	untracks bool // some plain service is untracked
 	special  []special
+	trials   []special // every TCP selector on trial, plain services too
 }
 
 // chains returns all chains in the order in which they are made.
@@ -132,8 +133,14 @@ func (b builder) service() []rule {
 }
 
 // outgoing counts the answers, and leaves them untracked where the requests are.
+//
+// A trial is to find out whether the host's own rules let a service go untracked. Rules that answer
+// what they don't know with a reset would end every connection of that service: none gets out.
 func (b builder) outgoing() []rule {
 	var list []rule
+	for _, s := range b.trials {
+		list = append(list, rules(s.outgoing(), resets(), drop())...)
+	}
 	if b.services {
 		list = append(list,
 			newRule(source.serviceIn(replies)),

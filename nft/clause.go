@@ -184,6 +184,18 @@ func opensTCP() clause {
 	}
 }
 
+// resets matches what ends a TCP connection at once.
+func resets() clause {
+	const rst = 0x04
+	return clause{
+		text: "tcp flags rst",
+		l4:   unix.IPPROTO_TCP,
+		exprs: []expr.Any{
+			loadHeader(expr.PayloadBaseTransportHeader, 13, 1), masked([]byte{rst}), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{0}},
+		},
+	}
+}
+
 // route is a kind of destination as the routing table knows it: RTN_* in include/uapi/linux/rtnetlink.h.
 type route string
 

@@ -71,7 +71,7 @@ func cases() []struct {
 		{"limits, reject", "reject", Desired{Posture: policy.Posture{Limits: limits, LimitRate: 10, LimitBurst: 20, Reject: true}, Allow: allowList}},
 		{"no new flows", "norate", Desired{Posture: policy.Posture{Limits: limits[1:2]}}},
 		{"watched", "watched", Desired{Posture: policy.Posture{Notrack: watched}}},
-		{"notrack", "notrack", Desired{Posture: policy.Posture{Notrack: append(watched, services...)}}},
+		{"notrack on trial", "trial", Desired{Posture: policy.Posture{Notrack: append(watched, services...)}}},
 		{"notrack freed", "notrack", Desired{Posture: policy.Posture{Notrack: append(watched, tracked(policy.Freed, "multicast", "tcp/80", "udp/53", "tcp/22 with 198.51.100.0/25", "tcp/22 with 2001:db8:4::/64", "echo", "echo with 203.0.113.7/32")...)}}},
 		{"all", "all", Desired{Posture: policy.Posture{DropInvalid: true, Notrack: append(watched, services...), Limits: limits, LimitRate: 10, LimitBurst: 20}, Allow: allowList}},
 		{"everything allowed", "whole", Desired{Posture: policy.Posture{DropInvalid: true, Limits: []policy.Limit{{Prefix: prefix("0.0.0.0/0")}, {Prefix: prefix("::/0"), Kind: policy.Block}, {Prefix: prefix("255.255.255.255/32"), Kind: policy.Block}}, LimitRate: 5, LimitBurst: 5,

@@ -1,6 +1,8 @@
 package nft
 
 import (
+	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -85,6 +87,37 @@ func TestNotrackRemote(t *testing.T) {
 	wantEntries(t, client2, 0)
 	wantEntries(t, client3, 1)
 	wantEntries(t, client6, 1)
+}
+
+// TestTrialEndsNothing: where the host's own rules answer untracked packets with a reset, a trial
+// stops its connections for a moment, but they live on.
+func TestTrialEndsNothing(t *testing.T) {
+	for _, name := range []string{"tcp/80", "tcp/80 with 192.0.2.0/24"} {
+		t.Run(name, func(t *testing.T) {
+			l := newLink(t)
+			l.serve(80)
+			feed(t, `table inet host { chain input { type filter hook input priority 0;
+				ct state established,related accept; ct state new tcp dport 80 accept; meta l4proto tcp reject with tcp reset; }; }`)
+			c := l.mustDial("tcp", client2, 80)
+			mustEcho(t, c)
+			table := open(t)
+			d := Desired{Posture: policy.Posture{Notrack: tracked(policy.Trial, name)}}
+			apply(t, table, d)
+			var timeout net.Error
+			if err := echoed(c, 200*time.Millisecond); !errors.As(err, &timeout) || !timeout.Timeout() {
+				t.Fatalf("in the trial: %v, want a timeout", err)
+			}
+			if w := work(t, table).Selectors[selector(name)]; w.Requests == 0 || w.Delivered != 0 || w.Replies != 0 {
+				t.Errorf("%+v, want requests that nobody got, and no reset taken for an answer", w)
+			}
+			d.Posture.Notrack[0].Stage = policy.Watched
+			apply(t, table, d)
+			c.SetDeadline(time.Now().Add(patience))
+			if _, err := io.ReadFull(c, make([]byte, len("hello"))); err != nil { // sent in the trial
+				t.Errorf("after the trial: %v", err)
+			}
+		})
+	}
 }
 
 // TestLoopbackStaysTracked: services are left untracked for others, not for the host itself.

@@ -167,6 +167,7 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 		services: len(r.services[requests]) > 0,
 		untracks: len(r.services[untracked]) > 0,
 		special:  r.special(),
+		trials:   r.trials(),
 	}
 	for _, s := range b.special {
 		r.counters = append(r.counters, s.counters()...)
@@ -233,6 +234,20 @@ func (r *ruleset) special() []special {
 	for sel, stage := range r.selectors {
 		if _, ok := serviceOf(sel); !ok {
 			list = append(list, special{sel, stage >= policy.Trial})
+		}
+	}
+	slices.SortFunc(list, func(a, b special) int {
+		return strings.Compare(a.selector.String(), b.selector.String())
+	})
+	return list
+}
+
+// trials returns the TCP selectors that are on trial, in a fixed order.
+func (r *ruleset) trials() []special {
+	var list []special
+	for sel, stage := range r.selectors {
+		if sel.Protocol == policy.TCP && stage == policy.Trial {
+			list = append(list, special{sel, true})
 		}
 	}
 	slices.SortFunc(list, func(a, b special) int {
