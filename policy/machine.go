@@ -280,7 +280,7 @@ func (m *Machine) skipped(name StepName, o Observation) string {
 			return "no service of this host was found or listed"
 		}
 		if !slices.ContainsFunc(o.Services, func(s Selector) bool { return m.untracker.refusal(s, o) == "" }) {
-			return fmt.Sprintf("all %d selectors are refused; %s: %s", len(o.Services), o.Services[0], m.untracker.refusal(o.Services[0], o))
+			return fmt.Sprintf("every selector is refused; %s: %s", o.Services[0], m.untracker.refusal(o.Services[0], o))
 		}
 	case Tighten, Evict:
 	}

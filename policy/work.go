@@ -93,13 +93,13 @@ const newFlowLife = 120
 // outcomeAfter is when a step says what it brought.
 const outcomeAfter = 5 * time.Second
 
-// outcome is what things were like when a step was engaged.
+// outcome is what things were like when a step was engaged: what came of it is the difference.
 type outcome struct {
 	at      time.Time
-	fill    float64
-	drops   uint64
-	done    uint64
-	evicted uint64
+	fill    float64 // percent
+	drops   uint64  // flows the kernel had refused
+	done    uint64  // what the step had done, as [Machine.done] counts it
+	evicted uint64  // entries ctguard had deleted
 }
 
 // begin notes what things are like as a step is engaged.
@@ -119,20 +119,20 @@ func (m *Machine) report(o Observation, r reading) []Event {
 		text, something := m.brought(rung.Name, was, o)
 		m.futile = m.futile || !something && i == m.ladder.level-1
 		drops := since(o.Kernel.Drop+o.Kernel.InsertFailed, was.drops)
-		events = append(events, Event{Kind: StepEvent, Step: rung.Name,
-			Reason: fmt.Sprintf("%s in %s: fill %.0f %% to %.0f %%, %d flows refused by the kernel meanwhile",
-				text, o.Time.Sub(was.at).Round(time.Second), was.fill, r.fill, drops)})
+		reason := fmt.Sprintf("%s in %s: fill %.0f %% to %.0f %%, %d flows refused by the kernel meanwhile",
+			text, o.Time.Sub(was.at).Round(time.Second), was.fill, r.fill, drops)
+		if why := m.skipped(rung.Name, o); why != "" {
+			reason += "; skipped: " + why
+		}
+		events = append(events, Event{Kind: StepEvent, Step: rung.Name, Reason: reason})
 	}
 	return events
 }
 
 // brought puts a step's outcome into words, and says whether there is one.
 func (m *Machine) brought(name StepName, was *outcome, o Observation) (string, bool) {
-	if reason := m.skipped(name, o); reason != "" {
-		return "skipped (" + reason + "), so nothing", false
-	}
 	done := since(m.done(name, o), was.done)
-	if done == 0 {
+	if done == 0 || m.skipped(name, o) != "" {
 		return "brought nothing", false
 	}
 	switch name {
