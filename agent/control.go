@@ -115,9 +115,13 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 	if err != nil {
 		return ctx
 	}
-	var cred *unix.Ucred
+	return context.WithValue(ctx, peerKey{}, peerOf(raw))
+}
+
+// peerOf returns the credentials of the process at the other end; nil where nobody knows them.
+func peerOf(raw syscall.RawConn) (cred *unix.Ucred) {
 	_ = raw.Control(func(fd uintptr) { cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	return context.WithValue(ctx, peerKey{}, cred)
+	return cred
 }
 
 // handler routes the control socket's requests. Over the metrics address only /metrics answers.

@@ -19,8 +19,11 @@ import (
 	"ctguard/policy"
 )
 
-// TestMain is also the program of another user that asks the daemon; see [asUser].
+// TestMain is also the program of another user: one that asks the daemon, see [asUser], or [squat].
 func TestMain(m *testing.M) {
+	if os.Getenv("CTGUARD_TEST_SQUAT") != "" {
+		os.Exit(squat())
+	}
 	if request, ok := os.LookupEnv("CTGUARD_TEST_REQUEST"); ok {
 		os.Exit(stranger(request))
 	}

@@ -1,0 +1,111 @@
+package agent
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+
+	"ctguard/agent/conntrack/conntracktest"
+)
+
+// squat holds the agents' name until its standard input ends.
+func squat() int {
+	if _, err := net.Listen("unix", claimName); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("squatting")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return 0
+}
+
+// claimant returns an agent that has its namespace to itself, or to share with squatters.
+func claimant(t *testing.T) *Agent {
+	t.Helper()
+	a := newAgent(newKernel(t), parse(t, ""), false)
+	t.Cleanup(func() { _ = a.close() })
+	return a
+}
+
+// enter gives the test a network namespace of its own.
+func enter(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it makes a network namespace")
+	}
+	if err := conntracktest.Enter(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Anybody may hold the name; only root's process is an agent.
+func TestClaimDespiteSquatter(t *testing.T) {
+	enter(t)
+	cmd := exec.CommandContext(t.Context(), reachable(t))
+	cmd.Env, cmd.Dir = []string{"CTGUARD_TEST_SQUAT=1"}, "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	in, err := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	if err := errors.Join(err, err2, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = errors.Join(in.Close(), cmd.Wait()) }()
+	if line, _ := bufio.NewReader(out).ReadString('\n'); line != "squatting\n" {
+		t.Fatalf("the squatter says %q", line)
+	}
+	if Running() {
+		t.Error("a stranger's socket is taken for an agent")
+	}
+	a := claimant(t)
+	if err := a.claim(); err != nil {
+		t.Errorf("claim: %v", err)
+	}
+	if a.troubles["claim"] == "" {
+		t.Error("the squatter is not told of")
+	}
+}
+
+// However often somebody connects, the agent is still seen to run.
+func TestRunningIsSeen(t *testing.T) {
+	enter(t)
+	if Running() {
+		t.Error("an agent runs in a new namespace")
+	}
+	a := claimant(t)
+	if err := a.claim(); err != nil {
+		t.Fatal(err)
+	}
+	var held []net.Conn
+	defer func() {
+		for _, c := range held {
+			c.Close()
+		}
+	}()
+	for range 5000 { // more than net.core.somaxconn is by default
+		c, err := net.Dial("unix", claimName)
+		if errors.Is(err, syscall.EAGAIN) {
+			continue // faster than they are hung up on
+		}
+		if err != nil {
+			break
+		}
+		held = append(held, c)
+	}
+	seen := false
+	for end := time.Now().Add(10 * time.Second); !seen && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		seen = Running()
+	}
+	if !seen {
+		t.Error("the agent is not seen any more")
+	}
+	if err := claimant(t).claim(); !errors.Is(err, ErrRunning) {
+		t.Errorf("a second claim: %v, want %v", err, ErrRunning)
+	}
+}
