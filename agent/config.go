@@ -26,6 +26,7 @@ const DefaultConfigPath = "/etc/ctguard/ctguard.toml"
 // Config is the agent's configuration, validated.
 type Config struct {
 	Path     string // the file it came from
+	Absent   bool   // there was no such file: these are the defaults
 	Socket   string // path of the control socket
 	Group    string // group whose members may change things through the socket, besides root; empty: none
 	StateDir string
@@ -155,7 +156,9 @@ func LoadConfig(path string, optional bool) (Config, error) {
 		}
 		return Config{}, &ConfigError{File: path, Text: "cannot be read: " + err.Error()}
 	}
-	return ParseConfig(path, text)
+	c, fault := ParseConfig(path, text)
+	c.Absent = err != nil
+	return c, fault
 }
 
 // ParseConfig reads a configuration; path is only for messages.

@@ -114,6 +114,12 @@ func TestReload(t *testing.T) {
 			t.Errorf("%q: capacity %d, level %d", step.text, s.Capacity, s.Level)
 		}
 	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if a.reload() != nil || a.told(policy.ConfigEvent, "not reloaded, nothing changed: "+path+": cannot be read") != 1 {
+		t.Errorf("a file that went away was taken for an empty one: %v", a.reasons(policy.ConfigEvent))
+	}
 	write("[table]\ncapacity = 510")
 	if s := a.reload(); s == nil || s.config.Capacity != 510 {
 		t.Errorf("a good file was not taken: %v", a.reasons(policy.ConfigEvent))

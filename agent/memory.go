@@ -56,10 +56,24 @@ func (a *Agent) restore() {
 	if a.trouble("operator's words", err); err != nil {
 		return
 	}
+	// A word given under a clock that was wrong, or written by hand, has an end all the same.
+	latest := time.Now().Add(maxOverride)
+	soonest := func(until time.Time) time.Time {
+		if until.After(latest) {
+			return latest
+		}
+		return until
+	}
 	if m.Override != nil && time.Now().Before(m.Override.Until) {
+		m.Override.Until = soonest(m.Override.Until)
 		a.machine.SetOverride(m.Override)
 	}
 	for _, word := range m.Manual {
+		if !word.Prefix.IsValid() {
+			a.trouble("operator's words", errors.New("one without a prefix is left out"))
+			continue
+		}
+		word.Until = soonest(word.Until)
 		a.machine.SetManual(word)
 	}
 }
@@ -67,7 +81,9 @@ func (a *Agent) restore() {
 // reload reads the configuration file again. A faulty one changes nothing and is told of. It
 // returns the surveyor of the new configuration, or nil.
 func (a *Agent) reload() *surveyor {
-	c, err := LoadConfig(a.config.Path, true)
+	// A file that was there and is not now is being written anew, or lost: its allowlist must not be
+	// lost with it.
+	c, err := LoadConfig(a.config.Path, a.config.Absent)
 	if err == nil && (c.Socket != a.config.Socket || c.StateDir != a.config.StateDir || c.Metrics != a.config.Metrics || c.Group != a.config.Group) {
 		err = errors.New("socket, group, state_dir and metrics.listen change only with a restart")
 	}

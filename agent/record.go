@@ -112,6 +112,9 @@ func Replay(in io.Reader, c *policy.Config, each func(ReplayedTick)) error {
 		return fmt.Errorf("replay: read the recording's head: %w", err)
 	}
 	if c == nil {
+		if faults := head.Policy.Validate(); len(faults) > 0 {
+			return fmt.Errorf("replay: the recording's configuration: %w", faults[0])
+		}
 		c = &head.Policy
 	}
 	m := policy.New(*c)

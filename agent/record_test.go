@@ -144,3 +144,26 @@ func TestRecordingEdges(t *testing.T) {
 		t.Errorf("a full recording: %v", err)
 	}
 }
+
+// A recording whose configuration nobody can have run is refused.
+func TestReplayOfDamagedConfig(t *testing.T) {
+	for _, damage := range []func(*policy.Config){
+		func(c *policy.Config) { c.MaxLimited = -1 },
+		func(c *policy.Config) { c.Steps[0].Name = "no step" },
+	} {
+		c := policy.Defaults(policy.Server)
+		damage(&c)
+		path := filepath.Join(t.TempDir(), "recording")
+		r, err := newRecorder(path, c)
+		if err := errors.Join(err, r.close()); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := Replay(bytes.NewReader(text), nil, func(ReplayedTick) {}); err == nil {
+			t.Errorf("%+v was replayed", c)
+		}
+	}
+}

@@ -158,6 +158,8 @@ func (c Config) validateSteps() []*FieldError {
 	for i, s := range c.Steps {
 		key := "steps." + string(s.Name)
 		switch {
+		case !slices.Contains(StepNames(), s.Name):
+			faults = append(faults, &FieldError{key, "is no step"})
 		case !(s.Enter > 0 && s.Enter <= 100): // so that it is false of what is no number
 			faults = append(faults, &FieldError{key + ".enter", fmt.Sprintf("%v is not a percentage above 0 and up to 100", s.Enter)})
 		case !(s.Leave > 0 && s.Leave < s.Enter):
