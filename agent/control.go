@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,13 @@ type server struct {
 	http      *http.Server
 	listeners []net.Listener
 }
+
+// Anybody may connect to the metrics address: so many may at a time, and none may take longer than
+// this to take an answer.
+const (
+	mostReaders  = 64
+	metricsWrite = 10 * time.Second
+)
 
 // peerKey finds the peer's credentials in a request's context.
 type peerKey struct{}
@@ -66,14 +74,14 @@ func (a *Agent) listen() (*server, error) {
 	}
 	s := &server{listeners: []net.Listener{l}, http: &http.Server{
 		Handler: a.handler(), ReadHeaderTimeout: 5 * time.Second, ConnContext: withPeer,
-		MaxHeaderBytes: 16 << 10,
+		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 	}}
 	if a.config.Metrics != "" {
 		m, err := net.Listen("tcp", a.config.Metrics)
 		if err != nil {
 			return nil, fmt.Errorf("metrics.listen: %w", errors.Join(err, l.Close()))
 		}
-		s.listeners = append(s.listeners, m)
+		s.listeners = append(s.listeners, netutil.LimitListener(m, mostReaders))
 	}
 	return s, nil
 }
@@ -139,6 +147,8 @@ func (a *Agent) handler() http.Handler {
 		if cred, _ := r.Context().Value(peerKey{}).(*unix.Ucred); cred == nil && r.URL.Path != "/metrics" {
 			http.NotFound(w, r)
 			return
+		} else if cred == nil {
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(metricsWrite))
 		}
 		local.ServeHTTP(w, r)
 	})

@@ -293,6 +293,38 @@ func TestMetricsAddress(t *testing.T) {
 	}
 }
 
+// However many connections are left open at the metrics address, the agent keeps few of them.
+func TestMetricsAddressIsBounded(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	socket := start(t, newKernel(t), func(c *Config) { c.Metrics = address })
+	answered := 0
+	for range mostReaders + 10 {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprint(c, "GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
+		wait := 10 * time.Second
+		if answered == mostReaders {
+			wait = 20 * time.Millisecond
+		}
+		_ = c.SetReadDeadline(time.Now().Add(wait))
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			answered++
+		}
+	}
+	if answered != mostReaders {
+		t.Errorf("%d connections were served at a time, want %d", answered, mostReaders)
+	}
+	mustAsk(t, socket, "/v1/status", http.StatusOK)
+}
+
 // Who waits for events gets the next one as it comes, and each once.
 func TestEventsWait(t *testing.T) {
 	socket := start(t, newKernel(t), nil)
