@@ -9,6 +9,7 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -335,7 +336,10 @@ func (a *Agent) apply(now time.Time) {
 	if ok, err := a.actuator.intact(); err == nil && !ok {
 		a.emit(policy.Event{Time: now, Kind: policy.RepairEvent, Reason: "rules of table inet ctguard went missing: made again"})
 	}
-	a.trouble("rules", a.actuator.rules(desired, now))
+	err := a.actuator.rules(desired, now)
+	if a.trouble("rules", err); err != nil {
+		a.decision.Posture.Caps = sparing(a.decision.Posture.Caps)
+	}
 	a.slowest = max(a.slowest, time.Since(now))
 	// Reading two dozen settings costs more than the rest of the tick: look again each second.
 	wanted := a.decision.Posture.Settings
@@ -348,6 +352,16 @@ func (a *Agent) apply(now time.Time) {
 	if len(changes) > 0 {
 		a.emit(policy.Event{Time: now, Kind: policy.StepEvent, Reason: "settings: " + summary(changes)})
 	}
+}
+
+// sparing returns caps that take no assured entry. Block, then evict: while the rules could not be
+// written, what a source holds would come back at once.
+func sparing(caps []policy.Cap) []policy.Cap {
+	caps = slices.Clone(caps)
+	for i := range caps {
+		caps[i].SpareAssured = true
+	}
+	return caps
 }
 
 // summary lists changes of settings, the first few of them one by one.

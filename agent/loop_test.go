@@ -302,6 +302,25 @@ func TestEvictOncePerCensus(t *testing.T) {
 	}
 }
 
+// Block, then evict: a heavy source is in the rules before any of its entries is taken, and keeps
+// its assured ones where the rules could not be written.
+func TestBlockThenEvict(t *testing.T) {
+	for _, fault := range []error{nil, errors.New("no room")} {
+		k := newKernel(t)
+		k.count, k.faults["rules"] = 950, fault
+		a := newAgent(k, parse(t, ""), false)
+		a.census, a.fresh = heavy(900), true
+		a.tick()
+		if len(k.evictions) > 0 || len(k.desired.Posture.Limits) != 1 {
+			t.Fatalf("rules %v: after the tick %d evictions, limits %v", fault, len(k.evictions), k.desired.Posture.Limits)
+		}
+		a.nextWalk(time.Now())(t.Context())(a)
+		if len(k.evictions) != 1 || len(k.evictions[0].Caps) != 1 || k.evictions[0].Caps[0].SpareAssured != (fault != nil) {
+			t.Errorf("rules %v: evictions %+v", fault, k.evictions)
+		}
+	}
+}
+
 // The entries of a selector are freed once, when it is untracked for good, and again if it was
 // tracked in between.
 func TestFreeSelectorsOnce(t *testing.T) {
