@@ -35,7 +35,6 @@ type ruleset interface {
 	Apply(nft.Desired, time.Time) error
 	Work() (policy.Work, error)
 	Intact() (bool, error)
-	Close() error
 }
 
 // keeper keeps the settings; *sysctl.Keeper is one.
@@ -67,7 +66,7 @@ type dry struct {
 	planned  map[string]int
 }
 
-// actuator brings the kernel to what is wanted.
+// actuator brings the kernel to what is wanted: live does it, dry says what it would do.
 type actuator interface {
 	rules(nft.Desired, time.Time) error
 	work() (policy.Work, error)
@@ -75,7 +74,6 @@ type actuator interface {
 	set(map[string]int) ([]sysctl.Change, error)
 	evict(context.Context, conntrack.Eviction, *policy.Census) (conntrack.Evicted, error)
 	retime(context.Context, map[string]int, []netip.Prefix) (int, error)
-	close() error
 }
 
 func (l *live) rules(d nft.Desired, now time.Time) error { return l.Apply(d, now) }
@@ -87,6 +85,7 @@ func (l *live) work() (policy.Work, error) {
 }
 
 func (l *live) intact() (bool, error) { return l.Intact() }
+
 func (l *live) set(wanted map[string]int) ([]sysctl.Change, error) {
 	return l.settings.Apply(wanted)
 }
@@ -100,12 +99,9 @@ func (l *live) retime(ctx context.Context, timeouts map[string]int, spare []neti
 	return l.Retime(ctx, conntrack.Retiming{Timeouts: timeouts, Spare: spare, Rate: l.retiming})
 }
 
-func (l *live) close() error { return l.Close() }
-
 func (*dry) rules(nft.Desired, time.Time) error { return nil }
 func (*dry) work() (policy.Work, error)         { return policy.Work{}, nil }
 func (*dry) intact() (bool, error)              { return true, nil }
-func (*dry) close() error                       { return nil }
 
 // set returns the changes that wanted would have brought.
 func (d *dry) set(wanted map[string]int) ([]sysctl.Change, error) {

@@ -105,7 +105,6 @@ func (f fakeRules) Apply(d nft.Desired, _ time.Time) error {
 }
 func (f fakeRules) Work() (policy.Work, error) { return policy.Work{}, f.faults["work"] }
 func (f fakeRules) Intact() (bool, error)      { return !f.missing, f.faults["intact"] }
-func (f fakeRules) Close() error               { return nil }
 
 // fakeSettings are the settings.
 type fakeSettings struct{ *kernel }

@@ -15,7 +15,7 @@ import (
 	"ctguard/agent"
 )
 
-// Exit codes; audit has two more, see audit.go.
+// Exit codes.
 const (
 	exitFailed   = 1
 	exitUsage    = 2 // wrong usage or configuration

@@ -39,9 +39,6 @@ type sourceReport struct {
 	States  map[string]int `json:"states"`
 }
 
-// sampleOf is how many entries are looked at without --full.
-const sampleOf = 20_000
-
 func (p *program) sourcesCommand() *cobra.Command {
 	var n int
 	var full, asJSON bool
@@ -62,7 +59,7 @@ func (p *program) sourcesCommand() *cobra.Command {
 				return err
 			}
 			defer table.Close()
-			options := conntrack.ScanOptions{V4Bits: config.V4Bits, V6Bits: config.V6Bits, MaxSources: n, Limit: sampleOf}
+			options := conntrack.ScanOptions{V4Bits: config.V4Bits, V6Bits: config.V6Bits, MaxSources: n, Limit: conntrack.SampleSize}
 			if full {
 				options.Limit = 0
 			}
