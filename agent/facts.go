@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -154,4 +155,13 @@ func (s *surveyor) allowlist(own, operators []netip.Addr) ([]netip.Prefix, error
 		return a.Bits() - b.Bits()
 	})
 	return slices.Compact(list), nil
+}
+
+// Allowlist returns whom a daemon that started now would spare.
+func Allowlist(c Config, root string) ([]netip.Prefix, error) {
+	s := &surveyor{host: host.New(root), config: c}
+	own, err := s.host.Own()
+	operators, err2 := s.operators(time.Now())
+	list, err3 := s.allowlist(own, operators)
+	return list, errors.Join(err, err2, err3)
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"net/netip"
 
 	"github.com/spf13/cobra"
 
@@ -24,14 +26,32 @@ func (p *program) evictCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			spare, err := p.spared(c.Context(), config)
+			if err != nil {
+				return err
+			}
 			table, err := conntrack.Open()
 			if err != nil {
 				return err
 			}
 			defer table.Close()
-			freed, err := table.Evict(c.Context(), conntrack.Eviction{Caps: []policy.Cap{{Prefix: prefix}}, Spare: config.Allow})
+			freed, err := table.Evict(c.Context(), conntrack.Eviction{Caps: []policy.Cap{{Prefix: prefix}}, Spare: spare})
 			fmt.Fprintf(c.OutOrStdout(), "deleted %d entries of %s\n", freed.Entries, prefix)
 			return err
 		},
 	}
+}
+
+// spared returns the whole allowlist: what is configured, what is learnt of this host and, where there is
+// a daemon, the operators that it has seen stay.
+func (p *program) spared(ctx context.Context, config agent.Config) ([]netip.Prefix, error) {
+	spare, err := agent.Allowlist(config, "/")
+	if err != nil || !agent.Running() {
+		return spare, err
+	}
+	var s agent.Status
+	if err := p.call(ctx, "status", nil, &s); err != nil {
+		return nil, fmt.Errorf("ask whom to spare: %w", err)
+	}
+	return append(spare, s.Allow...), nil
 }

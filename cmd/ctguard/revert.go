@@ -24,7 +24,11 @@ func (p *program) revertCommand() *cobra.Command {
 					return err
 				}
 				fmt.Fprintf(c.OutOrStdout(), "the daemon is back at level 0 and stays there for %s; ctguard auto lets it go on\n", agent.RevertFor)
-				return nil
+				var s agent.Status
+				if err := p.call(c.Context(), "status", nil, &s); err != nil || s.Mode != "dry-run" {
+					return err
+				}
+				// A dry run puts nothing back, neither what it didn't change nor what an earlier run left.
 			}
 			done, err := agent.Revert(config, "/")
 			for _, line := range done {
