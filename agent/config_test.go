@@ -96,7 +96,7 @@ func TestBadConfig(t *testing.T) {
 		{"unknown key of a step", "[steps.evict]\nentr = 95", []string{
 			`bad.toml:2: steps.evict.entr: unknown key; did you mean steps.evict.enter?`}},
 		{"unknown key like no other", "[evict]\ncolour = \"red\"", []string{
-			`bad.toml:2: evict.colour: unknown key; ctguard.toml(5) lists them all`}},
+			`bad.toml:2: evict.colour: unknown key; docs/examples/ctguard.toml lists them all`}},
 		{"unknown table", "[tabel]\ncapacity = 5", []string{
 			`bad.toml:1: tabel: unknown key; did you mean table?`}},
 		{"unknown step", "[steps.reboot]\nenter = 95", []string{
@@ -166,7 +166,7 @@ func TestBadConfig(t *testing.T) {
 			`bad.toml:1: allow: "x" is no address or prefix`,
 			`bad.toml:2: lookahead: 1h0m0s is not between 0s and 5m`,
 			`bad.toml:4: evict.floor: 0 is below 1`,
-			`bad.toml:5: evict.colour: unknown key; ctguard.toml(5) lists them all`,
+			`bad.toml:5: evict.colour: unknown key; docs/examples/ctguard.toml lists them all`,
 			`bad.toml:6: steps.fly: unknown step`,
 			`bad.toml:8: table.capacity: -5 is below 0`}},
 	} {

@@ -93,7 +93,7 @@ func nearest(key string) string {
 		}
 	}
 	if best == "" {
-		return "; ctguard.toml(5) lists them all"
+		return "; docs/examples/ctguard.toml lists them all"
 	}
 	return "; did you mean " + best + "?"
 }
