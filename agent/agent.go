@@ -63,6 +63,7 @@ type Agent struct {
 	events     history
 	troubles   map[string]string
 	walking    bool
+	due        bool // an operator changed something: tick at once
 }
 
 // stack is what the loop reads of the protocol stack; *host.Host is one.
@@ -241,7 +242,10 @@ func (a *Agent) loop(ctx context.Context, ch loopChannels) error {
 			a.learn(f)
 		case ask := <-a.asks:
 			ask(a)
-			timer.Reset(0)
+			if a.due { // those who only read must not set the pace
+				a.due = false
+				timer.Reset(0)
+			}
 		case <-ch.hup:
 			if s := a.reload(); s != nil {
 				select {

@@ -233,11 +233,15 @@ func change[T any](a *Agent, do func(*Agent, T) error) http.HandlerFunc {
 			return
 		}
 		var fault error
-		if err := a.ask(r.Context(), func(a *Agent) { fault = do(a, body) }); err != nil {
+		if err := a.ask(r.Context(), func(a *Agent) { fault, a.due = do(a, body), true }); err != nil {
 			fault = err
 		}
 		if fault != nil {
-			http.Error(w, fault.Error(), http.StatusBadRequest)
+			code := http.StatusBadRequest
+			if errors.Is(fault, errForgetful) {
+				code = http.StatusInternalServerError
+			}
+			http.Error(w, fault.Error(), code)
 			return
 		}
 		w.WriteHeader(http.StatusNoContent)

@@ -325,6 +325,34 @@ func TestMetricsAddressIsBounded(t *testing.T) {
 	mustAsk(t, socket, "/v1/status", http.StatusOK)
 }
 
+// Who only reads doesn't set the pace of the loop; who changes something sees it at once. A word that can't
+// be kept is no fault of the request.
+func TestPace(t *testing.T) {
+	k := newKernel(t)
+	dir := filepath.Join(t.TempDir(), "gone")
+	socket := start(t, k, func(c *Config) {
+		c.StateDir = dir
+		c.Policy.Calm = time.Hour
+	})
+	applied := func() int { k.mu.Lock(); defer k.mu.Unlock(); return k.applied }
+	before := applied()
+	for range 20 {
+		mustAsk(t, socket, "/v1/explain?prefix=192.0.2.1", http.StatusOK)
+	}
+	if n := applied() - before; n > 0 {
+		t.Errorf("%d ticks for 20 readers", n)
+	}
+	text := mustAsk(t, socket, `/v1/hold {"kind":"pin","level":1,"for":"30m","reason":"test"}`, http.StatusInternalServerError)
+	if !strings.Contains(text, "a restart will forget it") {
+		t.Errorf("told %q", text)
+	}
+	for end := time.Now().Add(10 * time.Second); applied() == before; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no tick after a change")
+		}
+	}
+}
+
 // Who waits for events gets the next one as it comes, and each once.
 func TestEventsWait(t *testing.T) {
 	socket := start(t, newKernel(t), nil)

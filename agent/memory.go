@@ -21,6 +21,9 @@ type memory struct {
 // memoryPath returns where the memory is kept.
 func (a *Agent) memoryPath() string { return filepath.Join(a.config.StateDir, "operator.json") }
 
+// errForgetful says that the operator's words could not be written down.
+var errForgetful = errors.New("done, but a restart will forget it")
+
 // remember writes the operator's words down.
 func (a *Agent) remember() error {
 	if a.dryRun {
@@ -34,7 +37,7 @@ func (a *Agent) remember() error {
 		err = os.Rename(a.memoryPath()+".new", a.memoryPath())
 	}
 	if err != nil {
-		return fmt.Errorf("done, but a restart will forget it: %w", err)
+		return fmt.Errorf("%w: %w", errForgetful, err)
 	}
 	return nil
 }
