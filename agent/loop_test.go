@@ -27,7 +27,7 @@ func TestTick(t *testing.T) {
 	if s := a.status.Load(); s.Level != 0 || s.Count != 100 || s.Capacity != 1000 || s.Fill != 10 || s.Mode != "auto" {
 		t.Errorf("calm: level %d, %d of %d (%g %%), mode %s", s.Level, s.Count, s.Capacity, s.Fill, s.Mode)
 	}
-	if k.desired.Posture.Engaged() || len(k.settings) > 0 {
+	if k.desired.Posture.HasRules() || len(k.settings) > 0 {
 		t.Errorf("calm: wants %+v and %v", k.desired.Posture, k.settings)
 	}
 	k.count = 950
@@ -44,7 +44,7 @@ func TestTick(t *testing.T) {
 	if err := a.revert(); err != nil {
 		t.Error(err)
 	}
-	if k.desired.Posture.Engaged() || len(k.settings) > 0 {
+	if k.desired.Posture.HasRules() || len(k.settings) > 0 {
 		t.Errorf("reverted: wants %+v and %v", k.desired.Posture, k.settings)
 	}
 }
@@ -259,7 +259,7 @@ func TestRunReverts(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("the end: %v", err)
 	}
-	if k.desired.Posture.Engaged() || len(k.settings) > 0 {
+	if k.desired.Posture.HasRules() || len(k.settings) > 0 {
 		t.Errorf("left behind: %+v and %v", k.desired.Posture, k.settings)
 	}
 	if _, err := os.Stat(c.Socket); !os.IsNotExist(err) {

@@ -80,7 +80,7 @@ func TestIncrementalIsFresh(t *testing.T) {
 		var last Desired
 		for _, last = range rapid.SliceOfN(draw(), 1, 6).Draw(t, "states") {
 			change := table.Apply
-			if table.have != nil && last.Posture.Engaged() {
+			if table.have != nil && last.Posture.HasRules() {
 				change = table.update // Apply would make the table anew after an error
 			}
 			if err := change(last, now); err != nil {

@@ -13,7 +13,7 @@ func Render(d Desired, now time.Time) string {
 	if err := d.validate(); err != nil {
 		return "# " + err.Error() + "\n"
 	}
-	if !d.Posture.Engaged() {
+	if !d.Posture.HasRules() {
 		return ""
 	}
 	var keep retained

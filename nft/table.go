@@ -70,7 +70,7 @@ func (t *Table) Apply(d Desired, now time.Time) error {
 	if err := d.validate(); err != nil {
 		return err
 	}
-	if !d.Posture.Engaged() {
+	if !d.Posture.HasRules() {
 		return t.remove()
 	}
 	if t.have != nil && !t.broken {

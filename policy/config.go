@@ -135,12 +135,12 @@ func (c Config) Validate() []*FieldError {
 	need(c.Calm >= c.Pressed && c.Calm <= 10*time.Second, "tick.calm", "%s is not between tick.pressed (%s) and 10s", c.Calm, c.Pressed)
 	faults = append(faults, c.validateSteps()...)
 	need(c.Trial >= 100*time.Millisecond && c.Trial <= time.Minute, "notrack.trial", "%s is not between 100ms and 1m", c.Trial)
+	need(c.RetryTrial >= 0, "notrack.retry", "%s is below 0s", c.RetryTrial)
+	need(c.CalmInvalid >= 0, "drop_invalid.calm_per_second", "%v is below 0", c.CalmInvalid)
 	need(c.Target > 0 && c.Target < 100, "evict.target", "%v is not between 0 and 100", c.Target)
 	if evict, ok := c.Step(Evict); ok {
 		need(c.Target < evict.Leave, "evict.target", "%v is not below steps.evict.leave (%v): evict could never be taken back", c.Target, evict.Leave)
 	}
-	need(c.CalmInvalid >= 0, "drop_invalid.calm_per_second", "%v is below 0", c.CalmInvalid)
-	need(c.RetryTrial >= 0, "notrack.retry", "%s is below 0s", c.RetryTrial)
 	need(c.Floor >= 1, "evict.floor", "%d is below 1", c.Floor)
 	for _, w := range c.Weights {
 		need(w.Weight > 0 && !math.IsInf(w.Weight, 1), fmt.Sprintf("evict.weights.%q", w.Prefix), "%v is not a number above 0", w.Weight)

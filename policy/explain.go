@@ -43,7 +43,7 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 
 // explainAccounts says how prefix stood when the table was last divided.
 func (m *Machine) explainAccounts(prefix netip.Prefix, say func(string, ...any)) {
-	if _, on := m.Engaged(Evict); !on || m.offenders.last == nil {
+	if _, on := m.engaged(Evict); !on || m.offenders.last == nil {
 		say("the table is not being divided now: evict is not engaged, or nobody is near a fair share")
 		return
 	}

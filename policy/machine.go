@@ -169,8 +169,8 @@ func (m *Machine) climb(o Observation, r reading) []Event {
 	return []Event{{Kind: LevelEvent, From: &from, To: &level, Reason: reason}}
 }
 
-// Engaged reports whether the step called name is engaged.
-func (m *Machine) Engaged(name StepName) (Step, bool) {
+// engaged returns the step called name, and whether it is engaged.
+func (m *Machine) engaged(name StepName) (Step, bool) {
 	for _, r := range m.ladder.rungs[:m.ladder.level] {
 		if r.Name == name {
 			return r.Step, true
@@ -179,16 +179,20 @@ func (m *Machine) Engaged(name StepName) (Step, bool) {
 	return Step{}, false
 }
 
+// burstSeconds is how many seconds' worth of new flows a limited source may open at once: a browser
+// opens several connections for one page.
+const burstSeconds = 5
+
 // posture builds the whole desired state for the level.
 func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 	p := Posture{Level: m.ladder.level, Settings: make(map[string]int), Reject: m.cfg.Reject}
-	_, notrack := m.Engaged(NotrackStep)
+	_, notrack := m.engaged(NotrackStep)
 	selectors, events := m.untracker.update(o, m.cfg, m.candidates(o, r), func(s Selector) bool {
 		return notrack && slices.Contains(o.Services, s) || m.lane && slices.Contains(o.Lane, s)
 	})
 	p.Notrack = selectors
 
-	if _, on := m.Engaged(DropInvalid); on && m.skipped(DropInvalid, o) == "" {
+	if _, on := m.engaged(DropInvalid); on && m.skipped(DropInvalid, o) == "" {
 		// Flows that lived untracked are picked up in the middle by tcp_loose; until they are, they
 		// must not be INVALID.
 		p.DropInvalid = notrack || !m.untracker.untracked
@@ -197,12 +201,12 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 			p.Settings[tcpLoose] = 0
 		}
 	}
-	if step, on := m.Engaged(Tighten); on {
+	if step, on := m.engaged(Tighten); on {
 		for name, value := range m.tightener.settings(o.Time, r.pressure, step, m.cfg, o.Admin) {
 			p.Settings[name] = value
 		}
 	}
-	if _, on := m.Engaged(Evict); !on {
+	if _, on := m.engaged(Evict); !on {
 		m.offenders.release(o.Time)
 	} else if o.Census != nil {
 		caps, held := m.offenders.judge(m.withReleased(o), m.cfg)
@@ -211,7 +215,7 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 	}
 	p.Limits = m.limits(o)
 	p.LimitRate = max(1, m.offenders.rate)
-	p.LimitBurst = 5 * p.LimitRate
+	p.LimitBurst = burstSeconds * p.LimitRate
 	return p, events
 }
 
@@ -302,11 +306,12 @@ func (m *Machine) pressed(r reading) bool {
 	return r.pressure >= m.ladder.lowest() && (m.ladder.level > 0 || r.growing())
 }
 
-// scan says which scan the next observations should bring. Near the fair share's
-// target nobody is worth the scan, unless somebody has just been found above a share, so only the
-// shape of the table is of interest.
+// scan says which scan the next observations should bring. Who is heavy is worth a whole scan in the
+// upper half of the way from the fair share's target to evict's leave mark, and all the way down to
+// the target while somebody has just been found above a share; below that only the shape of the table
+// is of interest.
 func (m *Machine) scan(r reading) Scan {
-	if step, on := m.Engaged(Evict); on && (r.fill > (m.cfg.Target+step.Leave)/2 || m.offenders.found && r.fill > m.cfg.Target) {
+	if step, on := m.engaged(Evict); on && (r.fill > (m.cfg.Target+step.Leave)/2 || m.offenders.found && r.fill > m.cfg.Target) {
 		return WholeScan
 	}
 	if m.ladder.level > 0 || m.pressed(r) {
@@ -318,7 +323,7 @@ func (m *Machine) scan(r reading) Scan {
 // hurry reports whether pressure is at the mark of evict and the last scan, if there was one, found
 // somebody above a fair share.
 func (m *Machine) hurry(r reading) bool {
-	step, on := m.Engaged(Evict)
+	step, on := m.engaged(Evict)
 	return on && r.pressure >= step.Enter && (m.offenders.last == nil || m.offenders.found)
 }
 
@@ -333,10 +338,13 @@ func (m *Machine) stamp(events []Event, o Observation, r reading) {
 	}
 }
 
-// shape says what the table consists of, from a census that is not older than a few seconds.
+// shapeFor is how long a census says what the table consists of: a flood changes it in seconds.
+const shapeFor = 5 * time.Second
+
+// shape says what the table consists of, from a census that is not too old.
 func (m *Machine) shape(now time.Time) string {
 	c := m.census
-	if c == nil || c.Seen == 0 || now.Sub(c.Time) > 5*time.Second {
+	if c == nil || c.Seen == 0 || now.Sub(c.Time) > shapeFor {
 		return ""
 	}
 	percent := func(n int) int { return 100 * n / c.Seen }

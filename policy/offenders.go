@@ -53,6 +53,7 @@ const (
 	sweepPerPart = 0.05 // part of the capacity that may be swept away each second
 	ownAddress   = 0.25 // part of a source's entries that must be answered for its address to be its own
 	worthwhile   = 0.25 // part of the excess that the sources above their share must make up
+	silent       = 0.05 // part of a source's entries that are answered below which nothing of it is worth letting through
 )
 
 // judge takes a census in: it limits heavy sources, renews those that still offend and returns how
@@ -192,14 +193,18 @@ func worthwhileShare(shares []share, rest, target, floor float64) float64 {
 	return fair
 }
 
+// comparableFor is how far two censuses may lie apart for their difference to be a rate: most passing
+// entries last longer.
+const comparableFor = 10 * time.Second
+
 // opens works out how fast each source makes passing entries since the last census, and returns the
 // fair share of what can be swept away. rest are the passing entries of sources that are not listed.
 func (f *offenders) opens(accounts []account, o Observation, rest float64) float64 {
 	before := f.rest
 	f.rest = rest
 	span := o.Census.Time.Sub(f.at).Seconds()
-	if f.swept == nil || span <= 0 || span > 10 {
-		return math.Inf(1) // nothing to compare with
+	if f.swept == nil || span <= 0 || span > comparableFor.Seconds() {
+		return math.Inf(1)
 	}
 	shares := make([]share, len(accounts))
 	for i := range accounts {
@@ -241,7 +246,7 @@ func (a *account) answered() float64 {
 	return 1 - float64(a.Classes[Unreplied]+a.Classes[HalfOpen])/float64(max(a.Entries, 1))
 }
 
-// mostEvents is how many limits of one tick are told one by one.
+// mostEvents is how many limits of one tick are told one by one: a screenful.
 const mostEvents = 20
 
 // summed keeps the first limits of a tick and puts the rest into one event, so that an attack from
@@ -281,8 +286,8 @@ func (f *offenders) hold(events []Event, now time.Time, a account, c Config) []E
 		return events
 	}
 	of.limit.Kind, of.limit.Reason = LimitNew, a.why
-	if a.answered() < 0.05 {
-		of.limit.Kind = Block // nothing of it would go on
+	if a.answered() < silent {
+		of.limit.Kind = Block
 	}
 	return append(events, Event{Kind: LimitEvent, Step: Evict, Prefix: a.Prefix, Entries: int(a.held + a.passing),
 		Reason: fmt.Sprintf("%s for %s: %s", of.limit.Kind, span, of.limit.Reason)})

@@ -21,8 +21,8 @@ type Posture struct {
 	Reject      bool  // answer dropped new flows of limited sources (TCP RST, ICMP) instead of dropping in silence
 }
 
-// Engaged reports whether p wants any rule in the kernel.
-func (p Posture) Engaged() bool {
+// HasRules reports whether p wants any rule in the kernel; without one there is no table.
+func (p Posture) HasRules() bool {
 	return p.DropInvalid || len(p.Notrack) > 0 || len(p.Limits) > 0
 }
 

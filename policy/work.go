@@ -19,8 +19,12 @@ const calmGrowth = 10
 // growing reports whether the table grows faster than on an ordinary day.
 func (r reading) growing() bool { return r.pressure >= r.fill+calmGrowth }
 
-// calmFade is how long a peak of ordinary traffic is remembered.
-const calmFade = 10 * time.Minute
+// How long ordinary traffic is remembered: a peak of arrivals until it has faded to a third, and the
+// mean of INVALID packets.
+const (
+	calmFade = 10 * time.Minute
+	calmMean = time.Minute
+)
 
 // observe takes one observation in; only while ordinary does it learn.
 func (c *calm) observe(o Observation, ordinary bool) {
@@ -31,11 +35,12 @@ func (c *calm) observe(o Observation, ordinary bool) {
 		return
 	}
 	dt := max(0, o.Time.Sub(before).Seconds())
-	c.invalid += (1 - math.Exp(-dt/60)) * (invalid - c.invalid)
+	c.invalid += (1 - math.Exp(-dt/calmMean.Seconds())) * (invalid - c.invalid)
 	c.arrivals = max(arrivals, c.arrivals*math.Exp(-dt/calmFade.Seconds()))
 }
 
-// quietRate is the work per second that every step may still do and count as quiet.
+// quietRate is the work per second, in packets or entries, that every step may still do and count as
+// quiet: a few stray clients.
 const quietRate = 10
 
 // done returns how much a step has done so far, in packets and entries.
@@ -53,7 +58,7 @@ func (m *Machine) done(name StepName, o Observation) uint64 {
 	return 0
 }
 
-// quiet returns whether a step's own work has gone quiet: were it taken back now, the table would
+// quiet takes the steps' work in and returns whether a step's own has gone quiet: were it taken back now, the table would
 // stay as calm as it is.
 func (m *Machine) quiet(o Observation) func(StepName) bool {
 	for name, p := range m.work {
