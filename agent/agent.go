@@ -157,6 +157,15 @@ func (a *Agent) openSettings(o Options) (*sysctl.Keeper, error) {
 		return nil, err
 	}
 	settings, err := sysctl.NewKeeper(proc, a.config.StateDir)
+	if errors.Is(err, sysctl.ErrDamaged) {
+		// A host without a guard is worse than a setting that stays as it is.
+		var aside string
+		if aside, err = sysctl.SetAside(a.config.StateDir); err == nil {
+			a.emit(policy.Event{Kind: policy.DegradedEvent, Reason: "the journal of an earlier run is damaged: set aside as " + aside +
+				"; settings it had changed stay as they are"})
+			settings, err = sysctl.NewKeeper(proc, a.config.StateDir)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

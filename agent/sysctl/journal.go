@@ -42,6 +42,18 @@ func here(proc string) (Journal, error) {
 	return Journal{strings.TrimSpace(string(boot)), st.Ino, make(map[string]Entry)}, nil
 }
 
+// ErrDamaged says that the journal can't be understood: what it knew of first values is lost.
+var ErrDamaged = errors.New("the journal is damaged")
+
+// SetAside renames a damaged journal in dir, for somebody to look at, and returns its new name.
+func SetAside(dir string) (string, error) {
+	aside := filepath.Join(dir, journalName+".damaged")
+	if err := os.Rename(filepath.Join(dir, journalName), aside); err != nil {
+		return "", fmt.Errorf("set the damaged journal aside: %w", err)
+	}
+	return aside, syncDir(dir)
+}
+
 // load reads the journal in dir. A missing one, one of another boot and one of another namespace
 // (that namespace is gone, or has an agent of its own) are empty.
 func load(dir, proc string) (Journal, error) {
@@ -58,7 +70,7 @@ func load(dir, proc string) (Journal, error) {
 	}
 	var j Journal
 	if err := json.Unmarshal(text, &j); err != nil {
-		return empty, fmt.Errorf("read journal %s: %w", filepath.Join(dir, journalName), err)
+		return empty, fmt.Errorf("read journal %s: %w: %w", filepath.Join(dir, journalName), ErrDamaged, err)
 	}
 	if j.Boot != empty.Boot || j.Namespace != empty.Namespace || j.Settings == nil {
 		return empty, nil

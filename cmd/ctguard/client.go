@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// answerWithin is how long a daemon that runs may take to answer.
+const answerWithin = 15 * time.Second
+
 // call asks the daemon: GET without a body, POST with one. The answer is read into out unless that
 // is nil.
 func (p *program) call(ctx context.Context, path string, body, out any) error {
@@ -31,6 +34,11 @@ func (p *program) call(ctx context.Context, path string, body, out any) error {
 			return err
 		}
 	}
+	if !strings.Contains(path, "wait=") {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, answerWithin)
+		defer cancel()
+	}
 	request, err := http.NewRequestWithContext(ctx, method, "http://ctguard/v1/"+path, bytes.NewReader(text))
 	if err != nil {
 		return err
@@ -39,6 +47,8 @@ func (p *program) call(ctx context.Context, path string, body, out any) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return nil
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("the daemon at %s does not answer within %s", config.Socket, answerWithin)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("not allowed to ask the daemon at %s: try sudo", config.Socket)
 	case err != nil:
