@@ -42,13 +42,15 @@ func (h *history) since(number uint64, n int) []NumberedEvent {
 	return append([]NumberedEvent{}, h.list[from:]...)
 }
 
-// emit notes an event, logs it and counts it.
+// emit notes an event, logs it and counts it. An event that brings no numbers gets those of the last
+// tick.
 func (a *Agent) emit(e policy.Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
 	if e.Fill == 0 {
-		e.Fill, e.Pressure, e.Rate = a.decision.Fill, a.decision.Pressure, a.decision.Rate
+		d := a.decision
+		e.Fill, e.Pressure, e.Rate, e.SecondsToFull = d.Fill, d.Pressure, d.Rate, d.SecondsToFull
 	}
 	e.DryRun = a.dryRun
 	a.events.add(e)

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"math"
 	"net/netip"
 	"time"
 
@@ -59,8 +58,8 @@ func (a *Agent) publish(o policy.Observation, took time.Duration) {
 		Override: a.machine.Override(), Manual: append([]policy.Manual{}, a.machine.Manual()...), Degraded: []string{}, Missing: append([]string{}, a.missing...), Evicted: o.Work.Evicted,
 		Events: a.events.since(0, 20), Time: o.Time, TickSeconds: took.Seconds(), RulesSeconds: a.slowest.Seconds(),
 	}
-	if !math.IsInf(d.SecondsToFull, 1) {
-		full := round(d.SecondsToFull)
+	if d.SecondsToFull != nil {
+		full := round(*d.SecondsToFull)
 		s.SecondsToFull = &full
 	}
 	for part, text := range a.troubles {

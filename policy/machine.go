@@ -34,7 +34,7 @@ type Decision struct {
 	Fill          float64       // percent
 	Pressure      float64       // percent
 	Rate          float64       // net new entries per second
-	SecondsToFull float64       // +Inf while the table is not filling
+	SecondsToFull *float64      // nil while the table is not filling
 }
 
 // Machine decides. It is not safe for concurrent use.
@@ -125,7 +125,7 @@ func (m *Machine) Tick(o Observation) Decision {
 	m.last = o
 	m.decision = Decision{
 		Posture: posture, Events: events, Next: m.next(o, r), Scan: m.scan(r), Hurry: m.hurry(r),
-		Fill: r.fill, Pressure: r.pressure, Rate: r.rate, SecondsToFull: r.secondsToFull(o.Capacity),
+		Fill: r.fill, Pressure: r.pressure, Rate: r.rate, SecondsToFull: finite(r.secondsToFull(o.Capacity)),
 	}
 	return m.decision
 }
@@ -332,10 +332,16 @@ func (m *Machine) stamp(events []Event, o Observation, r reading) {
 	for i := range events {
 		e := &events[i]
 		e.Time, e.Fill, e.Pressure, e.Rate = o.Time, r.fill, r.pressure, r.rate
-		if s := r.secondsToFull(o.Capacity); !math.IsInf(s, 1) {
-			e.SecondsToFull = &s
-		}
+		e.SecondsToFull = finite(r.secondsToFull(o.Capacity))
 	}
+}
+
+// finite returns x, or nil where it is infinite: JSON has no word for that.
+func finite(x float64) *float64 {
+	if math.IsInf(x, 0) {
+		return nil
+	}
+	return &x
 }
 
 // shapeFor is how long a census says what the table consists of: a flood changes it in seconds.
