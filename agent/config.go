@@ -252,7 +252,6 @@ func (raw *rawConfig) config(fault func(key, format string, args ...any)) Config
 		StateDir: cmp.Or(raw.StateDir, "/var/lib/ctguard"),
 		Capacity: raw.Table.Capacity,
 		Metrics:  raw.Metrics.Listen,
-		Services: raw.Notrack.Services,
 		Ports:    []uint16{22},
 		V4Bits:   32, V6Bits: 64,
 		Policy: policy.Defaults(profile),
@@ -277,7 +276,15 @@ func (raw *rawConfig) config(fault func(key, format string, args ...any)) Config
 		c.Ports = append(c.Ports, uint16(port))
 	}
 	c.Allow = prefixes("allow", raw.Allow, fault)
-	if raw.Notrack.Services == nil {
+	raw.safeTraffic(&c, fault)
+	raw.policy(&c.Policy, fault)
+	return c
+}
+
+// safeTraffic writes what the file says of safe traffic into a configuration.
+func (raw *rawConfig) safeTraffic(c *Config, fault func(key, format string, args ...any)) {
+	c.Services = raw.Notrack.Services
+	if c.Services == nil {
 		c.Services = []string{"auto"}
 	}
 	for _, text := range c.Services {
@@ -292,8 +299,6 @@ func (raw *rawConfig) config(fault func(key, format string, args ...any)) Config
 		}
 		c.Except = append(c.Except, s)
 	}
-	raw.policy(&c.Policy, fault)
-	return c
 }
 
 // policy writes what the file says into a policy configuration.

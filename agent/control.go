@@ -45,17 +45,8 @@ func (a *Agent) listen() (*server, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("control socket: %w (socket names another path)", err)
 	}
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("control socket %s is in use: another ctguard answers there; give each its own socket", path)
-	}
-	if info, err := os.Lstat(path); err == nil {
-		if info.Mode().Type() != os.ModeSocket {
-			return nil, fmt.Errorf("control socket %s: there is a file that is no socket (socket names another path)", path)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("control socket: remove the stale one: %w", err)
-		}
+	if err := removeStale(path); err != nil {
+		return nil, err
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -84,6 +75,26 @@ func (a *Agent) listen() (*server, error) {
 		s.listeners = append(s.listeners, netutil.LimitListener(m, mostReaders))
 	}
 	return s, nil
+}
+
+// removeStale removes the socket file of a daemon that is no more. One that somebody answers on, and
+// a file that is no socket, stay and are an error.
+func removeStale(path string) error {
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return fmt.Errorf("control socket %s is in use: another ctguard answers there; give each its own socket", path)
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil //nolint:nilerr // what is wrong with the path, if it is not only absent, is told when the socket is made
+	}
+	if info.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("control socket %s: there is a file that is no socket (socket names another path)", path)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("control socket: remove the stale one: %w", err)
+	}
+	return nil
 }
 
 // groupID returns the id of a group, or root's without a name.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"ctguard/policy"
@@ -65,6 +66,7 @@ func (a *Agent) publish(o policy.Observation, took time.Duration) {
 	for part, text := range a.troubles {
 		s.Degraded = append(s.Degraded, part+": "+text)
 	}
+	slices.Sort(s.Degraded)
 	a.status.Store(s)
 	a.metrics.update(s, o)
 }
