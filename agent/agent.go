@@ -430,7 +430,9 @@ func surveyLoop(ctx context.Context, s *surveyor, reload <-chan *surveyor, surve
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case s = <-reload:
+		case next := <-reload:
+			next.seen = s.seen // who has logged in has not left because of a new configuration
+			s = next
 		case <-timer.C:
 		}
 		select {
