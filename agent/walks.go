@@ -34,8 +34,11 @@ func (a *Agent) nextWalk(now time.Time) walk {
 	if w := a.eviction(); w != nil {
 		return w
 	}
-	if w := a.freeing(); w != nil {
-		return w
+	// While the rules can't be written, what is freed is still tracked: leave it where it is.
+	if _, failing := a.troubles["rules"]; !failing {
+		if w := a.freeing(); w != nil {
+			return w
+		}
 	}
 	if now.Sub(a.retimedAt) >= retimePause {
 		if w := a.retiming(); w != nil {

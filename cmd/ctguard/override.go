@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -22,7 +23,9 @@ func (p *program) holdCommand() *cobra.Command {
 			if atMost {
 				r.Kind = policy.AtMost
 			}
-			if args[0] == "now" {
+			if args[0] == "now" && atMost {
+				return usage(errors.New("now freezes the level where it is: --at-most needs a number"), "ctguard hold 1 --at-most --for 30m --reason maintenance")
+			} else if args[0] == "now" {
 				r.Kind = policy.Freeze
 			} else if level, err := strconv.Atoi(args[0]); err != nil {
 				return usage(fmt.Errorf("level %q is no number", args[0]), "ctguard hold 2 --for 30m --reason maintenance")
