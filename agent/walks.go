@@ -21,7 +21,8 @@ const (
 	hurryShare     = 4     // the same while the table is about to fill up
 	listedPerLimit = 4     // sources a scan lists for each that can be held back: more than that fold into networks
 	minScanPause   = 200 * time.Millisecond
-	retimePause    = time.Second // timeouts follow pressure in several steps: one walk serves them all
+	retimePause    = time.Second      // timeouts follow pressure in several steps: one walk serves them all
+	idlePause      = 10 * time.Second // between samples at level 0, of a table that is half full
 	samplePause    = 2 * time.Second
 )
 
@@ -143,6 +144,9 @@ func (a *Agent) scanning(now time.Time) walk {
 		return nil
 	case policy.SampleScan:
 		options.Limit, pause = sampleSize, samplePause
+		if a.decision.Posture.Level == 0 {
+			pause = idlePause
+		}
 	case policy.WholeScan:
 	}
 	share := time.Duration(calmShare)

@@ -51,6 +51,7 @@ type Machine struct {
 	override  *Override
 	manual    []Manual
 	lane      bool    // the management lane is open
+	synFlood  bool    // handshakes under way hold too much of the table
 	futile    bool    // the top step has just turned out to bring nothing
 	census    *Census // the newest
 	last      Observation
@@ -112,6 +113,7 @@ func (m *Machine) Tick(o Observation) Decision {
 	if o.Census != nil {
 		m.census = o.Census
 	}
+	r = m.withHalfOpen(o, r)
 	m.calm.observe(o, m.ladder.level == 0 && !r.growing() && r.pressure < m.ladder.lowestEnter())
 	m.ladder.observe(o.Time, r.pressure, m.quiet(o))
 
@@ -314,7 +316,7 @@ func (m *Machine) scan(r reading) Scan {
 	if step, on := m.engaged(Evict); on && (r.fill > (m.cfg.Target+step.Leave)/2 || m.offenders.found && r.fill > m.cfg.Target) {
 		return WholeScan
 	}
-	if m.ladder.level > 0 || m.pressed(r) {
+	if m.ladder.level > 0 || r.pressure >= m.ladder.lowest() {
 		return SampleScan
 	}
 	return NoScan

@@ -28,6 +28,7 @@ type reading struct {
 	fill     float64 // percent
 	rate     float64 // net new entries per second, never negative
 	drops    uint64  // new flows the kernel refused since the last observation
+	ahead    float64 // percent that growth adds within the lookahead
 	pressure float64 // percent
 }
 
@@ -37,7 +38,8 @@ type reading struct {
 func (g *gauge) read(o Observation, lookahead time.Duration, floor float64) reading {
 	capacity := float64(max(o.Capacity, 1))
 	r := reading{fill: 100 * float64(o.Count) / capacity, rate: g.rate(o)}
-	r.pressure = r.fill + 100*r.rate*lookahead.Seconds()/capacity
+	r.ahead = 100 * r.rate * lookahead.Seconds() / capacity
+	r.pressure = r.fill + r.ahead
 
 	drops := o.Kernel.Drop + o.Kernel.InsertFailed
 	if g.seen {

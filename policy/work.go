@@ -17,7 +17,9 @@ type calm struct {
 const calmGrowth = 10
 
 // growing reports whether the table grows faster than on an ordinary day.
-func (r reading) growing() bool { return r.pressure >= r.fill+calmGrowth }
+func (r reading) growing() bool {
+	return r.ahead >= calmGrowth || r.drops > 0 && r.pressure >= r.fill+calmGrowth
+}
 
 // How long ordinary traffic is remembered: a peak of arrivals until it has faded to a third, and the
 // mean of INVALID packets.

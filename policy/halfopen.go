@@ -1,0 +1,40 @@
+package policy
+
+import "time"
+
+// The half-open share of the capacity, in percent, at which a SYN flood is pressure of its own, and
+// below which it no longer is: the marks of pf's adaptive syncookies (pf.conf(5), "set syncookies").
+// A steady flood need not fill the table to take a quarter of it away.
+const (
+	halfOpenEnter = 25
+	halfOpenLeave = 12
+)
+
+// halfOpenAge is how old a scan may be that says so: at level 0 there is one every ten seconds.
+const halfOpenAge = 15 * time.Second
+
+// tcpSynSent is TCP_CONNTRACK_SYN_SENT of include/uapi/linux/netfilter/nf_conntrack_tcp.h: a SYN
+// that nobody has answered yet.
+const tcpSynSent = 1
+
+// withHalfOpen raises a reading's pressure to the enter mark of the step that helps against a SYN
+// flood, while handshakes under way hold too much of the table.
+func (m *Machine) withHalfOpen(o Observation, r reading) reading {
+	c := m.census
+	if c == nil || c.Seen == 0 || o.Time.Sub(c.Time) > halfOpenAge {
+		m.synFlood = false
+		return r
+	}
+	share := r.fill * float64(c.Classes[HalfOpen]+c.TCPStates[tcpSynSent]) / float64(c.Seen)
+	m.synFlood = share >= halfOpenEnter || m.synFlood && share >= halfOpenLeave
+	if !m.synFlood {
+		return r
+	}
+	for _, name := range []StepName{NotrackStep, Tighten} {
+		if step, on := m.cfg.Step(name); on {
+			r.pressure = max(r.pressure, step.Enter)
+			break
+		}
+	}
+	return r
+}
