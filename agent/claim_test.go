@@ -38,6 +38,9 @@ func claimant(t *testing.T) *Agent {
 func enter(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
+		if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
+			t.Fatal("needs root: it makes a network namespace")
+		}
 		t.Skip("needs root: it makes a network namespace")
 	}
 	if err := conntracktest.Enter(); err != nil {
