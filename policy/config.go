@@ -22,10 +22,14 @@ type StepName string
 
 // The steps, in the order of the ladder.
 const (
+	Grow        StepName = "grow"
 	DropInvalid StepName = "drop-invalid"
+	ClosedPorts StepName = "closed-ports"
 	NotrackStep StepName = "notrack"
+	Synproxy    StepName = "synproxy"
 	Tighten     StepName = "tighten"
 	Evict       StepName = "evict"
+	Admit       StepName = "admit"
 )
 
 // StepNames lists every step in the order of the ladder.

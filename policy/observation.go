@@ -20,7 +20,14 @@ type Observation struct {
 	Services []Selector          // safe traffic found on this host or named in the config: candidates for notrack
 	Lane     []Selector          // management ports with allowlisted sources: untracked when the table is about to be full
 	Refused  map[Selector]string // candidates that must stay tracked, and why
-	Census   *Census             // the newest scan if one ended since the last tick, else nil
+	Adopted  time.Time           // when the newest adoption that has ended began; see [Posture.Adopt]
+
+	Unfit     map[StepName]string // steps that can't do their work on this host or kernel, and why
+	Room      int                 // entries that the memory budget has room for; 0 where the capacity can't be raised
+	Listeners []Selector          // TCP ports of this host that may be put behind synproxy: {TCP, Port}
+	Unproxied map[Selector]string // those of them that can't, and why
+	Handshake Handshake           // what this host says of itself when it accepts a connection
+	Census    *Census             // the newest scan if one ended since the last tick, else nil
 }
 
 // KernelCounters are the conntrack statistics that say whether entries are being refused, summed
@@ -30,6 +37,15 @@ type KernelCounters struct {
 	EarlyDrop    uint64 // entries that early drop evicted to make room
 	InsertFailed uint64 // entries that could not be inserted
 	Invalid      uint64 // packets that could not be tracked
+}
+
+// Handshake is what this host's TCP says of itself in the SYN-ACK of a connection: what synproxy, which
+// answers in its place, must say too.
+type Handshake struct {
+	MSS4, MSS6  uint16 // over IPv4 and over IPv6, in bytes
+	WindowScale uint8
+	SACK        bool
+	Timestamps  bool
 }
 
 // Arrivals counts new work as the protocol stack itself sees it, from /proc/net/snmp and snmp6. It
@@ -46,9 +62,19 @@ type Work struct {
 	Evicted        uint64 // entries deleted, for whatever reason
 	Retimed        uint64 // entries whose timeout was shortened
 	InvalidDropped uint64
-	LimitedDropped uint64                    // new flows of limited sources above their rate
-	BlockedDropped uint64                    // packets of blocked sources
+	LimitedDropped uint64 // new flows of limited sources above their rate
+	BlockedDropped uint64 // packets of blocked sources
+	ClosedDropped  uint64 // packets for this host that no socket waited for
+	BudgetDropped  uint64 // packets of a flood's class above its budget
+	Proxied        Proxied
 	Selectors      map[Selector]SelectorWork // by selector, watched ones included
+}
+
+// Proxied is what synproxy did.
+type Proxied struct {
+	SYNs      uint64 // answered in this host's place
+	Completed uint64 // of them, those whose cookie came back
+	Delivered uint64 // of these, those whose connection the host's own rules let through to the listener
 }
 
 // SelectorWork follows one selector's packets through the host's own rules. Delivered against

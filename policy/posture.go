@@ -15,15 +15,33 @@ type Posture struct {
 	Settings    map[string]int // sysctl name (without net.netfilter.) to value; a name that is absent keeps the administrator's value
 	Notrack     []Notrack
 	Limits      []Limit
-	Caps        []Cap // how many entries a source may keep; the excess is evicted
-	LimitRate   int   // new flows per second that a limited source may open
-	LimitBurst  int   // packets that it may open above the rate
-	Reject      bool  // answer dropped new flows of limited sources (TCP RST, ICMP) instead of dropping in silence
+	Caps        []Cap     // how many entries a source may keep; the excess is evicted
+	LimitRate   int       // new flows per second that a limited source may open
+	LimitBurst  int       // packets that it may open above the rate
+	Synproxy    []uint16  // TCP ports of this host whose handshakes are answered with SYN cookies
+	Handshake   Handshake // what synproxy says of this host
+	ClosedPorts bool      // drop local TCP and UDP packets that no socket waits for
+	Budgets     []Budget
+	Adopt       []Selector // TCP services that lived untracked: their connections are given entries
+	Reject      bool       // answer dropped new flows of limited sources (TCP RST, ICMP) instead of dropping in silence
 }
 
 // HasRules reports whether p wants any rule in the kernel; without one there is no table.
 func (p Posture) HasRules() bool {
-	return p.DropInvalid || len(p.Notrack) > 0 || len(p.Limits) > 0
+	return p.DropInvalid || len(p.Notrack) > 0 || len(p.Limits) > 0 || len(p.Synproxy) > 0 || p.ClosedPorts || len(p.Budgets) > 0
+}
+
+// FlowClass is what the packets of a flood have in common.
+type FlowClass struct {
+	Protocol uint8  // IP protocol number
+	Port     uint16 // destination port; 0 for protocols without ports
+}
+
+// Budget is how many new packets of a class may go on to conntrack. Of TCP only packets that open a
+// connection are counted and dropped.
+type Budget struct {
+	Class FlowClass
+	Rate  int // packets per second
 }
 
 // Notrack is one selector and how far its step has gone.
@@ -40,10 +58,11 @@ const (
 	Watched Stage = iota // counted only, still tracked: what the host's rules pass before
 	Trial                // untracked, its old entries kept so that it can be taken back
 	Freed                // untracked for good, its old entries are evicted
+	Leaving              // still untracked, while its connections are given entries again
 )
 
 // String returns the stage's name as the operator sees it.
-func (s Stage) String() string { return [...]string{"watched", "trial", "freed"}[s] }
+func (s Stage) String() string { return [...]string{"watched", "trial", "freed", "leaving"}[s] }
 
 // Protocol is a transport protocol by the name nft gives it.
 type Protocol string
