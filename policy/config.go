@@ -33,7 +33,9 @@ const (
 )
 
 // StepNames lists every step in the order of the ladder.
-func StepNames() []StepName { return []StepName{DropInvalid, NotrackStep, Tighten, Evict} }
+func StepNames() []StepName {
+	return []StepName{Grow, DropInvalid, ClosedPorts, NotrackStep, Synproxy, Tighten, Evict, Admit}
+}
 
 // Step is one step's place on the ladder.
 type Step struct {
@@ -75,6 +77,8 @@ type Config struct {
 	Reject       bool // answer what a limit drops
 	FoldV4       int  // prefix length to which heavy sources are folded when they outnumber MaxLimited
 	FoldV6       int
+
+	ClassShare float64 // percent of the capacity that a class of flows without answers must hold to be a flood's
 }
 
 // Defaults returns the configuration of a profile without a config file.
@@ -85,16 +89,20 @@ func Defaults(p Profile) Config {
 		Calm:      250 * time.Millisecond,
 		Pressed:   50 * time.Millisecond,
 		Steps: []Step{
+			{Grow, 50, 35, 30 * time.Second},
 			{DropInvalid, 60, 45, 10 * time.Second},
+			{ClosedPorts, 65, 50, 10 * time.Second},
 			{NotrackStep, 70, 55, 10 * time.Second},
+			{Synproxy, 75, 60, 10 * time.Second},
 			{Tighten, 80, 65, 10 * time.Second},
 			{Evict, 90, 75, 10 * time.Second},
+			{Admit, 95, 80, 10 * time.Second},
 		},
 		Trial:        time.Second,
 		RetryTrial:   time.Hour,
 		CalmInvalid:  20,
 		Floors:       timeoutFloors(),
-		Target:       58, // just below the first enter mark, so that the ladder can come down
+		Target:       58, // just below the enter mark of drop-invalid, so that the ladder can come down
 		Floor:        16,
 		SpareAssured: p == NATGateway,
 		MaxLimited:   4096,
@@ -103,6 +111,7 @@ func Defaults(p Profile) Config {
 		LimitRate:    10,
 		FoldV4:       24,
 		FoldV6:       48,
+		ClassShare:   25,
 	}
 }
 
@@ -153,6 +162,7 @@ func (c Config) Validate() []*FieldError {
 	need(c.LimitFor >= time.Second, "evict.limit_for", "%s is below 1s", c.LimitFor)
 	need(c.MaxLimitFor >= c.LimitFor, "evict.max_limit_for", "%s is below evict.limit_for (%s)", c.MaxLimitFor, c.LimitFor)
 	need(c.LimitRate >= 1, "evict.limit_rate", "%d is below 1", c.LimitRate)
+	need(c.ClassShare > 0 && c.ClassShare <= 100, "admit.share", "%v is not a percentage above 0 and up to 100", c.ClassShare)
 	return faults
 }
 

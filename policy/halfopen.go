@@ -30,8 +30,8 @@ func (m *Machine) withHalfOpen(o Observation, r reading) reading {
 	if !m.synFlood {
 		return r
 	}
-	for _, name := range []StepName{NotrackStep, Tighten} {
-		if step, on := m.cfg.Step(name); on {
+	for _, name := range []StepName{NotrackStep, Synproxy, Tighten} {
+		if step, on := m.cfg.Step(name); on && m.skipped(name, o) == "" {
 			r.pressure = max(r.pressure, step.Enter)
 			break
 		}

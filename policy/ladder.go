@@ -22,6 +22,7 @@ type rung struct {
 	belowLeave time.Time // since when pressure is below the leave mark; zero while it is not
 	belowEnter time.Time
 	quiet      time.Time // since when the step's own work is quiet; zero while it is not
+	skipped    bool      // it can do nothing on this host: never the top step
 }
 
 // ladder is the steps in order and how many of them are engaged.
@@ -44,23 +45,29 @@ func newLadder(steps []Step) ladder {
 func (l *ladder) lowest() float64 {
 	lowest := 100.0
 	for _, r := range l.rungs {
-		lowest = min(lowest, r.Leave)
+		if !r.skipped {
+			lowest = min(lowest, r.Leave)
+		}
 	}
 	return lowest
 }
 
 // lowestEnter returns the mark at which the ladder begins; 100 without steps.
 func (l *ladder) lowestEnter() float64 {
-	if len(l.rungs) == 0 {
-		return 100
+	for _, r := range l.rungs {
+		if !r.skipped {
+			return r.Enter
+		}
 	}
-	return l.rungs[0].Enter
+	return 100
 }
 
-// observe notes since when pressure is below each mark and each step's work is quiet.
-func (l *ladder) observe(now time.Time, pressure float64, quiet func(StepName) bool) {
+// observe notes which steps can do nothing here, and since when pressure is below each mark and each
+// step's work is quiet.
+func (l *ladder) observe(now time.Time, pressure float64, quiet, skipped func(StepName) bool) {
 	for i := range l.rungs {
 		r := &l.rungs[i]
+		r.skipped = skipped(r.Name)
 		keepSince(&r.belowLeave, now, pressure < r.Leave)
 		keepSince(&r.belowEnter, now, pressure < r.Enter)
 		keepSince(&r.quiet, now, quiet(r.Name))
@@ -80,7 +87,7 @@ func keepSince(since *time.Time, now time.Time, holds bool) {
 // or one step less when the top step may be taken back, with the reason.
 func (l *ladder) wanted(now time.Time, pressure float64) (level int, reason string) {
 	for i, r := range l.rungs {
-		if pressure >= r.Enter && i >= l.level {
+		if pressure >= r.Enter && i >= l.level && !r.skipped {
 			level = i + 1
 			reason = fmt.Sprintf("pressure %.0f %% reached the enter mark of %s (%g %%)", pressure, r.Name, r.Enter)
 		}
@@ -91,12 +98,33 @@ func (l *ladder) wanted(now time.Time, pressure float64) (level int, reason stri
 	top := &l.rungs[l.level-1]
 	hold := top.Hold * time.Duration(top.factor)
 	switch {
+	case top.skipped:
+		return l.below(), fmt.Sprintf("%s can do nothing here any more", top.Name)
 	case l.lasted(now, top.belowLeave) >= hold && l.lasted(now, top.quiet) >= hold:
-		return l.level - 1, fmt.Sprintf("pressure below the leave mark of %s (%g %%) and its work quiet for %s", top.Name, top.Leave, hold)
+		return l.below(), fmt.Sprintf("pressure below the leave mark of %s (%g %%) and its work quiet for %s", top.Name, top.Leave, hold)
 	case l.lasted(now, top.belowEnter) >= trialHolds*hold && l.lasted(now, top.quiet) >= trialHolds*hold:
-		return l.level - 1, fmt.Sprintf("%s quiet for %s: taken back on trial below its enter mark (%g %%)", top.Name, trialHolds*hold, top.Enter)
+		return l.below(), fmt.Sprintf("%s quiet for %s: taken back on trial below its enter mark (%g %%)", top.Name, trialHolds*hold, top.Enter)
 	}
 	return l.level, ""
+}
+
+// below returns the level without its top step, and without those under it that can do nothing.
+func (l *ladder) below() int {
+	level := l.level - 1
+	for level > 0 && l.rungs[level-1].skipped {
+		level--
+	}
+	return level
+}
+
+// above returns the level with the next step that can do something; the present one if none can.
+func (l *ladder) above() int {
+	for i := l.level; i < len(l.rungs); i++ {
+		if !l.rungs[i].skipped {
+			return i + 1
+		}
+	}
+	return l.level
 }
 
 // lasted returns how long something has held at this level: a change of level starts the count

@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -39,23 +40,26 @@ type Decision struct {
 
 // Machine decides. It is not safe for concurrent use.
 type Machine struct {
-	cfg       Config
-	gauge     gauge
-	ladder    ladder
-	untracker untracker
-	tightener tightener
-	offenders offenders
-	calm      calm
-	work      map[StepName]*pace
-	started   map[StepName]*outcome
-	override  *Override
-	manual    []Manual
-	lane      bool    // the management lane is open
-	synFlood  bool    // handshakes under way hold too much of the table
-	futile    bool    // the top step has just turned out to bring nothing
-	census    *Census // the newest
-	last      Observation
-	decision  Decision
+	cfg        Config
+	gauge      gauge
+	ladder     ladder
+	untracker  untracker
+	proxier    proxier
+	tightener  tightener
+	offenders  offenders
+	admitter   admitter
+	calm       calm
+	work       map[StepName]*pace
+	started    map[StepName]*outcome
+	override   *Override
+	manual     []Manual
+	lane       bool    // the management lane is open
+	handshakes pace    // unfinished ones that synproxy answered
+	synFlood   bool    // handshakes under way hold too much of the table
+	futile     bool    // the top step has just turned out to bring nothing
+	census     *Census // the newest
+	last       Observation
+	decision   Decision
 }
 
 // New returns a machine at level 0. c must be valid.
@@ -115,7 +119,7 @@ func (m *Machine) Tick(o Observation) Decision {
 	}
 	r = m.withHalfOpen(o, r)
 	m.calm.observe(o, m.ladder.level == 0 && !r.growing() && r.pressure < m.ladder.lowestEnter())
-	m.ladder.observe(o.Time, r.pressure, m.quiet(o))
+	m.ladder.observe(o.Time, r.pressure, m.quiet(o), func(name StepName) bool { return m.skipped(name, o) != "" })
 
 	var events []Event
 	events = append(events, m.expire(o.Time)...)
@@ -146,10 +150,10 @@ func (m *Machine) expire(now time.Time) []Event {
 // climb moves the level and says why.
 func (m *Machine) climb(o Observation, r reading) []Event {
 	wanted, reason := m.ladder.wanted(o.Time, r.pressure)
-	if wanted <= m.ladder.level && m.futile && r.growing() && wanted < len(m.ladder.rungs) && m.ladder.level > 0 {
+	if wanted <= m.ladder.level && m.futile && r.growing() && m.ladder.level > 0 {
 		top := m.ladder.rungs[m.ladder.level-1]
-		if r.pressure >= top.Enter {
-			wanted, reason = m.ladder.level+1, fmt.Sprintf("%s brought nothing and pressure stays at %.0f %%", top.Name, r.pressure)
+		if r.pressure >= top.Enter && m.ladder.above() > m.ladder.level {
+			wanted, reason = m.ladder.above(), fmt.Sprintf("%s brought nothing and pressure stays at %.0f %%", top.Name, r.pressure)
 		}
 	}
 	m.futile = false
@@ -181,6 +185,12 @@ func (m *Machine) engaged(name StepName) (Step, bool) {
 	return Step{}, false
 }
 
+// works is engaged, for a step that can do something on this host.
+func (m *Machine) works(name StepName, o Observation) (Step, bool) {
+	step, on := m.engaged(name)
+	return step, on && m.skipped(name, o) == ""
+}
+
 // burstSeconds is how many seconds' worth of new flows a limited source may open at once: a browser
 // opens several connections for one page.
 const burstSeconds = 5
@@ -192,22 +202,18 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 	selectors, events := m.untracker.update(o, m.cfg, m.candidates(o, r), func(s Selector) bool {
 		return notrack && slices.Contains(o.Services, s) || m.lane && slices.Contains(o.Lane, s)
 	})
-	p.Notrack = selectors
-
-	if _, on := m.engaged(DropInvalid); on && m.skipped(DropInvalid, o) == "" {
-		// Flows that lived untracked are picked up in the middle by tcp_loose; until they are, they
-		// must not be INVALID.
-		p.DropInvalid = notrack || !m.untracker.untracked
-		soon := slices.ContainsFunc(selectors, func(n Notrack) bool { return n.Selector.Protocol == TCP })
-		if o.Admin[tcpLoose] != 0 && !m.untracker.untracked && (!notrack || !soon) {
-			p.Settings[tcpLoose] = 0
-		}
+	p.Notrack, p.Adopt = selectors, m.untracker.adopt()
+	if _, on := m.works(Grow, o); on {
+		p.Settings = grown(o)
 	}
-	if step, on := m.engaged(Tighten); on {
-		for name, value := range m.tightener.settings(o.Time, r.pressure, step, m.cfg, o.Admin) {
-			p.Settings[name] = value
-		}
+	_, p.ClosedPorts = m.works(ClosedPorts, o)
+	events = append(events, m.strict(&p, o)...)
+	if step, on := m.works(Tighten, o); on {
+		maps.Copy(p.Settings, m.tightener.settings(o.Time, r.pressure, step, m.cfg, o.Admin))
 	}
+	_, admit := m.works(Admit, o)
+	budgets, more := m.admitter.update(o, admit, m.cfg)
+	p.Budgets, events = budgets, append(events, more...)
 	if _, on := m.engaged(Evict); !on {
 		m.offenders.release(o.Time)
 	} else if o.Census != nil {
@@ -269,28 +275,6 @@ func (m *Machine) limits(o Observation) []Limit {
 		}
 	}
 	return limits
-}
-
-// skipped says why a step does nothing on this host; it is empty when the step can do its work.
-func (m *Machine) skipped(name StepName, o Observation) string {
-	switch name {
-	case DropInvalid:
-		if o.Admin[tcpLiberal] != 0 {
-			return "tcp_be_liberal is on: what is out of window is not invalid here"
-		}
-		if m.calm.invalid > m.cfg.CalmInvalid {
-			return fmt.Sprintf("%.0f invalid packets a second are part of this host's calm traffic (asymmetric routes?)", m.calm.invalid)
-		}
-	case NotrackStep:
-		if len(o.Services) == 0 {
-			return "no service of this host was found or listed"
-		}
-		if !slices.ContainsFunc(o.Services, func(s Selector) bool { return m.untracker.refusal(s, o) == "" }) {
-			return fmt.Sprintf("every selector is refused; %s: %s", o.Services[0], m.untracker.refusal(o.Services[0], o))
-		}
-	case Tighten, Evict:
-	}
-	return ""
 }
 
 // next returns when to look again: a tenth of the time that is left until the table is full, within

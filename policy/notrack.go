@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -15,10 +16,14 @@ const (
 
 // untracker takes selectors from watched to trial to freed, and back when the host's own rules turn
 // out to drop what is not tracked.
+//
+// The way back needs care: connections that lived untracked meet conntrack in the middle. So a TCP
+// selector stays untracked while its connections are given entries, and once more after that, for
+// those that were opened meanwhile.
 type untracker struct {
 	selectors map[Selector]*selectorTrial
 	failed    map[Selector]failure
-	untracked bool // a TCP selector was untracked since level 0: some flows have no entry
+	owed      map[Selector]time.Time // TCP selectors tracked again since then, whose connections may lack entries
 }
 
 // selectorTrial is one selector's way through the stages.
@@ -37,38 +42,73 @@ type failure struct {
 }
 
 // update moves every candidate on: engage says which are to be untracked, the others are counted. It
-// returns what is wanted now, in a stable order, and what changed. Without candidates it forgets all
-// but what it refused.
+// returns what is wanted now, in a stable order, and what changed. What is no candidate any more is
+// forgotten once its connections are tracked again.
 func (u *untracker) update(o Observation, c Config, candidates []Selector, engage func(Selector) bool) ([]Notrack, []Event) {
-	if len(candidates) == 0 {
-		u.selectors, u.untracked = nil, false
-		return nil, nil
-	}
 	if u.selectors == nil {
-		u.selectors = make(map[Selector]*selectorTrial)
+		u.selectors, u.failed, u.owed = make(map[Selector]*selectorTrial), make(map[Selector]failure), make(map[Selector]time.Time)
 	}
+	maps.DeleteFunc(u.owed, func(_ Selector, tracked time.Time) bool { return !o.Adopted.Before(tracked) })
 	var events []Event
-	wanted := make([]Notrack, 0, len(candidates))
-	for _, s := range candidates {
-		if u.refusal(s, o) != "" {
-			delete(u.selectors, s)
-			continue
-		}
-		if text := u.advance(s, o, c, engage(s)); text != "" {
+	tell := func(text string) {
+		if text != "" {
 			events = append(events, Event{Kind: StepEvent, Step: NotrackStep, Reason: text})
 		}
-		if t := u.selectors[s]; t != nil {
-			wanted = append(wanted, Notrack{s, t.stage})
-			u.untracked = u.untracked || s.Protocol == TCP && t.stage != Watched
+	}
+	for _, s := range candidates {
+		switch {
+		case u.refusal(s, o) != "":
+			u.drop(s, o)
+		case engage(s):
+			tell(u.advance(s, o, c))
+		default:
+			tell(u.watch(s, o))
 		}
 	}
 	for s := range u.selectors {
-		if !slices.Contains(candidates, s) {
+		if slices.Contains(candidates, s) {
+			continue
+		}
+		tell(u.watch(s, o))
+		if u.selectors[s].stage == Watched {
 			delete(u.selectors, s)
 		}
 	}
+	slices.SortFunc(events, func(a, b Event) int { return cmp.Compare(a.Reason, b.Reason) })
+	wanted := make([]Notrack, 0, len(u.selectors))
+	for s, t := range u.selectors {
+		wanted = append(wanted, Notrack{s, t.stage})
+	}
 	slices.SortFunc(wanted, func(a, b Notrack) int { return cmp.Compare(a.Selector.String(), b.Selector.String()) })
 	return wanted, events
+}
+
+// adopt returns the TCP selectors whose connections are to be given entries.
+func (u *untracker) adopt() []Selector {
+	var list []Selector
+	for s, t := range u.selectors {
+		if t.stage == Leaving {
+			list = append(list, s)
+		}
+	}
+	for s := range u.owed {
+		if !slices.Contains(list, s) {
+			list = append(list, s)
+		}
+	}
+	slices.SortFunc(list, func(a, b Selector) int { return cmp.Compare(a.String(), b.String()) })
+	return list
+}
+
+// untracked reports whether some TCP service lives untracked. The management lane does not count: its
+// few connections are given entries before the rules that leave it untracked go.
+func (u *untracker) untracked() bool {
+	for s, t := range u.selectors {
+		if s.Protocol == TCP && !s.Remote.IsValid() && t.stage != Watched {
+			return true
+		}
+	}
+	return false
 }
 
 // refusal says why s must stay tracked; it is empty when nothing speaks against it.
@@ -83,16 +123,16 @@ func (u *untracker) refusal(s Selector, o Observation) string {
 		delete(u.failed, s)
 	}
 	if loose, known := o.Admin[tcpLoose]; known && loose == 0 && s.Protocol == TCP {
-		return "tcp_loose is 0 here: connections that lived untracked could not be tracked again"
+		return "tcp_loose is 0 here: should ctguard be killed, connections that live untracked would end"
 	}
 	return ""
 }
 
-// advance moves one selector through its stages and says what changed, if anything did.
-func (u *untracker) advance(s Selector, o Observation, c Config, engage bool) string {
+// advance moves one selector on through its stages and says what changed, if anything did.
+func (u *untracker) advance(s Selector, o Observation, c Config) string {
 	t := u.selectors[s]
 	if t == nil {
-		t = &selectorTrial{stage: Watched, since: o.Time}
+		t = &selectorTrial{since: o.Time}
 		u.selectors[s] = t
 	}
 	work, counted := o.Work.Selectors[s]
@@ -103,21 +143,17 @@ func (u *untracker) advance(s Selector, o Observation, c Config, engage bool) st
 		t.start, t.known = work, true
 	}
 	seen := work.minus(t.start)
-	switch {
-	case t.stage == Watched && engage:
-		t.begin(Trial, o.Time, work)
-		t.before = seen
+	switch t.stage {
+	case Watched, Leaving:
+		if t.stage == Watched {
+			t.before = seen
+		}
+		t.begin(Trial, o, s)
 		return fmt.Sprintf("%s untracked on trial", s)
-	case t.stage != Watched && !engage:
-		t.begin(Watched, o.Time, work)
-		return fmt.Sprintf("%s tracked again", s)
-	case t.stage == Trial:
+	case Trial:
 		if fault := t.fault(seen); fault != "" {
-			delete(u.selectors, s)
-			if u.failed == nil {
-				u.failed = make(map[Selector]failure)
-			}
 			u.failed[s] = failure{fault, o.Time.Add(c.RetryTrial)}
+			u.drop(s, o)
 			return fmt.Sprintf("%s taken back: %s", s, fault)
 		}
 		if o.Time.Sub(t.since) >= c.Trial && seen.Requests >= fewRequests {
@@ -125,13 +161,49 @@ func (u *untracker) advance(s Selector, o Observation, c Config, engage bool) st
 			return fmt.Sprintf("%s untracked: %d of %d requests delivered, %d of %d answers sent in its trial",
 				s, seen.Delivered, seen.Requests, seen.Sent, seen.Replies)
 		}
+	case Freed:
 	}
 	return ""
 }
 
-// begin starts a stage with the counters it starts from.
-func (t *selectorTrial) begin(stage Stage, now time.Time, work SelectorWork) {
-	t.stage, t.since, t.start, t.known = stage, now, work, true
+// watch counts a selector that is to be tracked, or takes it back by way of Leaving.
+func (u *untracker) watch(s Selector, o Observation) string {
+	t := u.selectors[s]
+	switch {
+	case t == nil:
+		t = &selectorTrial{since: o.Time}
+		u.selectors[s] = t
+	case t.stage == Watched:
+	case s.Protocol != TCP:
+		t.begin(Watched, o, s)
+		return fmt.Sprintf("%s tracked again", s)
+	case t.stage != Leaving:
+		t.begin(Leaving, o, s)
+		return fmt.Sprintf("%s goes back: its connections are given entries", s)
+	case !o.Adopted.Before(t.since):
+		t.begin(Watched, o, s)
+		u.owed[s] = o.Time
+		return fmt.Sprintf("%s tracked again", s)
+	}
+	if work, counted := o.Work.Selectors[s]; counted && !t.known {
+		t.start, t.known = work, true
+	}
+	return ""
+}
+
+// drop has a selector tracked again at once: its rules must go.
+func (u *untracker) drop(s Selector, o Observation) {
+	if t := u.selectors[s]; t != nil && t.stage != Watched && s.Protocol == TCP {
+		u.owed[s] = o.Time
+	}
+	delete(u.selectors, s)
+}
+
+// begin starts a stage. Its counters start from what they are now, if they can be read.
+func (t *selectorTrial) begin(stage Stage, o Observation, s Selector) {
+	t.stage, t.since = stage, o.Time
+	work, counted := o.Work.Selectors[s]
+	t.start, t.known = work, counted
 }
 
 // fault compares a trial with the time before it. The host's own rules are judged by what they let

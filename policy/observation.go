@@ -117,23 +117,25 @@ type PortCount struct {
 	Protocol uint8 // IP protocol number
 	Port     uint16
 	Entries  int
+	Replied  int // of them, those that have seen a reply
 }
 
 // Census is the result of one scan of the table. A whole census saw every entry; a sample saw the
 // first Seen entries of a dump, which the hash's random key makes a uniform random sample.
 // Counts in it are counts of entries seen: scale by Total/Seen to estimate the table.
 type Census struct {
-	Time      time.Time // when the scan ended
-	Took      time.Duration
-	Total     int  // entries in the table when the scan began
-	Seen      int  // entries this scan saw
-	Whole     bool // the dump ran to its end
-	Torn      bool // the kernel said the table changed its shape meanwhile (NLM_F_DUMP_INTR): entries may be missing or double
-	Classes   [NumClasses]int
-	Protocols map[uint8]int // by IP protocol number
-	TCPStates map[uint8]int // TCP entries by enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h)
-	Ports     []PortCount   // the most frequent destination ports, largest first, bounded
-	Sources   []Holding     // the largest sources, largest first, bounded
-	Distinct  int           // how many sources were told apart; at least len(Sources)
-	Rest      Holding       // the entries of all sources not listed, without a prefix
+	Time             time.Time // when the scan ended
+	Took             time.Duration
+	Total            int  // entries in the table when the scan began
+	Seen             int  // entries this scan saw
+	Whole            bool // the dump ran to its end
+	Torn             bool // the kernel said the table changed its shape meanwhile (NLM_F_DUMP_INTR): entries may be missing or double
+	Classes          [NumClasses]int
+	Protocols        map[uint8]int // by IP protocol number
+	ProtocolsReplied map[uint8]int // of them, those that have seen a reply
+	TCPStates        map[uint8]int // TCP entries by enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h)
+	Ports            []PortCount   // the most frequent destination ports, largest first, bounded
+	Sources          []Holding     // the largest sources, largest first, bounded
+	Distinct         int           // how many sources were told apart; at least len(Sources)
+	Rest             Holding       // the entries of all sources not listed, without a prefix
 }

@@ -154,13 +154,21 @@ func tell(w *world, m *Machine, c *Config, word, rest string) (time.Duration, er
 		for _, g := range w.groups {
 			g.stopped = g.stopped || g.name == rest
 		}
-	case "service", "lane", "broken":
+	case "fit":
+		delete(w.unfit, StepName(rest))
+	case "room":
+		w.room, err = strconv.Atoi(rest)
+	case "stuck":
+		w.stuck = true
+	case "service", "lane", "broken", "listener":
 		var s Selector
 		switch s, err = ParseSelector(rest); word {
 		case "service":
 			w.services = append(w.services, s)
 		case "lane":
 			w.lane = append(w.lane, s)
+		case "listener":
+			w.listen = append(w.listen, s)
 		default:
 			w.broken[s] = true
 		}

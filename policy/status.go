@@ -58,8 +58,12 @@ func (m *Machine) stepReason(r rung, engaged bool) string {
 			}
 		}
 		return fmt.Sprintf("%d of %d selectors untracked", n, len(m.last.Services))
+	case r.Name == Synproxy:
+		return fmt.Sprintf("in front of %d ports", len(p.Synproxy))
 	case r.Name == Evict:
 		return fmt.Sprintf("%d sources held back", len(p.Limits))
+	case r.Name == Admit:
+		return fmt.Sprintf("%d classes on a budget", len(p.Budgets))
 	case r.belowLeave.IsZero():
 		return fmt.Sprintf("leaves below %g %% of pressure, now %.0f %%", r.Leave, m.decision.Pressure)
 	}

@@ -48,8 +48,16 @@ const quietRate = 10
 // done returns how much a step has done so far, in packets and entries.
 func (m *Machine) done(name StepName, o Observation) uint64 {
 	switch name {
+	case Grow:
+		return uint64(max(0, o.Capacity-o.Admin[tableMax]))
 	case DropInvalid:
 		return o.Work.InvalidDropped
+	case ClosedPorts:
+		return o.Work.ClosedDropped
+	case Synproxy:
+		return o.Work.Proxied.SYNs
+	case Admit:
+		return o.Work.BudgetDropped
 	case NotrackStep:
 		return m.untracker.opened(o)
 	case Tighten:
@@ -66,9 +74,19 @@ func (m *Machine) quiet(o Observation) func(StepName) bool {
 	for name, p := range m.work {
 		p.update(o.Time, m.done(name, o))
 	}
+	m.handshakes.update(o.Time, unfinished(o.Work.Proxied))
 	return func(name StepName) bool {
 		rate := m.work[name].Rate
+		step, _ := m.cfg.Step(name)
 		switch name {
+		case Grow:
+			return m.fitsBefore(o)
+		case ClosedPorts:
+			return 100*(float64(o.Count)+rate*unrepliedLife) < step.Leave*float64(o.Capacity)
+		case Synproxy:
+			return m.proxyQuiet(o)
+		case Admit:
+			return m.admitter.quiet(o, step, rate)
 		case DropInvalid:
 			return rate <= quietRate+2*m.calm.invalid
 		case NotrackStep:
@@ -92,6 +110,10 @@ func (m *Machine) retrackable(o Observation, rate float64) bool {
 	}
 	return 100*entries < step.Leave*float64(o.Capacity)
 }
+
+// unrepliedLife is how many seconds a packet that nobody answers stays in the table at the kernel's
+// defaults, as nf_conntrack_udp_timeout.
+const unrepliedLife = 30
 
 // newFlowLife is how many seconds a new flow stays in the table at the kernel's defaults: the
 // longer of nf_conntrack_udp_timeout_stream and nf_conntrack_tcp_timeout_time_wait, both 120.
@@ -123,14 +145,14 @@ func (m *Machine) report(o Observation, r reading) []Event {
 			continue
 		}
 		delete(m.started, rung.Name)
+		if m.skipped(rung.Name, o) != "" {
+			continue
+		}
 		text, something := m.brought(rung.Name, was, o)
 		m.futile = m.futile || !something && i == m.ladder.level-1
 		drops := since(o.Kernel.Drop+o.Kernel.InsertFailed, was.drops)
 		reason := fmt.Sprintf("%s in %s: fill %.0f %% to %.0f %%, %d flows refused by the kernel meanwhile",
 			text, o.Time.Sub(was.at).Round(time.Second), was.fill, r.fill, drops)
-		if why := m.skipped(rung.Name, o); why != "" {
-			reason += "; skipped: " + why
-		}
 		events = append(events, Event{Kind: StepEvent, Step: rung.Name, Reason: reason})
 	}
 	return events
@@ -139,10 +161,18 @@ func (m *Machine) report(o Observation, r reading) []Event {
 // brought puts a step's outcome into words, and says whether there is one.
 func (m *Machine) brought(name StepName, was *outcome, o Observation) (string, bool) {
 	done := since(m.done(name, o), was.done)
-	if done == 0 || m.skipped(name, o) != "" {
+	if done == 0 {
 		return "brought nothing", false
 	}
 	switch name {
+	case Grow:
+		return fmt.Sprintf("made room for %d more entries", done), true
+	case ClosedPorts:
+		return fmt.Sprintf("dropped %d packets that no socket waited for", done), true
+	case Synproxy:
+		return fmt.Sprintf("answered %d handshakes with cookies, %d came back", done, o.Work.Proxied.Completed), true
+	case Admit:
+		return fmt.Sprintf("dropped %d packets above the budgets of %d classes", done, len(m.decision.Posture.Budgets)), true
 	case DropInvalid:
 		return fmt.Sprintf("dropped %d invalid packets", done), true
 	case NotrackStep:

@@ -24,6 +24,11 @@ type world struct {
 	lane     []Selector
 	refused  map[Selector]string
 	broken   map[Selector]bool // the host's own rules drop it untracked
+	unfit    map[StepName]string
+	room     int
+	listen   []Selector
+	stuck    bool // the host's own rules drop what synproxy opens
+	adopted  time.Time
 	allow    []netip.Prefix
 	groups   []*group
 	kernel   KernelCounters
@@ -48,6 +53,8 @@ type group struct {
 	to      Selector
 	timeout string // the setting that its entries' life scales with
 	random  bool   // every flow comes from an address of its own (spoofed)
+	closed  bool   // no socket waits for it
+	stray   bool   // ACKs without a connection: with tcp_loose=0 they make no entry
 	pulse   [2]time.Duration
 	began   time.Time
 	stopped bool
@@ -75,6 +82,7 @@ func newWorld() *world {
 		"nf_conntrack_tcp_timeout_syn_recv": 60, "nf_conntrack_udp_timeout": 30,
 	}
 	return &world{now: start, start: start, capacity: 65536, admin: admin, freed: map[Selector]bool{}, broken: map[Selector]bool{},
+		unfit:   map[StepName]string{ClosedPorts: "the story says nothing of closed ports"},
 		refused: map[Selector]string{}, work: Work{Selectors: map[Selector]SelectorWork{}}}
 }
 
@@ -82,7 +90,10 @@ func newWorld() *world {
 func (w *world) observe() Observation {
 	w.count()
 	o := Observation{Time: w.now, Count: int(w.total), Capacity: w.capacity, Kernel: w.kernel, Arrivals: w.arrivals,
-		Admin: w.admin, Allow: w.allow, Services: w.services, Lane: w.lane, Refused: w.refused, Work: w.work, Census: w.census}
+		Admin: w.admin, Allow: w.allow, Services: w.services, Lane: w.lane, Refused: w.refused, Work: w.work, Census: w.census,
+		Unfit: w.unfit, Room: w.room, Listeners: w.listen, Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
+		Adopted: w.adopted}
+	o.Capacity = w.bound(Posture{Settings: w.settings})
 	o.Work.Selectors = maps.Clone(w.work.Selectors)
 	w.census = nil
 	return o
@@ -101,8 +112,11 @@ func (w *world) count() {
 // advance lets time pass with a posture in force.
 func (w *world) advance(d Decision) {
 	dt := d.Next.Seconds()
-	w.now = w.now.Add(d.Next)
 	p := d.Posture
+	if len(p.Adopt) > 0 {
+		w.adopted = w.now
+	}
+	w.now = w.now.Add(d.Next)
 	limited := make(map[netip.Prefix]Limit)
 	for _, l := range p.Limits {
 		limited[l.Prefix] = l
@@ -128,7 +142,7 @@ func (w *world) advance(d Decision) {
 	w.evict(p)
 	w.count()
 	w.scan(d)
-	w.peak = max(w.peak, 100*w.total/float64(w.capacity))
+	w.peak = max(w.peak, 100*w.total/float64(w.bound(p)))
 }
 
 // retime counts the entries that a shorter timeout reaches.
@@ -168,6 +182,9 @@ func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Li
 		}
 		flows = pass
 	}
+	if flows = w.passBefore(g, p, flows, dt); flows == 0 {
+		return
+	}
 	if g.class != HalfOpen {
 		w.arrivals.TCPOpens += uint64(math.Round(flows))
 	}
@@ -186,7 +203,7 @@ func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Li
 			return
 		}
 	}
-	free := max(0, float64(w.capacity)-w.total)
+	free := max(0, float64(w.bound(p))-w.total)
 	if flows > free {
 		w.kernel.Drop += uint64(flows - free)
 		w.refusedN += flows - free
@@ -194,6 +211,53 @@ func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Li
 	}
 	s.entries += flows
 	w.total += flows
+}
+
+// bound is how many entries the table may hold under a posture.
+func (w *world) bound(p Posture) int {
+	if grown, set := p.Settings[tableMax]; set {
+		return grown
+	}
+	return w.capacity
+}
+
+// passBefore returns how many of the flows that a group opens in dt seconds get past closed-ports, the
+// budgets and synproxy.
+func (w *world) passBefore(g *group, p Posture, flows, dt float64) float64 {
+	if g.closed && p.ClosedPorts {
+		w.work.ClosedDropped += uint64(math.Ceil(flows))
+		return 0
+	}
+	if loose, set := p.Settings[tcpLoose]; g.stray && set && loose == 0 {
+		w.kernel.Invalid += uint64(math.Ceil(flows))
+		w.work.InvalidDropped += uint64(math.Ceil(flows))
+		return 0
+	}
+	for _, b := range p.Budgets {
+		if !g.stray && b.Class == g.flowClass() {
+			pass := min(flows, float64(b.Rate)*dt/float64(len(g.sources)))
+			w.work.BudgetDropped += uint64(math.Round(flows - pass))
+			flows = pass
+		}
+	}
+	if g.to.Protocol != TCP || !slices.Contains(p.Synproxy, g.to.Port) {
+		return flows
+	}
+	w.work.Proxied.SYNs += uint64(math.Ceil(flows))
+	if g.class == HalfOpen {
+		return 0
+	}
+	w.work.Proxied.Completed += uint64(math.Ceil(flows))
+	if w.stuck {
+		return 0
+	}
+	w.work.Proxied.Delivered += uint64(math.Ceil(flows))
+	return flows
+}
+
+// flowClass is the class of a group's flows.
+func (g *group) flowClass() FlowClass {
+	return FlowClass{map[Protocol]uint8{TCP: 6, UDP: 17, "": 253}[g.to.Protocol], g.to.Port}
 }
 
 // flows returns how many flows a second each source opens now.
@@ -254,7 +318,8 @@ func (w *world) scan(d Decision) {
 		return
 	}
 	w.scanned = w.now
-	c := &Census{Time: w.now, Whole: true, Protocols: map[uint8]int{}, TCPStates: map[uint8]int{}}
+	c := &Census{Time: w.now, Whole: true, Protocols: map[uint8]int{}, ProtocolsReplied: map[uint8]int{}, TCPStates: map[uint8]int{}}
+	ports := make(map[FlowClass]*PortCount)
 	found := make(map[netip.Prefix]*Holding)
 	for _, g := range w.groups {
 		for _, s := range g.sources {
@@ -263,6 +328,19 @@ func (w *world) scan(d Decision) {
 				continue
 			}
 			c.Classes[g.class] += n
+			class, replied := g.flowClass(), 0
+			if g.class != Unreplied {
+				replied = n
+			}
+			c.Protocols[class.Protocol] += n
+			c.ProtocolsReplied[class.Protocol] += replied
+			if class.Port > 0 {
+				if ports[class] == nil {
+					ports[class] = &PortCount{Protocol: class.Protocol, Port: class.Port}
+				}
+				ports[class].Entries += n
+				ports[class].Replied += replied
+			}
 			if c.Seen += n; g.random {
 				c.Rest.Entries += n
 				c.Rest.Classes[g.class] += n
@@ -278,6 +356,9 @@ func (w *world) scan(d Decision) {
 		}
 	}
 	c.Total = c.Seen
+	for _, p := range ports {
+		c.Ports = append(c.Ports, *p)
+	}
 	for _, h := range found {
 		c.Sources = append(c.Sources, *h)
 	}
@@ -314,6 +395,10 @@ func (w *world) add(text string) error {
 			_, err = fmt.Sscanf(strings.Replace(value, "/", " ", 1), "%v %v", (*textDuration)(&g.pulse[0]), (*textDuration)(&g.pulse[1]))
 		case "random":
 			g.random = true
+		case "stray":
+			g.stray = true
+		case "closed":
+			g.closed = true
 		case "class":
 			for c := range NumClasses {
 				if c.String() == value {

@@ -1,0 +1,92 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+)
+
+// proxier watches whether connections that synproxy has accepted reach their listeners. The client's
+// SYN passes the host's own rules before it is answered; the connection that synproxy then opens to
+// the listener comes by way of the loopback interface, and rules that know nothing of it may drop it.
+type proxier struct {
+	engaged bool
+	start   Proxied // the counters when it was engaged
+	failed  failure
+}
+
+// Evidence that synproxy must be taken back, in completed handshakes.
+const (
+	fewCompleted    = 3 // enough to say that nothing at all gets through
+	enoughCompleted = 20
+)
+
+// update notes what synproxy does and takes it back when what it accepts does not arrive.
+func (p *proxier) update(o Observation, on bool, c Config) []Event {
+	if !on || !p.engaged {
+		p.engaged, p.start = on, o.Work.Proxied
+		return nil
+	}
+	completed := since(o.Work.Proxied.Completed, p.start.Completed)
+	delivered := since(o.Work.Proxied.Delivered, p.start.Delivered)
+	if completed < fewCompleted || 2*delivered >= completed || delivered > 0 && completed < enoughCompleted {
+		return nil
+	}
+	p.engaged = false
+	p.failed = failure{fmt.Sprintf("the host's own rules let %d of %d connections through that synproxy had accepted", delivered, completed), o.Time.Add(c.RetryTrial)}
+	return []Event{{Kind: StepEvent, Step: Synproxy, Reason: "taken back: " + p.failed.reason}}
+}
+
+func (m *Machine) synproxySkipped(o Observation) string {
+	switch {
+	case o.Time.Before(m.proxier.failed.until):
+		return m.proxier.failed.reason
+	case !o.Handshake.Timestamps:
+		return "tcp_timestamps is off: a SYN cookie could not carry window scale and SACK"
+	case len(o.Listeners) == 0:
+		return "no listening TCP port of this host was found or listed"
+	case len(m.proxyable(o)) > 0:
+		return ""
+	}
+	for _, s := range o.Listeners {
+		if reason := o.Unproxied[s]; reason != "" {
+			return fmt.Sprintf("no port can be proxied; %s: %s", s, reason)
+		}
+	}
+	return "every listening port may go untracked, which is better"
+}
+
+// proxyable returns the ports that synproxy may stand in front of: those that must stay tracked.
+// While other TCP services live untracked there are none: synproxy needs tcp_loose=0, which their
+// connections must not meet.
+func (m *Machine) proxyable(o Observation) []uint16 {
+	_, notrack := m.cfg.Step(NotrackStep)
+	var ports []uint16
+	for _, s := range o.Listeners {
+		if notrack && slices.Contains(o.Services, s) && m.untracker.refusal(s, o) == "" {
+			return nil
+		}
+		if o.Unproxied[s] == "" {
+			ports = append(ports, s.Port)
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
+// synRecvLife is how many seconds an unanswered handshake stays in the table by default, as
+// nf_conntrack_tcp_timeout_syn_recv.
+const synRecvLife = 60
+
+// proxyQuiet reports whether the handshakes that nobody finishes would hold less than the leave mark
+// of the half-open share, were they tracked again.
+func (m *Machine) proxyQuiet(o Observation) bool {
+	life := o.Admin["nf_conntrack_tcp_timeout_syn_recv"]
+	if life == 0 {
+		life = synRecvLife
+	}
+	return 100*m.handshakes.Rate*float64(life) < halfOpenLeave*float64(o.Capacity)
+}
+
+// unfinished returns how many handshakes synproxy answered that never came back. A cookie may come
+// back a little after its SYN was counted.
+func unfinished(p Proxied) uint64 { return since(p.SYNs, p.Completed) }
