@@ -13,7 +13,7 @@ import (
 // kernel holds other changes of the table up meanwhile.
 const batchSize = 256
 
-// changes sends deletes or updates in batches and learns what became of each. The requests ask for
+// changes sends creations, deletes or updates in batches and learns what became of each. The requests ask for
 // no acknowledgement: the kernel then answers failures only, so what was sent and not answered is
 // done. It works on a batch within the send, so all answers wait when that returns.
 //
@@ -23,6 +23,7 @@ type changes struct {
 	ctx     context.Context
 	socket  *socket
 	kind    uint16        // msgDelete or msgNew
+	flags   uint16        // besides NLM_F_REQUEST
 	rate    *rate.Limiter // changes per second, or nil
 	limit   int           // changes per batch
 	current *batch        // what add collects
@@ -85,7 +86,7 @@ func (c *changes) add(owner int32, family uint8, attributes ...[]byte) {
 	}
 	b := c.current
 	start := len(b.messages)
-	b.messages = appendMessage(b.messages, c.kind, 0, uint32(len(b.owners)), family, 0)
+	b.messages = appendMessage(b.messages, c.kind, c.flags, uint32(len(b.owners)), family, 0)
 	for _, a := range attributes {
 		b.messages = append(b.messages, a...)
 	}

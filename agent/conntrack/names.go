@@ -48,6 +48,8 @@ const (
 	protoInfoDCCP      = 2 // CTA_PROTOINFO_DCCP, gone from the kernel with its tracker
 	protoInfoSCTP      = 3 // CTA_PROTOINFO_SCTP
 	protoInfoState     = 1 // CTA_PROTOINFO_TCP_STATE, _DCCP_STATE and _SCTP_STATE alike
+	protoInfoScaleOrig = 2 // CTA_PROTOINFO_TCP_WSCALE_ORIGINAL
+	protoInfoScaleRepl = 3 // CTA_PROTOINFO_TCP_WSCALE_REPLY
 	protoInfoFlagsOrig = 4 // CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, struct nf_ct_tcp_flags
 	protoInfoFlagsRepl = 5 // CTA_PROTOINFO_TCP_FLAGS_REPLY
 
@@ -69,6 +71,7 @@ const (
 const (
 	statusSeenReply    = 1 << 1
 	statusAssured      = 1 << 2
+	statusConfirmed    = 1 << 3 // in the table: the kernel insists on it when it makes an entry
 	statusSrcNAT       = 1 << 4
 	statusDstNAT       = 1 << 5
 	statusFixedTimeout = 1 << 10
@@ -86,7 +89,9 @@ const (
 	tcpClose       = 8
 	tcpSynSent2    = 9
 
-	tcpUnacknowledged = 0x10 // IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED in the same header
+	tcpWindowScale    = 0x01 // IP_CT_TCP_FLAG_WINDOW_SCALE in the same header
+	tcpBeLiberal      = 0x08 // IP_CT_TCP_FLAG_BE_LIBERAL: packets outside the window are valid
+	tcpUnacknowledged = 0x10 // IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
 )
 
 // IP protocol numbers, as the IANA registry has them.

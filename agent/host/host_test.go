@@ -168,7 +168,7 @@ func TestParseSocket(t *testing.T) {
 	copy(b[8:], net.ParseIP("::ffff:198.51.100.1"))
 	copy(b[24:], net.ParseIP("2001:db8::7"))
 	want := Connection{netip.MustParseAddrPort("198.51.100.1:22"), netip.MustParseAddrPort("[2001:db8::7]:65535")}
-	if got, ok := parseSocket(b); !ok || got != want {
+	if got, ok := parseSocket(b); !ok || got.Connection != want {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	b[0] = unix.AF_INET

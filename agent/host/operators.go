@@ -5,16 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
-
-// Connections returns the established connections to a local TCP port.
-func (h *Host) Connections(port uint16) ([]Connection, error) {
-	var list []Connection
-	err := sockets(unix.IPPROTO_TCP, stateEstablished, port, func(c Connection) { list = append(list, c) })
-	return list, err
-}
 
 // Sessions returns the addresses from which users are logged in, as systemd-logind notes them in
 // /run/systemd/sessions (REMOTE_HOST); none where there is no logind.

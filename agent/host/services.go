@@ -20,19 +20,19 @@ func (h *Host) Services() ([]policy.Selector, error) {
 		return nil, err
 	}
 	found := make(map[policy.Selector]bool)
-	add := func(p policy.Protocol) func(Connection) {
-		return func(c Connection) {
-			port := c.Local.Port()
-			if c.Local.Addr().IsLoopback() || port == 0 || p == policy.UDP && port >= low && port <= high {
-				return
+	add := func(p policy.Protocol) func(Live) bool {
+		return func(s Live) bool {
+			port := s.Local.Port()
+			if !s.Local.Addr().IsLoopback() && port != 0 && (p != policy.UDP || port < low || port > high) {
+				found[policy.Selector{Protocol: p, Port: port}] = true
 			}
-			found[policy.Selector{Protocol: p, Port: port}] = true
+			return true
 		}
 	}
-	if err := sockets(unix.IPPROTO_TCP, stateListen, 0, add(policy.TCP)); err != nil {
+	if err := (query{protocol: unix.IPPROTO_TCP, states: stateListen}).list(add(policy.TCP)); err != nil {
 		return nil, err
 	}
-	if err := sockets(unix.IPPROTO_UDP, stateClose, 0, add(policy.UDP)); err != nil {
+	if err := (query{protocol: unix.IPPROTO_UDP, states: stateClose}).list(add(policy.UDP)); err != nil {
 		return nil, err
 	}
 	services := make([]policy.Selector, 0, len(found)+2)

@@ -1,0 +1,118 @@
+package conntrack
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+)
+
+// Flow is a live TCP connection of this host, made by the other side.
+type Flow struct {
+	Local, Remote netip.AddrPort
+
+	// The window scales that each side announced, if both did (tcp_info(7)). Without them conntrack
+	// can't tell what is acknowledged, and keeps the entry of a connection that falls idle no longer
+	// than nf_conntrack_tcp_timeout_unacknowledged, five minutes by default.
+	Scaled                  bool
+	LocalScale, RemoteScale uint8
+}
+
+// adoptBatch is how many entries are made in one call. Making one costs the kernel several times what
+// deleting one does, so batches are smaller.
+const adoptBatch = 64
+
+// Adopt gives connections that lived untracked the entries that conntrack would have made of them, so
+// that they go on when they are tracked again: established, assured, and with the namespace's own
+// timeout for such. Nobody knows their windows, so those are not checked (IP_CT_TCP_FLAG_BE_LIBERAL).
+// It returns how many it made; a connection that has an entry already keeps that and isn't counted.
+// Entries belong to the default zone.
+//
+// Adopt before tracking begins: afterwards packets of a connection without an entry are INVALID. An entry whose
+// connection ends untracked meanwhile stays for the whole timeout, so don't wait in between.
+//
+// r bounds the entries per second, nil means no bound; Adopt waits for it, in batches up to its burst.
+// When ctx ends or the kernel refuses entries, for want of room (ENOMEM), it returns how many were
+// made beside the error.
+func (t *Table) Adopt(ctx context.Context, flows []Flow, r *rate.Limiter) (created int, err error) {
+	if len(flows) == 0 {
+		return 0, nil
+	}
+	timeout, err := readNumber(t.established)
+	if err != nil {
+		return 0, fmt.Errorf("adopt connections: %w", err)
+	}
+	queue, err := t.newChanges(ctx, msgNew, r)
+	if err != nil {
+		return 0, fmt.Errorf("adopt connections: %w", err)
+	}
+	queue.flags, queue.limit = unix.NLM_F_CREATE|unix.NLM_F_EXCL, min(queue.limit, adoptBatch)
+	refused, reason := 0, unix.Errno(0)
+	queue.done = func(int32) { created++ }
+	queue.skipped = func(int32) {}
+	queue.failed = func(_ int32, errno unix.Errno) {
+		if errno != unix.EEXIST {
+			refused, reason = refused+1, errno
+		}
+	}
+	attributes := make([]byte, 0, 512)
+	for _, f := range flows {
+		attributes = f.appendEntry(attributes[:0], uint32(timeout))
+		queue.add(0, familyOf(f.Remote.Addr()), attributes)
+	}
+	if err = queue.close(); err == nil && refused > 0 {
+		err = fmt.Errorf("%d of %d connections refused: %w", refused, len(flows), reason)
+	}
+	if err != nil {
+		err = fmt.Errorf("adopt connections: %w", err)
+	}
+	return created, err
+}
+
+// appendEntry appends the attributes of f's entry; see ctnetlink_create_conntrack in
+// net/netfilter/nf_conntrack_netlink.c.
+func (f Flow) appendEntry(b []byte, timeout uint32) []byte {
+	b = appendTuple(b, attrTupleOrig, f.Remote, f.Local)
+	b = appendTuple(b, attrTupleReply, f.Local, f.Remote)
+	b = appendAttr(b, attrStatus, 0, 0, 0, statusConfirmed|statusSeenReply|statusAssured)
+	b = appendAttr(b, attrTimeout, binary.BigEndian.AppendUint32(nil, timeout)...)
+	b, info := openNest(b, attrProtoInfo)
+	b, tcp := openNest(b, protoInfoTCP)
+	b = appendAttr(b, protoInfoState, tcpEstablished)
+	flags := byte(tcpBeLiberal)
+	if f.Scaled {
+		flags |= tcpWindowScale
+		b = appendAttr(b, protoInfoScaleOrig, f.RemoteScale)
+		b = appendAttr(b, protoInfoScaleRepl, f.LocalScale)
+	}
+	b = appendAttr(b, protoInfoFlagsOrig, flags, flags) // struct nf_ct_tcp_flags: flags and mask
+	b = appendAttr(b, protoInfoFlagsRepl, flags, flags)
+	closeNest(b, tcp)
+	closeNest(b, info)
+	return b
+}
+
+// appendTuple appends one direction of a TCP entry.
+func appendTuple(b []byte, kind uint16, src, dst netip.AddrPort) []byte {
+	b, tuple := openNest(b, kind)
+	b, ip := openNest(b, tupleIP)
+	from, to := src.Addr().Unmap(), dst.Addr().Unmap()
+	if from.Is4() {
+		b = appendAttr(b, ipV4Src, from.AsSlice()...)
+		b = appendAttr(b, ipV4Dst, to.AsSlice()...)
+	} else {
+		b = appendAttr(b, ipV6Src, from.AsSlice()...)
+		b = appendAttr(b, ipV6Dst, to.AsSlice()...)
+	}
+	closeNest(b, ip)
+	b, proto := openNest(b, tupleProto)
+	b = appendAttr(b, protoNum, protoTCP)
+	b = appendAttr(b, protoSrcPort, byte(src.Port()>>8), byte(src.Port()))
+	b = appendAttr(b, protoDstPort, byte(dst.Port()>>8), byte(dst.Port()))
+	closeNest(b, proto)
+	closeNest(b, tuple)
+	return b
+}

@@ -1,0 +1,241 @@
+package conntrack
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/host"
+)
+
+// adoptPort is the port of the service that lives untracked.
+const adoptPort = 8080
+
+// strict is a ruleset that lets nothing pass which conntrack can't place, once notrack is gone.
+const strict = `table inet strict {
+	chain in {
+		type filter hook input priority filter; policy drop;
+		ct state invalid drop
+		ct state established accept
+		tcp flags & (fin|syn|rst|ack) != syn ct state new drop
+		tcp dport 8080 accept
+		ct state untracked accept
+	}
+	chain out {
+		type filter hook output priority filter; policy drop;
+		ct state established,untracked accept
+	}
+}
+table inet untrack {
+	chain pre {
+		type filter hook prerouting priority raw;
+		tcp dport 8080 notrack
+	}
+	chain out {
+		type filter hook output priority raw;
+		tcp sport 8080 notrack
+	}
+}
+`
+
+// pipe is one connection, by both of its ends.
+type pipe struct{ here, there net.Conn }
+
+// strictHost makes a host with an untracked service and strict rules, and connections to it from a
+// peer: an idle and a busy one over each family.
+func strictHost(t *testing.T) (*Table, map[string]pipe) {
+	t.Helper()
+	table := openTable(t)
+	peer, err := conntracktest.NewPeer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(peer.Close)
+	rules := filepath.Join(t.TempDir(), "rules")
+	if err := os.WriteFile(rules, []byte(strict), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(sysctlRoot+"nf_conntrack_tcp_loose", []byte("0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := conntracktest.Run("nft -f " + rules); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", fmt.Sprint(":", adoptPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	pipes := make(map[string]pipe)
+	for name, to := range map[string]netip.Addr{
+		"idle": conntracktest.Here4, "busy": conntracktest.Here4, "idle over IPv6": conntracktest.Here6, "busy over IPv6": conntracktest.Here6,
+	} {
+		var p pipe
+		peer.Do(func() {
+			p.there, err = (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", netip.AddrPortFrom(to, adoptPort).String())
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.here, err = listener.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { p.here.Close(); p.there.Close() })
+		pipes[name] = p
+	}
+	return table, pipes
+}
+
+// live are the host's connections as an agent would find them.
+func live(t *testing.T) (flows []Flow) {
+	t.Helper()
+	list, err := host.New("/").Established(map[uint16]bool{adoptPort: true}, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list {
+		flows = append(flows, Flow{c.Local, c.Remote, c.Scales.Agreed, c.Scales.Local, c.Scales.Remote})
+	}
+	return flows
+}
+
+// carry sends n bytes each way at once and waits until they are there.
+func (p pipe) carry(n int64, patience time.Duration) error {
+	one := func(from, to net.Conn, result chan<- error) {
+		deadline := time.Now().Add(patience)
+		_, _ = from.SetWriteDeadline(deadline), to.SetReadDeadline(deadline)
+		go func() { _, _ = from.Write(make([]byte, n)) }()
+		_, err := io.CopyN(io.Discard, to, n)
+		result <- err
+	}
+	result := make(chan error, 2)
+	go one(p.here, p.there, result)
+	go one(p.there, p.here, result)
+	return errors.Join(<-result, <-result)
+}
+
+const (
+	plenty    = 300 << 10 // more than a window
+	longer    = 20 * time.Second
+	shortTime = 500 * time.Millisecond
+)
+
+// Connections that lived untracked go on after Adopt, whether data was on its way or not.
+func TestAdopt(t *testing.T) {
+	table, pipes := strictHost(t)
+	busy := make(chan error, len(pipes))
+	for name, p := range pipes {
+		if name[:4] == "busy" {
+			go func() { busy <- p.carry(200*plenty, longer) }()
+		}
+	}
+	time.Sleep(20 * time.Millisecond) // the data is on its way
+	if n, err := table.Count(); err != nil || n != 0 {
+		t.Fatalf("%d entries (%v) of an untracked service", n, err)
+	}
+	created, err := table.Adopt(t.Context(), live(t), nil)
+	if err != nil || created != len(pipes) {
+		t.Fatalf("adopted %d (%v), want %d", created, err, len(pipes))
+	}
+	if err := conntracktest.Run("nft delete table inet untrack"); err != nil {
+		t.Fatal(err)
+	}
+	again, err := table.Adopt(t.Context(), live(t), nil)
+	if err != nil || again != 0 {
+		t.Errorf("adopted %d again (%v)", again, err)
+	}
+	for range 2 {
+		if err := <-busy; err != nil {
+			t.Errorf("while data was on its way: %v", err)
+		}
+	}
+	for name, p := range pipes {
+		if err := p.carry(plenty, longer); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, e := range settled(t, table) {
+		const status = statusConfirmed | statusSeenReply | statusAssured
+		if e.orig.dstPort != adoptPort || e.state != tcpEstablished || e.status&status != status || e.timeout < 400_000 {
+			t.Errorf("entry to port %d: state %d, status %#x, %d seconds left", e.orig.dstPort, e.state, e.status, e.timeout)
+		}
+	}
+	if n, err := table.Count(); err != nil || n != len(pipes) {
+		t.Errorf("%d entries (%v), want one for each of %d connections", n, err, len(pipes))
+	}
+}
+
+// settled returns the entries when no data waits for its acknowledgement any more, or after a while.
+func settled(t *testing.T, table *Table) (entries []entry) {
+	t.Helper()
+	waits := func(e entry) bool { return e.unacked() }
+	for range 50 {
+		if entries = dump(t, table); !slices.ContainsFunc(entries, waits) {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return entries
+}
+
+// Without Adopt they don't.
+func TestUntrackedConnectionsDie(t *testing.T) {
+	_, pipes := strictHost(t)
+	for name, p := range pipes {
+		if err := p.carry(plenty, longer); err != nil {
+			t.Errorf("%s, untracked: %v", name, err)
+		}
+	}
+	if err := conntracktest.Run("nft delete table inet untrack"); err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range pipes {
+		if err := p.carry(1, shortTime); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s goes on by itself (%v): the test above shows nothing", name, err)
+		}
+	}
+}
+
+// Entries have the namespace's own timeout, keep to the rate, and one refusal costs no other entry.
+func TestAdoptMany(t *testing.T) {
+	table := openTable(t)
+	if err := os.WriteFile(sysctlRoot+tcpTimeout+"established", []byte("5000"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const many = 1000
+	flows := []Flow{{}}
+	for i := range uint16(many) {
+		local, remote := netip.AddrPortFrom(addr("198.51.100.1"), 80), netip.AddrPortFrom(addr("192.0.2.1"), 1024+i)
+		if i%2 == 1 {
+			local, remote = netip.AddrPortFrom(addr("2001:db8::1"), 80), netip.AddrPortFrom(addr("2001:db8::2"), 1024+i)
+		}
+		flows = append(flows, Flow{Local: local, Remote: remote})
+	}
+	start := time.Now()
+	created, err := table.Adopt(t.Context(), flows, rate.NewLimiter(5*many, 16))
+	if created != many || err == nil || !strings.Contains(err.Error(), "1 of 1001 connections refused") {
+		t.Errorf("created %d (%v), want %d and a refusal", created, err, many)
+	}
+	if took := time.Since(start); took < 150*time.Millisecond {
+		t.Errorf("%d entries in %v are above the rate", many, took)
+	}
+	for _, e := range dump(t, table) {
+		if e.timeout > 5000 || e.timeout < 4990 || e.translated() {
+			t.Fatalf("entry with %d seconds left, translated %v", e.timeout, e.translated())
+		}
+	}
+	if created, err := table.Adopt(t.Context(), flows[1:], nil); created != 0 || err != nil {
+		t.Errorf("created %d again (%v)", created, err)
+	}
+}

@@ -1,0 +1,39 @@
+package host
+
+import (
+	"maps"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Connections returns the established connections to a local TCP port.
+func (h *Host) Connections(port uint16) ([]Connection, error) {
+	var list []Connection
+	err := query{protocol: unix.IPPROTO_TCP, states: stateEstablished, ports: []uint16{port}}.list(func(s Live) bool {
+		list = append(list, s.Connection)
+		return true
+	})
+	return list, err
+}
+
+// Established returns the connections to the local TCP ports that are true in ports over which data
+// may still go, half-closed ones included; at most most of them, so that as many mean that there may
+// be more. Those whose handshake is not finished are left out: under a SYN flood they are the
+// flood's. So a caller that must miss none asks again a moment later. IPv4 connections of IPv6 sockets
+// have IPv4 addresses.
+func (h *Host) Established(ports map[uint16]bool, most int) ([]Live, error) {
+	wanted := slices.DeleteFunc(slices.Sorted(maps.Keys(ports)), func(p uint16) bool { return !ports[p] })
+	if len(wanted) == 0 || most <= 0 {
+		return nil, nil
+	}
+	const states = stateEstablished | stateFinWait1 | stateFinWait2 | stateCloseWait | stateLastAck | stateClosing
+	var list []Live
+	err := query{protocol: unix.IPPROTO_TCP, states: states, ports: wanted, info: true}.list(func(s Live) bool {
+		if ports[s.Local.Port()] {
+			list = append(list, s)
+		}
+		return len(list) < most
+	})
+	return list, err
+}
