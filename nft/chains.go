@@ -2,6 +2,7 @@ package nft
 
 import (
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
 	"ctguard/policy"
 )
@@ -24,6 +25,7 @@ func (b builder) chains(keep *retained) []chain {
 		{"early", &hook{"prerouting", nftables.ChainHookPrerouting, beforeRaw}, b.early()},
 		{"late", &hook{"prerouting", nftables.ChainHookPrerouting, afterConntrack}, b.late()},
 		{"outgoing", &hook{"output", nftables.ChainHookOutput, beforeRaw}, b.outgoing()},
+		{"cookies", &hook{"input", nftables.ChainHookInput, beforeRaw}, b.cookies()},
 		{"passed_in", &hook{"input", nftables.ChainHookInput, last}, b.passedIn()},
 		{"passed_out", &hook{"output", nftables.ChainHookOutput, last}, b.passedOut()},
 		{"arrive", nil, b.arrive()},
@@ -31,6 +33,9 @@ func (b builder) chains(keep *retained) []chain {
 		{"invalid", nil, b.invalid()},
 		{"opening", nil, b.opening()},
 		{"refuse", nil, b.refuse()},
+		{"budgets", nil, b.budgets()},
+		{"closed", nil, b.closed()},
+		{"proxy", nil, b.proxy()},
 	}
 	for _, r := range keep.sorted() {
 		list = append(list, chain{r.chain(), nil, b.ration(r)})
@@ -42,7 +47,7 @@ func (b builder) chains(keep *retained) []chain {
 // here makes none.
 func (b builder) early() []rule {
 	var list []rule
-	if b.blocks || b.limits {
+	if b.blocks || b.limits || b.posture.ClosedPorts || len(b.posture.Budgets) > 0 {
 		list = append(list,
 			newRule(sourceIn(allow[0]), goTo("arrive")),
 			newRule(sourceIn(allow[1]), goTo("arrive")))
@@ -55,10 +60,43 @@ func (b builder) early() []rule {
 	if b.limits {
 		list = append(list, newRule(opensTCP(), jump("opening")))
 	}
+	if b.posture.ClosedPorts {
+		list = append(list,
+			newRule(protocol(unix.IPPROTO_TCP), going(toLocal), jump("closed")),
+			newRule(protocol(unix.IPPROTO_UDP), going(toLocal), jump("closed")))
+	}
+	if len(b.posture.Budgets) > 0 {
+		list = append(list, newRule(jump("budgets")))
+	}
 	if b.services || len(b.special) > 0 {
 		list = append(list, newRule(goTo("arrive")))
 	}
 	return afterFirst(newRule(inLoopback(), back()), list)
+}
+
+// closed drops packets for this host that no socket waits for.
+func (b builder) closed() []rule {
+	if !b.posture.ClosedPorts {
+		return nil
+	}
+	return []rule{newRule(awaited(), back()), newRule(count(closedDropped), drop())}
+}
+
+// budgets drops what comes of a class above its budget. It has a chain of its own, so that a change
+// elsewhere does not start its budgets anew.
+func (b builder) budgets() []rule {
+	var list []rule
+	for _, budget := range b.posture.Budgets {
+		class := []clause{protocol(budget.Class.Protocol)}
+		switch budget.Class.Protocol {
+		case unix.IPPROTO_TCP:
+			class = []clause{destination.is(policy.TCP, budget.Class.Port), opensTCP()}
+		case unix.IPPROTO_UDP:
+			class = []clause{destination.is(policy.UDP, budget.Class.Port)}
+		}
+		list = append(list, newRule(append(class, aboveRate(budget.Rate), count(budgetDropped), drop())...))
+	}
+	return list
 }
 
 // late sees packets after conntrack and before any NAT. What is dropped here while its entry is not
@@ -76,7 +114,45 @@ func (b builder) late() []rule {
 	if len(list) > 0 {
 		list = append([]rule{newRule(sourceIn(allow[0]), back()), newRule(sourceIn(allow[1]), back())}, list...)
 	}
+	if b.proxies() {
+		// Before anything may drop it: whether cookies come back, and get to where they are checked.
+		list = append([]rule{newRule(ctInvalid(), answersTCP(), destination.tcpServiceIn(proxied), going(toLocal), count(proxyReturned), back())}, list...)
+	}
 	return afterFirst(newRule(inLoopback(), back()), list)
+}
+
+// proxies reports whether some port is behind synproxy.
+func (b builder) proxies() bool { return len(b.posture.Synproxy) > 0 }
+
+// cookies sees packets for this host before its own filter: conntrack calls the ACK that brings a
+// cookie back invalid, and many filters drop that.
+//
+// The SYN is answered after the filter instead, in passed_in: only who may connect gets a cookie, and
+// the connection that is opened for a cookie comes by way of lo, which most filters accept unseen.
+func (b builder) cookies() []rule {
+	if !b.proxies() {
+		return nil
+	}
+	return []rule{
+		newRule(inLoopback(), back()),
+		newRule(ctInvalid(), answersTCP(), destination.tcpServiceIn(proxied), count(proxyChecked), goTo("proxy")),
+	}
+}
+
+// proxy answers SYNs and takes cookies.
+func (b builder) proxy() []rule {
+	if !b.proxies() {
+		return nil
+	}
+	return []rule{newRule(synproxy(b.posture.Handshake, false)...), newRule(synproxy(b.posture.Handshake, true)...)}
+}
+
+// proxyOpens counts the connections that synproxy opens to this host's listeners by way of lo.
+func (b builder) proxyOpens(by clause, counter string) []rule {
+	if !b.proxies() {
+		return nil
+	}
+	return []rule{newRule(by, opensTCP(), destination.tcpServiceIn(proxied), fromElsewhere(), count(counter))}
 }
 
 // afterFirst puts first before list unless list is empty.
@@ -149,7 +225,7 @@ func (b builder) outgoing() []rule {
 	for _, s := range b.special {
 		list = append(list, s.counting(replies, s.outgoing(), true)...)
 	}
-	return afterFirst(newRule(outLoopback(), back()), list)
+	return append(b.proxyOpens(outLoopback(), proxyCompleted), afterFirst(newRule(outLoopback(), back()), list)...)
 }
 
 // passedIn counts requests that the host's own rules let through.
@@ -161,7 +237,10 @@ func (b builder) passedIn() []rule {
 	for _, s := range b.special {
 		list = append(list, s.counting(delivered, s.incoming(), false)...)
 	}
-	return afterFirst(newRule(inLoopback(), back()), list)
+	if b.proxies() {
+		list = append(list, newRule(ctNew(), opensTCP(), destination.tcpServiceIn(proxied), count(proxySYNs), goTo("proxy")))
+	}
+	return append(b.proxyOpens(inLoopback(), proxyDelivered), afterFirst(newRule(inLoopback(), back()), list)...)
 }
 
 // passedOut counts answers that the host's own rules let through. It sits at output and not at

@@ -184,6 +184,18 @@ func opensTCP() clause {
 	}
 }
 
+// answersTCP matches packets of a TCP connection after its first: ACK without SYN.
+func answersTCP() clause {
+	const syn, ack = 0x02, 0x10
+	return clause{
+		text: "tcp flags ack / syn,ack",
+		l4:   unix.IPPROTO_TCP,
+		exprs: []expr.Any{
+			loadHeader(expr.PayloadBaseTransportHeader, 13, 1), masked([]byte{syn | ack}), equal([]byte{ack}),
+		},
+	}
+}
+
 // resets matches what ends a TCP connection at once.
 func resets() clause {
 	const rst = 0x04
@@ -212,6 +224,41 @@ func going(r route) clause {
 		text:  "fib daddr type " + string(r),
 		exprs: []expr.Any{&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true}, equal(binaryutil.NativeEndian.PutUint32(kind))},
 	}
+}
+
+// fromElsewhere matches packets whose source address is none of this host's.
+func fromElsewhere() clause {
+	return clause{
+		text: "fib saddr type != local",
+		exprs: []expr.Any{
+			&expr.Fib{Register: reg, FlagSADDR: true, ResultADDRTYPE: true},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+		},
+	}
+}
+
+// awaited matches packets that a socket of this host waits for, one that is closing or in the middle of
+// a handshake too: of the keys of the expression socket only this one can be read of every socket
+// (net/netfilter/nft_socket.c).
+func awaited() clause {
+	return clause{
+		text: "socket transparent <= 1",
+		exprs: []expr.Any{
+			&expr.Socket{Key: expr.SocketKeyTransparent, Register: reg},
+			&expr.Cmp{Op: expr.CmpOpLte, Register: reg, Data: []byte{1}},
+		},
+	}
+}
+
+// protocol matches one IP protocol.
+func protocol(number uint8) clause {
+	name := fmt.Sprint(number)
+	for known, n := range ipProtocols {
+		if n == number {
+			name = string(known)
+		}
+	}
+	return clause{text: "meta l4proto " + name, l4: number}
 }
 
 // icmpKind is a message of ICMP or ICMPv6; numbers as in include/uapi/linux/icmp.h and icmpv6.h.
@@ -254,6 +301,11 @@ func ctOpens() clause {
 	}
 }
 
+// ctNew matches packets that conntrack knows as the first of a flow.
+func ctNew() clause {
+	return clause{text: "ct state new", exprs: ctBits(expr.CtKeySTATE, expr.CtStateBitNEW, expr.CmpOpNeq)}
+}
+
 func ctBits(key expr.CtKey, bits uint32, op expr.CmpOp) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Register: reg, Key: key},
@@ -276,6 +328,37 @@ func withinRate(meter addressSet, bits, perSecond, burst int) clause {
 	key.text = fmt.Sprintf("update @%s { %s limit rate %d/second burst %d packets }", meter.name, key.text, perSecond, burst)
 	key.exprs = append(key.exprs, &expr.Dynset{SrcRegKey: reg, SetName: meter.name, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{rate}})
 	return key
+}
+
+// aboveRate matches what comes faster than a rate, after a second's worth.
+func aboveRate(perSecond int) clause {
+	return clause{
+		text:  fmt.Sprintf("limit rate over %d/second burst %d packets", perSecond, perSecond),
+		exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(perSecond), Over: true, Unit: expr.LimitTimeSecond, Burst: uint32(perSecond)}},
+	}
+}
+
+// synproxy answers a SYN with a cookie in this host's place, and opens the connection when the cookie comes
+// back.
+func synproxy(h policy.Handshake, v6 bool) []clause {
+	family, name, mss := uint8(unix.NFPROTO_IPV4), "ipv4", h.MSS4
+	if v6 {
+		family, name, mss = unix.NFPROTO_IPV6, "ipv6", h.MSS6
+	}
+	text := fmt.Sprintf("synproxy mss %d wscale %d", mss, h.WindowScale)
+	if h.Timestamps {
+		text += " timestamp"
+	}
+	if h.SACK {
+		text += " sack-perm"
+	}
+	return []clause{
+		{text: "meta nfproto " + name, family: family},
+		protocol(unix.IPPROTO_TCP),
+		{text: text, l4: unix.IPPROTO_TCP, exprs: []expr.Any{&expr.SynProxy{
+			Mss: mss, MssValueSet: true, Wscale: h.WindowScale, WscaleValueSet: true, Timestamp: h.Timestamps, SackPerm: h.SACK,
+		}}},
+	}
 }
 
 // count adds to a named counter, which keeps its value when the rule is replaced.

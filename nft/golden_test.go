@@ -58,6 +58,11 @@ func cases() []struct {
 	posture := policy.Posture{Limits: limits, LimitRate: 10, LimitBurst: 20}
 	services := tracked(policy.Trial, "tcp/80", "udp/53", "echo", "multicast", "tcp/22 with 198.51.100.0/25", "tcp/22 with 2001:db8:4::/64", "echo with 203.0.113.7/32")
 	watched := tracked(policy.Watched, "tcp/443", "udp/123")
+	handshake := policy.Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true}
+	budgets := []policy.Budget{
+		{Class: policy.FlowClass{Protocol: 6, Port: 80}, Rate: 27}, {Class: policy.FlowClass{Protocol: 17, Port: 53}, Rate: 109},
+		{Class: policy.FlowClass{Protocol: 253}, Rate: 6},
+	}
 	type c = struct {
 		name, golden string
 		desired      Desired
@@ -73,7 +78,12 @@ func cases() []struct {
 		{"watched", "watched", Desired{Posture: policy.Posture{Notrack: watched}}},
 		{"notrack on trial", "trial", Desired{Posture: policy.Posture{Notrack: append(watched, services...)}}},
 		{"notrack freed", "notrack", Desired{Posture: policy.Posture{Notrack: append(watched, tracked(policy.Freed, "multicast", "tcp/80", "udp/53", "tcp/22 with 198.51.100.0/25", "tcp/22 with 2001:db8:4::/64", "echo", "echo with 203.0.113.7/32")...)}}},
-		{"all", "all", Desired{Posture: policy.Posture{DropInvalid: true, Notrack: append(watched, services...), Limits: limits, LimitRate: 10, LimitBurst: 20}, Allow: allowList}},
+		{"closed ports", "closed", Desired{Posture: policy.Posture{ClosedPorts: true}, Allow: allowList}},
+		{"budgets", "budgets", Desired{Posture: policy.Posture{Budgets: budgets}, Allow: allowList}},
+		{"synproxy", "synproxy", Desired{Posture: policy.Posture{Synproxy: []uint16{80, 443}, Handshake: handshake}, Allow: allowList}},
+		{"synproxy, bare", "bare", Desired{Posture: policy.Posture{Synproxy: []uint16{80}, Handshake: policy.Handshake{MSS4: 536, MSS6: 1220}}}},
+		{"all", "all", Desired{Posture: policy.Posture{DropInvalid: true, Notrack: append(watched, services...), Limits: limits, LimitRate: 10, LimitBurst: 20,
+			ClosedPorts: true, Budgets: budgets, Synproxy: []uint16{8080}, Handshake: handshake}, Allow: allowList}},
 		{"everything allowed", "whole", Desired{Posture: policy.Posture{DropInvalid: true, Limits: []policy.Limit{{Prefix: prefix("0.0.0.0/0")}, {Prefix: prefix("::/0"), Kind: policy.Block}, {Prefix: prefix("255.255.255.255/32"), Kind: policy.Block}}, LimitRate: 5, LimitBurst: 5,
 			Notrack: tracked(policy.Trial, "tcp/22 with 0.0.0.0/0", "udp/53 with ::/0")}, Allow: []netip.Prefix{prefix("0.0.0.0/0"), prefix("ffff::/16")}}},
 	}

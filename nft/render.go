@@ -73,7 +73,7 @@ func (s addressSet) render(w *strings.Builder, elements []element, now time.Time
 
 func renderServices(w *strings.Builder, name string, elements map[service]struct{}) {
 	fmt.Fprintf(w, "\n\tset %s {\n\t\ttype inet_proto . inet_service\n", name)
-	if name != untracked {
+	if slices.Contains(countingSets(), name) {
 		fmt.Fprint(w, "\t\tcounter\n")
 	}
 	var list []string

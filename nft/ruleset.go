@@ -73,7 +73,7 @@ type service struct {
 	port  uint16
 }
 
-// The service sets. All but the last count packets for each element.
+// The service sets. All but the last two count packets for each element.
 const (
 	requests  = "requests"
 	opened    = "opened"
@@ -81,17 +81,38 @@ const (
 	replies   = "replies"
 	sent      = "sent"
 	untracked = "untracked"
+	proxied   = "proxied"
 )
 
 // serviceSets lists the service sets in the order in which they are made.
-func serviceSets() []string { return []string{requests, opened, delivered, replies, sent, untracked} }
+func serviceSets() []string {
+	return append(countingSets(), untracked, proxied)
+}
+
+// countingSets lists those that count packets for each element.
+func countingSets() []string { return []string{requests, opened, delivered, replies, sent} }
 
 // The counters that every table has.
 const (
 	blockedDropped = "blocked_dropped"
 	invalidDropped = "invalid_dropped"
 	limitedDropped = "limited_dropped"
+	closedDropped  = "closed_dropped"
+	budgetDropped  = "budget_dropped"
+	proxySYNs      = "proxy_syns"
+	proxyReturned  = "proxy_returned"
+	proxyChecked   = "proxy_checked"
+	proxyCompleted = "proxy_completed"
+	proxyDelivered = "proxy_delivered"
 )
+
+// namedCounters lists them.
+func namedCounters() []string {
+	return []string{
+		blockedDropped, invalidDropped, limitedDropped, closedDropped, budgetDropped,
+		proxySYNs, proxyReturned, proxyChecked, proxyCompleted, proxyDelivered,
+	}
+}
 
 // chain is a list of rules; a base chain if it has a hook.
 type chain struct {
@@ -159,8 +180,11 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	for _, n := range d.Posture.Notrack {
 		r.selectors[n.Selector] = n.Stage
 	}
-	r.counters = []string{blockedDropped, invalidDropped, limitedDropped}
+	r.counters = namedCounters()
 	r.addServices()
+	for _, port := range d.Posture.Synproxy {
+		r.services[proxied][service{policy.TCP, port}] = struct{}{}
+	}
 	b := builder{
 		posture: d.Posture,
 		blocks:  len(block) > 0, limits: len(slow) > 0,
@@ -208,13 +232,13 @@ func (r *ruleset) addServices() {
 		if !ok {
 			continue
 		}
-		for _, name := range serviceSets() {
-			switch {
-			case name == opened && s.proto != policy.TCP: // every packet opens a flow
-			case name == untracked && stage < policy.Trial:
-			default:
+		for _, name := range countingSets() {
+			if name != opened || s.proto == policy.TCP { // of others every packet opens a flow
 				r.services[name][s] = struct{}{}
 			}
+		}
+		if stage >= policy.Trial {
+			r.services[untracked][s] = struct{}{}
 		}
 	}
 }

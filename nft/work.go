@@ -27,7 +27,13 @@ func (t *Table) Work() (policy.Work, error) {
 		InvalidDropped: named[invalidDropped],
 		LimitedDropped: named[limitedDropped],
 		BlockedDropped: named[blockedDropped],
-		Selectors:      make(map[policy.Selector]policy.SelectorWork, len(t.have.selectors)),
+		ClosedDropped:  named[closedDropped],
+		BudgetDropped:  named[budgetDropped],
+		Proxied: policy.Proxied{
+			SYNs: named[proxySYNs], Returned: named[proxyReturned], Checked: named[proxyChecked],
+			Completed: named[proxyCompleted], Delivered: named[proxyDelivered],
+		},
+		Selectors: make(map[policy.Selector]policy.SelectorWork, len(t.have.selectors)),
 	}
 	for sel := range t.have.selectors {
 		read := func(kind string) uint64 { return named[special{selector: sel}.counter(kind)] }
@@ -65,8 +71,8 @@ func (t *Table) namedCounters() (map[string]uint64, error) {
 // serviceCounters returns the packets of each element of each counting service set, by the element's key.
 func (t *Table) serviceCounters() (map[string]map[string]uint64, error) {
 	packets := map[string]map[string]uint64{}
-	for _, name := range serviceSets() {
-		if name == untracked || len(t.have.services[name]) == 0 {
+	for _, name := range countingSets() {
+		if len(t.have.services[name]) == 0 {
 			continue
 		}
 		elements, err := t.elements(name)

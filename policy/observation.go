@@ -73,7 +73,9 @@ type Work struct {
 // Proxied is what synproxy did.
 type Proxied struct {
 	SYNs      uint64 // answered in this host's place
-	Completed uint64 // of them, those whose cookie came back
+	Returned  uint64 // packets that may bring a cookie back, before any rule of this host that knows conntrack
+	Checked   uint64 // of them, those that got to where cookies are checked
+	Completed uint64 // connections opened for a good cookie
 	Delivered uint64 // of these, those whose connection the host's own rules let through to the listener
 }
 

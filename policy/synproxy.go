@@ -26,14 +26,29 @@ func (p *proxier) update(o Observation, on bool, c Config) []Event {
 		p.engaged, p.start = on, o.Work.Proxied
 		return nil
 	}
-	completed := since(o.Work.Proxied.Completed, p.start.Completed)
-	delivered := since(o.Work.Proxied.Delivered, p.start.Delivered)
-	if completed < fewCompleted || 2*delivered >= completed || delivered > 0 && completed < enoughCompleted {
+	reason := o.Work.Proxied.fault(p.start)
+	if reason == "" {
 		return nil
 	}
-	p.engaged = false
-	p.failed = failure{fmt.Sprintf("the host's own rules let %d of %d connections through that synproxy had accepted", delivered, completed), o.Time.Add(c.RetryTrial)}
-	return []Event{{Kind: StepEvent, Step: Synproxy, Reason: "taken back: " + p.failed.reason}}
+	p.engaged, p.failed = false, failure{reason, o.Time.Add(c.RetryTrial)}
+	return []Event{{Kind: StepEvent, Step: Synproxy, Reason: "taken back: " + reason}}
+}
+
+// fault says what is wrong with the way from a client's cookie to the listener, from the counters since
+// before.
+func (p Proxied) fault(before Proxied) string {
+	lost := func(passed, of uint64) bool {
+		return of >= fewCompleted && passed == 0 || of >= enoughCompleted && 2*passed < of
+	}
+	returned, checked := since(p.Returned, before.Returned), since(p.Checked, before.Checked)
+	if lost(checked, returned) {
+		return fmt.Sprintf("the host's own rules let %d of %d packets through that may bring cookies back", checked, returned)
+	}
+	completed, delivered := since(p.Completed, before.Completed), since(p.Delivered, before.Delivered)
+	if lost(delivered, completed) {
+		return fmt.Sprintf("the host's own rules let %d of %d connections through that synproxy had accepted", delivered, completed)
+	}
+	return ""
 }
 
 func (m *Machine) synproxySkipped(o Observation) string {
