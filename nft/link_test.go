@@ -222,18 +222,24 @@ func wantEntries(t testing.TB, address string, want int) {
 // of one sender arrive in the order in which they were sent.
 func (l *link) strayACK(from string, port uint16) {
 	l.t.Helper()
+	l.segment(from, port, 0x10)
+}
+
+// segment sends a TCP segment with some flags, from an address that need not be the client's.
+func (l *link) segment(from string, port uint16, flags byte) {
+	l.t.Helper()
 	segment := make([]byte, 20)
 	binary.BigEndian.PutUint16(segment[0:], 40000)
 	binary.BigEndian.PutUint16(segment[2:], port)
 	binary.BigEndian.PutUint32(segment[4:], 1)
-	segment[12], segment[13] = 5<<4, 0x10
+	segment[12], segment[13] = 5<<4, flags
 	binary.BigEndian.PutUint16(segment[14:], 1024)
 	source, host := netip.MustParseAddr(from).As4(), netip.MustParseAddr(hostV4).As4()
 	pseudo := append(append(append([]byte{}, source[:]...), host[:]...), 0, unix.IPPROTO_TCP, 0, 20)
 	binary.BigEndian.PutUint16(segment[16:], checksum(append(pseudo, segment...)))
 	l.do(func() {
 		if err := sendRaw(unix.IPPROTO_TCP, source, host, segment); err != nil {
-			l.t.Errorf("send stray ACK: %v", err)
+			l.t.Errorf("send segment: %v", err)
 		}
 	})
 }
@@ -267,6 +273,9 @@ func sendRaw(protocol int, from, to [4]byte, payload []byte) error {
 		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: from}); err != nil {
 		return os.NewSyscallError("bind", err)
 	}

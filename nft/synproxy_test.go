@@ -1,0 +1,152 @@
+package nft
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"ctguard/policy"
+)
+
+// proxy wants port 80 behind synproxy, as this kernel's own handshake would be over veth.
+func proxy() Desired {
+	return Desired{Posture: policy.Posture{
+		Synproxy:  []uint16{80},
+		Handshake: policy.Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
+	}}
+}
+
+// strict is what synproxy needs of the namespace.
+func strict(t *testing.T) { setting(t, "netfilter/nf_conntrack_tcp_loose", "0") }
+
+func setting(t *testing.T, name, value string) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stateful is a careful administrator's filter; accept is how it lets new connections in.
+func stateful(t *testing.T, accept string) {
+	t.Helper()
+	feed(t, `table inet host { chain input { type filter hook input priority 0; policy drop;
+		ct state established,related accept; ct state invalid drop; iif lo accept; ip saddr 192.0.2.4 drop;
+		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept; udp dport 80 accept; `+accept+`; };
+		chain output { type filter hook output priority 0; policy drop; ct state established,related accept; oif lo accept;
+		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept; }; }`)
+}
+
+// exchange sends a connection more than one window and reads it back.
+func exchange(t *testing.T, c net.Conn) {
+	t.Helper()
+	const size = 512 << 10
+	c.SetDeadline(time.Now().Add(patience))
+	sent := make(chan error, 1)
+	go func() {
+		_, err := c.Write(make([]byte, size))
+		sent <- err
+	}()
+	if n, err := io.CopyN(io.Discard, c, size); err != nil {
+		t.Errorf("%v: %d bytes came back: %v", c.LocalAddr(), n, err)
+	}
+	if err := <-sent; err != nil {
+		t.Errorf("%v: %v", c.LocalAddr(), err)
+	}
+}
+
+// TestSynproxy: behind synproxy a SYN flood makes no entries and clients are served, whichever way
+// the host's own filter lets them in; those whom it keeps out stay out.
+func TestSynproxy(t *testing.T) {
+	for _, accept := range []string{"tcp dport 80 accept", "ct state new tcp dport 80 accept"} {
+		t.Run(accept, func(t *testing.T) {
+			l := newLink(t)
+			l.serve(80)
+			stateful(t, accept)
+			strict(t)
+			table := open(t)
+			apply(t, table, proxy())
+			for i := range 200 {
+				l.segment(fmt.Sprintf("192.0.2.%d", 20+i), 80, 0x02)
+			}
+			mustEcho(t, l.mustDial("udp", client2, 80)) // what came before it has been through
+			exchange(t, l.mustDial("tcp", client2, 80))
+			exchange(t, l.mustDial("tcp", client6, 80))
+			if got := entries(t, "192.0.2.20"); len(got) > 0 {
+				t.Errorf("a SYN left %q", got)
+			}
+			l.strayACK(client3, 80)
+			if _, err := l.dial("tcp", client4, 80, refuses); err == nil {
+				t.Error("synproxy lets a source in that the host's filter keeps out")
+			}
+			w := work(t, table).Proxied
+			if w.SYNs < 202 || w.Completed != 2 || w.Delivered != 2 || w.Checked != w.Returned || w.Checked < 3 {
+				t.Errorf("counted %+v", w)
+			}
+		})
+	}
+}
+
+// TestSynproxyComesAndGoes: connections live on when synproxy enters, and those it accepted when it
+// leaves, though nobody adapts their timestamps any more.
+func TestSynproxyComesAndGoes(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	stateful(t, "tcp dport 80 accept")
+	before := []net.Conn{l.mustDial("tcp", client2, 80), l.mustDial("tcp", client6, 80)}
+	for _, c := range before {
+		mustEcho(t, c)
+	}
+	strict(t)
+	setting(t, "ipv4/tcp_timestamps", "2")
+	table := open(t)
+	apply(t, table, proxy())
+	var during []net.Conn
+	for range 10 {
+		during = append(during, l.mustDial("tcp", client2, 80), l.mustDial("tcp", client6, 80))
+	}
+	for _, c := range append(before, during...) {
+		exchange(t, c)
+	}
+	apply(t, table, Desired{})
+	setting(t, "ipv4/tcp_timestamps", "1")
+	for _, c := range append(before, during...) {
+		exchange(t, c)
+	}
+	exchange(t, l.mustDial("tcp", client2, 80))
+}
+
+// TestSynproxyIsStopped: where the host's own rules stop what synproxy needs, the counters show it.
+func TestSynproxyIsStopped(t *testing.T) {
+	t.Run("lo", func(t *testing.T) {
+		l := newLink(t)
+		l.serve(80)
+		feed(t, `table inet host { chain input { type filter hook input priority 0; policy drop;
+			ct state established accept; iifname "host0" tcp dport 80 accept; }; }`)
+		strict(t)
+		table := open(t)
+		apply(t, table, proxy())
+		if err := echoed(l.mustDial("tcp", client2, 80), refuses); err == nil {
+			t.Fatal("the connection gets through: this test shows nothing")
+		}
+		if w := work(t, table).Proxied; w.Completed == 0 || w.Delivered != 0 {
+			t.Errorf("counted %+v, want connections opened and none delivered", w)
+		}
+	})
+	t.Run("cookie", func(t *testing.T) {
+		l := newLink(t)
+		l.serve(80)
+		feed(t, `table inet host { chain prerouting { type filter hook prerouting priority -140; ct state invalid drop; }; }`)
+		strict(t)
+		table := open(t)
+		apply(t, table, proxy())
+		if err := echoed(l.mustDial("tcp", client2, 80), refuses); err == nil {
+			t.Fatal("the connection gets through: this test shows nothing")
+		}
+		if w := work(t, table).Proxied; w.Returned == 0 || w.Checked != 0 {
+			t.Errorf("counted %+v, want cookies returned and none checked", w)
+		}
+	})
+}
