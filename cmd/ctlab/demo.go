@@ -129,6 +129,12 @@ func standing(r *lab.Result) error {
 	if r.Lasting.Lost > 0 {
 		complain("%d of %d lasting connections were lost", r.Lasting.Lost, r.Lasting.Opened)
 	}
+	if r.Lasting.Resets > 0 {
+		complain("%d established connections were reset", r.Lasting.Resets)
+	}
+	if r.Leaked != nil && *r.Leaked > 0 {
+		complain("%d packets left the gateway with an inside address, such as %q", *r.Leaked, r.LeakExamples)
+	}
 	if !r.Lasting.SessionAlive {
 		complain("the silent session was lost")
 	}

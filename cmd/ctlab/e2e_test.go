@@ -29,7 +29,7 @@ const evictLeave = 75
 func TestGuardKeepsClientsServed(t *testing.T) {
 	labtest.Privileged(t, "nft", "go")
 	if testing.Short() {
-		t.Skip("takes a minute and a half")
+		t.Skip("takes two minutes")
 	}
 	binary := guardBinary(t)
 	for _, sc := range []lab.Scenario{
@@ -38,6 +38,8 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 		{Attack: "udp", Guard: "ctguard"},
 		{Attack: "udp", Guard: "ctguard-evict"},
 		{Topology: "nat-gateway", Attack: "nat-user", Guard: "ctguard"},
+		{Topology: "nat-gateway", Attack: "nat-user6", Guard: "ctguard"},
+		{Topology: "nat-gateway", Attack: "forwarded", Guard: "ctguard"},
 	} {
 		t.Run(sc.Attack+"/"+sc.Guard, func(t *testing.T) {
 			sc.CTGuard, sc.AttackFor = binary, 9*time.Second
@@ -47,6 +49,9 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 			}
 			if err := standing(res); err != nil {
 				t.Errorf("%v\nevents: %v\nfailures: %v", err, res.Events, res.Failures)
+			}
+			if sc.Topology == "nat-gateway" && res.Leaked == nil {
+				t.Error("nobody looked for inside addresses outside of the gateway")
 			}
 			if res.MaxLevel == 0 {
 				t.Error("the guard stayed at level 0: nothing was shown")
@@ -124,12 +129,15 @@ func TestJudge(t *testing.T) {
 	if err := judge(result(50), result(100)); err != nil {
 		t.Errorf("protection that helped is refused: %v", err)
 	}
+	leaked := uint64(1)
 	for name, with := range map[string]*lab.Result{
 		"little service":  result(98),
 		"no better":       result(50),
 		"nothing asked":   {Lasting: lab.Lasting{SessionAlive: true}},
 		"lost session":    {HTTP: result(100).HTTP},
 		"left behind":     {HTTP: result(100).HTTP, Lasting: result(1).Lasting, LeftBehind: []string{"+ table"}},
+		"reset":           {HTTP: result(100).HTTP, Lasting: lab.Lasting{Opened: 1, Resets: 1, SessionAlive: true}},
+		"leak":            {HTTP: result(100).HTTP, Lasting: result(1).Lasting, Leaked: &leaked},
 		"lost connection": {HTTP: result(100).HTTP, Lasting: lab.Lasting{Opened: 2, Lost: 1, SessionAlive: true}},
 	} {
 		if judge(result(50), with) == nil {

@@ -118,7 +118,7 @@ func attachFilter(fd int, ipv6 bool) error {
 	if ipv6 {
 		protoAt, flagsAt = 20, 14+40+13
 	}
-	prog, err := bpf.Assemble([]bpf.Instruction{
+	return packet.Attach(fd, []bpf.Instruction{
 		bpf.LoadAbsolute{Off: protoAt, Size: 1},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: packet.ProtoTCP, SkipTrue: 4},
 		bpf.LoadAbsolute{Off: flagsAt, Size: 1},
@@ -127,16 +127,4 @@ func attachFilter(fd int, ipv6 bool) error {
 		bpf.RetConstant{Val: frameMax},
 		bpf.RetConstant{Val: 0},
 	})
-	if err != nil {
-		return fmt.Errorf("assemble filter: %w", err)
-	}
-	filter := make([]unix.SockFilter, len(prog))
-	for i, ins := range prog {
-		filter[i] = unix.SockFilter{Code: ins.Op, Jt: ins.Jt, Jf: ins.Jf, K: ins.K}
-	}
-	fprog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &fprog); err != nil {
-		return fmt.Errorf("attach filter: %w", err)
-	}
-	return nil
 }

@@ -17,8 +17,9 @@ type Attack struct {
 
 	kind    flood.Kind
 	rate    int
-	sources int // 0: a random source for each packet
-	ports   int // ports per source, 0: all of them
+	sources int          // 0: a random source for each packet
+	ports   int          // ports per source, 0: all of them
+	from    netip.Prefix // where sources are taken from, if not all of the side's
 	port    uint16
 	ipv6    bool
 	silent  bool // at targets that answer nothing
@@ -76,6 +77,10 @@ var Attacks = []Attack{
 		Topologies: onGateway, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
 	},
 	{
+		Name: "nat-user6", Summary: "one inside /64 opens 5 000 connections a second over IPv6, each from another address",
+		Topologies: onGateway, kind: flood.Handshake, rate: 5000, from: insideUser6, port: service.HTTPPort, ipv6: true,
+	},
+	{
 		Name: "nat-udp", Summary: "20 users of the gateway, 3 000 UDP flows each, used again and again",
 		Topologies: onGateway, kind: flood.UDP, rate: 20000, sources: 20, ports: 3000, port: service.UDPPort,
 	},
@@ -113,6 +118,9 @@ func (a Attack) spec(sc Scenario, s *site) flood.Spec {
 	}
 	if a.ipv6 {
 		sp.Sources = from.sources6
+	}
+	if a.from.IsValid() {
+		sp.Sources = a.from
 	}
 	targets := from.targets
 	if a.silent {

@@ -41,9 +41,10 @@ func (r *run) result(out outcome) *Result {
 		Fill:     fill(samples, onset, end),
 		HTTP:     serviceFigures(out.users.HTTP, onset, end, total),
 		UDP:      serviceFigures(out.users.UDP, onset, end, total),
-		Lasting:  Lasting{Opened: out.users.Lasting, Lost: out.users.Lost, SessionAlive: out.users.Session},
+		Lasting:  Lasting{Opened: out.users.Lasting, Lost: out.users.Lost, Resets: out.users.Resets, SessionAlive: out.users.Session},
 		Samples:  samples,
 		Failures: out.users.Failures,
+		Leaked:   out.leaked, LeakExamples: out.examples,
 
 		SecondsToServed:   measure.Recovery(out.users.HTTP, onset, end, bucketWidth, served),
 		SecondsToBaseline: measure.Settled(samples, end.Seconds(), r.baseline),

@@ -12,21 +12,22 @@ import (
 // forwardedPort of the gateway leads to a server inside.
 const forwardedPort = 8080
 
-// gatewayRules is what a home or office gateway has, a little tidier.
+// gatewayRules is what OpenWrt gives a home or an office by default: it forwards INVALID packets,
+// which no NAT touches, and answers a stranger with a reset. So a connection that the gateway has
+// forgotten shows: as an inside address on the outside, or as a reset when the server speaks first.
 const gatewayRules = `
 table inet filter {
 	chain input {
 		type filter hook input priority filter; policy drop;
 		ct state established,related accept
-		ct state invalid drop
 		iif lo accept
 		meta l4proto { icmp, ipv6-icmp } accept
 		iifname "cli0" tcp dport 22 accept
+		iifname { "wan0", "wan1" } meta l4proto tcp reject with tcp reset
 	}
 	chain forward {
 		type filter hook forward priority filter; policy drop;
 		ct state established,related accept
-		ct state invalid drop
 		iifname { "cli0", "atk0" } oifname "wan0" accept
 		ct status dnat accept
 	}
@@ -58,20 +59,24 @@ table ip silent {
 // else, the attackers among them; the outside is a network of servers, and a
 // second uplink where the forwarded port is.
 var (
-	gwInside4   = netip.MustParseAddr("203.0.113.1")
-	gwInside6   = netip.MustParseAddr("2001:db8:2::1")
-	gwOutside4  = netip.MustParseAddr("192.0.2.1")
-	gwOutside6  = netip.MustParseAddr("2001:db8:3::1")
-	gwUplink    = netip.MustParseAddr("198.51.100.1")
-	insideHost  = netip.MustParseAddr("203.0.113.50")
-	insideAll   = netip.MustParsePrefix("198.18.0.0/16")
-	outsideAll  = netip.MustParsePrefix("198.19.128.0/17")
-	insideUsers = netip.MustParsePrefix("198.19.0.0/17")
-	anywhere6   = netip.MustParsePrefix("::/0")
-	anywhere4   = netip.MustParsePrefix("0.0.0.0/0")
+	gwInside4  = netip.MustParseAddr("203.0.113.1")
+	gwInside6  = netip.MustParseAddr("2001:db8:2::1")
+	gwOutside4 = netip.MustParseAddr("192.0.2.1")
+	gwOutside6 = netip.MustParseAddr("2001:db8:3::1")
+	gwUplink   = netip.MustParseAddr("198.51.100.1")
+	insideHost = netip.MustParseAddr("203.0.113.50")
+	// Who is inside: the clients, the attackers, everybody else.
+	insideClients = netip.MustParsePrefix("203.0.113.0/24")
+	insideAll     = netip.MustParsePrefix("198.18.0.0/16")
+	outsideAll    = netip.MustParsePrefix("198.19.128.0/17")
+	insideUsers   = netip.MustParsePrefix("198.19.0.0/17")
+	insideAll6    = netip.MustParsePrefix("2001:db8:a000::/48")
+	insideUser6   = netip.MustParsePrefix("2001:db8:a000:7::/64")
+	anywhere6     = netip.MustParsePrefix("::/0")
+	anywhere4     = netip.MustParsePrefix("0.0.0.0/0")
 )
 
-// buildGateway makes
+// buildGateway makes a gateway that masquerades IPv4 and forwards IPv6 as it is:
 //
 //	[clients]  eth0 ── cli0 [protected] wan0 ── eth0 [wan]
 //	[attacker] eth0 ── atk0 [         ] wan1 ── eth1 [attacker]
@@ -88,6 +93,8 @@ func buildGateway(s *site) error {
 	}
 	s.serving = []*ns.Namespace{wan, s.clients}
 	s.config = map[string]any{"profile": "nat-gateway"}
+	s.inside = []netip.Prefix{insideClients, insideAll, insideUsers}
+	s.outer = []link{{wan, "eth0"}, {s.attacker, "eth1"}}
 
 	silent := addrs("192.0.2.0/24", 200, 4)
 	servers := addrs("192.0.2.0/24", 10, 20)
@@ -99,7 +106,10 @@ func buildGateway(s *site) error {
 	for i, a := range servers {
 		s.backgroundTo = append(s.backgroundTo, netip.AddrPortFrom(a, []uint16{443, service.HTTPPort}[i%2]))
 	}
-	s.near = side{dev: "eth0", gateway: mac(2, 1), sources4: insideAll, targets: servers, silent: silent}
+	s.near = side{
+		dev: "eth0", gateway: mac(2, 1), sources4: insideAll, sources6: insideAll6,
+		targets: append(slices.Clone(servers), server6), silent: silent,
+	}
 	s.far = side{dev: "eth1", gateway: mac(4, 1), sources4: outsideAll, targets: []netip.Addr{gwUplink}}
 	if err := s.linkGateway(wan, slices.Concat(servers, silent, []netip.Addr{server6})); err != nil {
 		return err
@@ -149,6 +159,7 @@ func (s *site) routeGateway(wan *ns.Namespace) error {
 		ns.Route
 	}{
 		{s.protected, ns.Route{Dst: insideAll, Via: netip.MustParseAddr("192.0.2.254"), Dev: "atk0", GatewayMAC: hw(mac(2, 2))}},
+		{s.protected, ns.Route{Dst: insideAll6, Via: netip.MustParseAddr("2001:db8:1::2"), Dev: "atk0", GatewayMAC: hw(mac(2, 2))}},
 		{s.protected, ns.Route{Dst: outsideAll, Via: netip.MustParseAddr("198.51.100.2"), Dev: "wan1", GatewayMAC: hw(mac(4, 2))}},
 		{s.clients, ns.Route{Dst: anywhere4, Via: gwInside4, Dev: "eth0"}},
 		{s.clients, ns.Route{Dst: anywhere6, Via: gwInside6, Dev: "eth0"}},

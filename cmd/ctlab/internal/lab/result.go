@@ -36,6 +36,12 @@ type Result struct {
 	// start and after its stop; null for a guard that is settings and has no stop.
 	LeftBehind []string `json:"left_behind"`
 
+	// Leaked is how many packets left the gateway with an address of its inside, whoever sent
+	// them, from before the guard's start until after its stop; null on a server. LeakExamples
+	// are the first of them.
+	Leaked       *uint64  `json:"leaked_packets"`
+	LeakExamples []string `json:"leak_examples,omitempty"`
+
 	MaxLevel int              `json:"max_level"`
 	Samples  []measure.Sample `json:"samples"`
 	Failures map[string]int   `json:"failures,omitempty"`
@@ -76,8 +82,11 @@ type Service struct {
 
 // Lasting is what became of connections that stood before the attack.
 type Lasting struct {
-	Opened       int  `json:"opened"`
-	Lost         int  `json:"lost"`
+	Opened int `json:"opened"`
+	Lost   int `json:"lost"`
+	// Resets is how many of the clients' established connections were ended by a reset,
+	// requests that were under way among them.
+	Resets       int  `json:"resets"`
 	SessionAlive bool `json:"session_alive"`
 }
 

@@ -38,6 +38,7 @@ type run struct {
 	site     *site
 	guard    guard
 	sampler  *sampler
+	leaks    []*leakWatch
 	ordinary int // entries of ordinary users at the start
 
 	services              []*role.Process
@@ -98,6 +99,7 @@ func (r *run) protectedRun(ctx context.Context) (res *Result, err error) {
 	}
 	defer func() { err = errors.Join(err, g.Restore()) }()
 	defer r.killChildren()
+	defer r.closeLeaks()
 	if err := r.prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -114,6 +116,12 @@ func (r *run) roomToLower() error {
 		return fmt.Errorf("this machine tracks %d connections itself: lowering nf_conntrack_max to %d would hurt it", count, r.sc.Capacity)
 	}
 	return nil
+}
+
+func (r *run) closeLeaks() {
+	for _, w := range r.leaks {
+		w.close()
+	}
 }
 
 func (r *run) killChildren() {
@@ -147,6 +155,9 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.before, err = snapshot(s.protected); err != nil {
 		return err
 	}
+	if r.leaks, err = s.watchLeaks(); err != nil {
+		return err
+	}
 	if err := r.guard.start(ctx, r); err != nil {
 		return fmt.Errorf("guard %s: %w", r.sc.Guard, err)
 	}
@@ -154,7 +165,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		Sources: s.clientAddrs, Session: s.session, Targets: s.clientTargets,
 		HTTPPort: service.HTTPPort, HTTPRate: r.sc.HTTPRate,
 		UDPPort: service.UDPPort, UDPRate: r.sc.UDPRate,
-		LinePort: service.LinePort, SSHPort: service.SSHPort, Lasting: r.sc.Lasting,
+		LinePort: service.LinePort, SpeakPort: service.SpeakPort, SSHPort: service.SSHPort, Lasting: r.sc.Lasting,
 		Timeout: requestTimeout,
 	})
 	return err
@@ -191,6 +202,9 @@ func (r *run) play(ctx context.Context) (*Result, error) {
 		return nil, errors.Join(err, context.Cause(ctx))
 	}
 	if r.after, err = snapshot(r.site.protected); err != nil {
+		return nil, err
+	}
+	if err := out.readLeaks(r.leaks); err != nil {
 		return nil, err
 	}
 	return r.result(out), nil
@@ -266,6 +280,9 @@ type outcome struct {
 	flood flood.Result
 	// ordinary is how many entries of ordinary users were there, before and after.
 	ordinaryBefore, ordinaryAfter int
+	// leaked is how many packets leaked, nil where nobody looked, and examples the first of them.
+	leaked   *uint64
+	examples []string
 }
 
 func (r *run) collect(out *outcome) (err error) {

@@ -20,6 +20,12 @@ type side struct {
 	silent             []netip.Addr // targets that answer nothing
 }
 
+// link is one end of one.
+type link struct {
+	in  *ns.Namespace
+	dev string
+}
+
 // site is a topology that stands: its namespaces, and who is where.
 type site struct {
 	spaces []*ns.Namespace
@@ -45,6 +51,11 @@ type site struct {
 	// masquerade is the address that background entries show to the outside, if
 	// the host translates addresses.
 	masquerade netip.Addr
+
+	// inside is the address space that must not be seen outside of the gateway, and outer
+	// the links where that is looked at: the far ends.
+	inside []netip.Prefix
+	outer  []link
 
 	// config is what ctguard is told about this topology.
 	config map[string]any

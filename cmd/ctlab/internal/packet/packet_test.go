@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
+
+	"golang.org/x/net/bpf"
 )
 
 func header(src, dst string) Header {
@@ -86,6 +88,37 @@ func TestDocumentation(t *testing.T) {
 	} {
 		if got := Documentation(netip.MustParsePrefix(p)); got != want {
 			t.Errorf("%s: documentation is %v, want %v", p, got, want)
+		}
+	}
+}
+
+// The filter passes exactly the frames whose source lies in one of the prefixes.
+func TestFromAny(t *testing.T) {
+	vm, err := bpf.NewVM(FromAny([]netip.Prefix{
+		netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("198.18.0.0/16"), netip.MustParsePrefix("198.19.0.7/32"),
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for src, want := range map[string]bool{
+		"203.0.113.9": true, "198.18.255.1": true, "198.19.0.7": true, "198.19.0.8": false, "192.0.2.1": false,
+	} {
+		n, err := vm.Run(AppendUDP(nil, header(src, "203.0.113.1"), nil))
+		if err != nil || (n > 0) != want {
+			t.Errorf("from %s: passes %d bytes (%v), want to pass: %v", src, n, err, want)
+		}
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	h := header("198.18.0.1", "203.0.113.1")
+	for want, frame := range map[string][]byte{
+		"TCP 198.18.0.1:1234 to 203.0.113.1:80, flags 0x4": AppendTCP(nil, h, Segment{Flags: RST}, nil),
+		"protocol 17, 198.18.0.1 to 203.0.113.1":           AppendUDP(nil, h, nil),
+		"a frame of 3 bytes":                               {1, 2, 3},
+	} {
+		if got := Describe(frame); got != want {
+			t.Errorf("described as %q, want %q", got, want)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package packet
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 )
 
@@ -39,4 +40,16 @@ func ParseTCP(frame []byte) (h Header, s Segment, ok bool) {
 	h.SrcPort, h.DstPort = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
 	s.Seq, s.Ack, s.Flags = binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b[8:]), b[13]
 	return h, s, true
+}
+
+// Describe says in words who sent an IPv4 frame to whom.
+func Describe(frame []byte) string {
+	if h, s, ok := ParseTCP(frame); ok {
+		return fmt.Sprintf("TCP %v:%d to %v:%d, flags %#x", h.Src, h.SrcPort, h.Dst, h.DstPort, s.Flags)
+	}
+	if len(frame) < ethLen+ip4Len {
+		return fmt.Sprintf("a frame of %d bytes", len(frame))
+	}
+	b := frame[ethLen:]
+	return fmt.Sprintf("protocol %d, %v to %v", b[9], netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20])))
 }

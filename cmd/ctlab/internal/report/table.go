@@ -35,7 +35,9 @@ var rows = []row{
 	{"lasting connections lost", func(r *lab.Result) string {
 		return fmt.Sprintf("%d of %d", r.Lasting.Lost, r.Lasting.Opened)
 	}},
+	{"established connections reset", func(r *lab.Result) string { return fmt.Sprint(r.Lasting.Resets) }},
 	{"silent session", func(r *lab.Result) string { return choose(r.Lasting.SessionAlive, "alive", "lost") }},
+	{"inside addresses seen outside, packets", func(r *lab.Result) string { return count(r.Leaked) }},
 	{"ordinary users' entries tracked at the end", func(r *lab.Result) string { return percent(r.OrdinaryKept) }},
 	{"guard: highest level", func(r *lab.Result) string {
 		return choose(isAgent(r), fmt.Sprint(r.MaxLevel), "–")
@@ -79,6 +81,13 @@ func percent(v *float64) string {
 		return "–"
 	}
 	return fmt.Sprintf("%.1f %%", *v)
+}
+
+func count(v *uint64) string {
+	if v == nil {
+		return "–"
+	}
+	return fmt.Sprint(*v)
 }
 
 func ms(v *float64) string {

@@ -17,7 +17,9 @@ const (
 	HTTPPort = 80
 	SSHPort  = 22
 	LinePort = 7000
-	UDPPort  = 5353
+	// SpeakPort is where the server speaks first, a line every SpeakPause.
+	SpeakPort = 7001
+	UDPPort   = 5353
 )
 
 // maxFiles is enough for the connections that the heaviest attack holds.
@@ -52,7 +54,7 @@ func Run(ctx context.Context, c *role.Conn) error {
 	if err != nil {
 		return err
 	}
-	for port, k := range map[int]kind{HTTPPort: httpListener, SSHPort: echoListener, LinePort: echoListener} {
+	for port, k := range map[int]kind{HTTPPort: httpListener, SSHPort: echoListener, LinePort: echoListener, SpeakPort: speakListener} {
 		if err := tcp.listen(port, k); err != nil {
 			return err
 		}

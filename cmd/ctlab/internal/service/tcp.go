@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,9 +22,14 @@ const (
 	none kind = iota
 	httpListener
 	echoListener
+	speakListener
 	httpConn
 	echoConn
+	speakConn
 )
+
+// toConn is from a listener's kind to that of its connections.
+const toConn = httpConn - httpListener
 
 var response = []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n")
 
@@ -31,10 +37,11 @@ var response = []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Le
 // nothing stay open: holding them is what an ordinary server does for a minute, and
 // closing them early would take the attack's entries out of the table.
 type tcpServer struct {
-	poll  int
-	kinds []kind // by descriptor
-	buf   [readMax]byte
-	held  holder
+	poll     int
+	kinds    []kind // by descriptor
+	buf      [readMax]byte
+	held     holder
+	audience audience
 }
 
 func newTCPServer(files int) (*tcpServer, error) {
@@ -80,6 +87,7 @@ func (s *tcpServer) add(fd int, k kind) error {
 func (s *tcpServer) serve(ctx context.Context) {
 	events := make([]unix.EpollEvent, 256)
 	for ctx.Err() == nil {
+		s.speak()
 		n, err := unix.EpollWait(s.poll, events, pollMs)
 		if err != nil {
 			continue // interrupted
@@ -87,9 +95,9 @@ func (s *tcpServer) serve(ctx context.Context) {
 		for _, ev := range events[:n] {
 			fd := int(ev.Fd)
 			switch k := s.kinds[fd]; k {
-			case httpListener, echoListener:
-				s.accept(fd, k+2)
-			case httpConn, echoConn:
+			case httpListener, echoListener, speakListener:
+				s.accept(fd, k+toConn)
+			case httpConn, echoConn, speakConn:
 				s.answer(fd, k)
 			case none: // closed by an event before this one
 			}
@@ -107,8 +115,12 @@ func (s *tcpServer) accept(listener int, k kind) {
 			_ = unix.Close(fd)
 			continue
 		}
-		if k == httpConn {
+		switch k {
+		case httpConn:
 			s.hold(fd)
+		case speakConn:
+			s.greet(fd)
+		default:
 		}
 	}
 }
@@ -134,8 +146,12 @@ func (s *tcpServer) answer(fd int, k kind) {
 }
 
 func (s *tcpServer) close(fd int) {
-	if s.kinds[fd] == httpConn {
+	switch s.kinds[fd] {
+	case httpConn:
 		s.held.drop(fd)
+	case speakConn:
+		s.audience.conns = slices.DeleteFunc(s.audience.conns, func(c int) bool { return c == fd })
+	default:
 	}
 	s.kinds[fd] = none
 	_ = unix.Close(fd)

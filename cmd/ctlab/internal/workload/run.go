@@ -38,7 +38,7 @@ func Run(ctx context.Context, c *role.Conn) error {
 	wg.Go(func() { w.http = w.steady(ctx, spec.HTTPRate, w.httpRequest) })
 	wg.Go(func() { w.udp = w.steady(ctx, spec.UDPRate, w.udpRequest) })
 	for _, l := range w.lasting {
-		wg.Go(func() { l.talk(ctx) })
+		wg.Go(func() { w.note(l.talk(ctx)) })
 	}
 	wg.Wait()
 	return c.Result(w.result())
@@ -54,15 +54,19 @@ type workload struct {
 
 	mu       sync.Mutex
 	failures map[string]int
+	resets   int
 }
 
 func (w *workload) result() Result {
 	// This runs after stop, which comes after the attack: the silent session is
 	// used again now.
-	res := Result{HTTP: w.http, UDP: w.udp, Lasting: len(w.lasting), Failures: w.failures}
+	res := Result{HTTP: w.http, UDP: w.udp, Lasting: len(w.lasting)}
 	if w.session != nil {
-		res.Session = w.session.exchange() == nil
+		err := w.session.use()
+		res.Session = err == nil
+		w.note(err)
 	}
+	res.Failures, res.Resets = w.failures, w.resets
 	for _, l := range w.lasting {
 		if l.lost {
 			res.Lost++
@@ -111,7 +115,8 @@ func (w *workload) target(src netip.Addr) netip.Addr {
 	return w.spec.Targets[0]
 }
 
-// note counts an error by its innermost text, without addresses.
+// note counts an error by its innermost text, without addresses. A reset that answers a SYN has
+// another name: what is counted as one ended a connection that stood.
 func (w *workload) note(err error) {
 	if err == nil {
 		return
@@ -127,6 +132,9 @@ func (w *workload) note(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.failures[text]++
+	if errors.Is(err, syscall.ECONNRESET) {
+		w.resets++
+	}
 }
 
 var request = []byte("GET / HTTP/1.1\r\nHost: ctlab\r\nConnection: close\r\n\r\n")

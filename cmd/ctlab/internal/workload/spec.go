@@ -19,15 +19,18 @@ type Spec struct {
 	Session netip.Addr `json:"session"`
 	// Targets are the addresses of the services, at most one per family for
 	// any source to find its own.
-	Targets  []netip.Addr  `json:"targets"`
-	HTTPPort uint16        `json:"http_port"`
-	HTTPRate int           `json:"http_rate"`
-	UDPPort  uint16        `json:"udp_port"`
-	UDPRate  int           `json:"udp_rate"`
-	Lasting  int           `json:"lasting"`
-	LinePort uint16        `json:"line_port"`
-	SSHPort  uint16        `json:"ssh_port"`
-	Timeout  time.Duration `json:"timeout"`
+	Targets  []netip.Addr `json:"targets"`
+	HTTPPort uint16       `json:"http_port"`
+	HTTPRate int          `json:"http_rate"`
+	UDPPort  uint16       `json:"udp_port"`
+	UDPRate  int          `json:"udp_rate"`
+	// Lasting connections: half of them to LinePort, where a line gets an answer, half
+	// to SpeakPort, where the client only listens.
+	Lasting   int           `json:"lasting"`
+	LinePort  uint16        `json:"line_port"`
+	SpeakPort uint16        `json:"speak_port"`
+	SSHPort   uint16        `json:"ssh_port"`
+	Timeout   time.Duration `json:"timeout"`
 }
 
 // Result is what the clients got.
@@ -38,6 +41,8 @@ type Result struct {
 	// answered at some time.
 	Lasting int `json:"lasting"`
 	Lost    int `json:"lost"`
+	// Resets is how many established connections, lasting or not, were ended by a reset.
+	Resets int `json:"resets"`
 	// Session says whether the silent session answered when it was used again.
 	Session bool    `json:"session"`
 	CPU     float64 `json:"cpu_seconds"`
