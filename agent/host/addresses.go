@@ -14,18 +14,23 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Host reads what there is to know about this host. Roots are parameters for tests.
+// Host reads what there is to know about this host. Roots are parameters for tests. It remembers the
+// rules of one network namespace, so it is for that one.
 type Host struct {
 	proc string // "/proc"
 	etc  string // "/etc"
 	sys  string // "/sys"
 	run  string // "/run"
+	read rewriteCache
 }
 
 // New returns the host whose proc, etc, sys and run directories are below root, which is "/" except in
 // tests.
 func New(root string) *Host {
-	return &Host{filepath.Join(root, "proc"), filepath.Join(root, "etc"), filepath.Join(root, "sys"), filepath.Join(root, "run")}
+	return &Host{
+		proc: filepath.Join(root, "proc"), etc: filepath.Join(root, "etc"),
+		sys: filepath.Join(root, "sys"), run: filepath.Join(root, "run"),
+	}
 }
 
 // Own returns the addresses of this host.

@@ -1,12 +1,10 @@
 package host
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-
-	"github.com/google/nftables"
 
 	"ctguard/policy"
 )
@@ -31,66 +29,46 @@ var helperPorts = map[policy.Selector]string{
 
 // Refused returns those of services that must stay tracked on this host, and why.
 func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, error) {
-	anything, redirect, err := h.nat()
+	found, err := h.rewrites()
 	if err != nil {
 		return nil, err
 	}
+	multicast := h.routesMulticast()
 	refused := make(map[policy.Selector]string)
 	for _, s := range services {
-		// Answers to masqueraded flows come to any port of this host. With one remote side named,
-		// only a redirection of the port itself is left to fear.
-		nat := anything
-		if s.Remote.IsValid() {
-			nat = redirect
+		for _, t := range found.nat {
+			// With one remote side named, only a redirection of the port itself is left to fear.
+			if s.Remote.IsValid() && t.redirects(s) || !s.Remote.IsValid() && t.touches(s, multicast) {
+				refused[s] = "NAT on this host: " + t.where
+				break
+			}
 		}
-		if nat != "" {
-			refused[s] = "NAT on this host: " + nat
-			continue
-		}
-		module := helperPorts[policy.Selector{Protocol: s.Protocol, Port: s.Port}]
-		if module == "" {
-			continue
-		}
-		if _, err := os.Stat(filepath.Join(h.sys, "module", module)); err == nil {
-			refused[s] = "a conntrack helper watches it: " + module
+		if refused[s] == "" {
+			if module := h.helper(s); module != "" {
+				refused[s] = "a conntrack helper watches it: " + module
+			}
 		}
 	}
 	return refused, nil
 }
 
-// nat names what may translate addresses in this namespace, and what may redirect packets to this
-// host elsewhere; each is empty where nothing does.
-func (h *Host) nat() (anything, redirect string, err error) {
-	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
+// helper names the loaded conntrack helper that watches a selector's port, if any.
+func (h *Host) helper(s policy.Selector) string {
+	module := helperPorts[policy.Selector{Protocol: s.Protocol, Port: s.Port}]
+	if module == "" {
+		return ""
+	}
+	if _, err := os.Stat(filepath.Join(h.sys, "module", module)); err != nil {
+		return ""
+	}
+	return module
+}
+
+// routesMulticast says whether this host forwards multicast: whether the kernel lists interfaces of
+// a multicast router below the header of ip_mr_vif (net/ipv4/ipmr.c) or ip6_mr_vif.
+func (h *Host) routesMulticast() bool {
+	return slices.ContainsFunc([]string{"ip_mr_vif", "ip6_mr_vif"}, func(file string) bool {
 		text, err := os.ReadFile(h.net(file))
-		if err == nil && strings.Contains("\n"+string(text), "\nnat\n") {
-			found := "iptables-legacy has a nat table (" + file + ")"
-			return found, found, nil
-		}
-	}
-	conn, err := nftables.New()
-	if err != nil {
-		return "", "", fmt.Errorf("look for nat chains: %w", err)
-	}
-	chains, err := conn.ListChains()
-	if err != nil {
-		return "", "", fmt.Errorf("look for nat chains: %w", err)
-	}
-	for _, c := range chains {
-		if c.Type != nftables.ChainTypeNAT {
-			continue
-		}
-		rules, err := conn.GetRules(c.Table, c)
-		if err != nil {
-			return "", "", fmt.Errorf("look for nat rules: %w", err)
-		}
-		if len(rules) == 0 {
-			continue
-		}
-		anything = fmt.Sprintf("chain %s of table %s", c.Name, c.Table.Name)
-		if c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookPrerouting {
-			redirect = anything
-		}
-	}
-	return anything, redirect, nil
+		return err == nil && strings.Count(strings.TrimSpace(string(text)), "\n") > 0
+	})
 }

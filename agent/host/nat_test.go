@@ -1,0 +1,241 @@
+package host
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
+
+	"ctguard/policy"
+)
+
+// selectors reads a list of selectors with commas between them.
+func selectors(t *testing.T, text string) (list []policy.Selector) {
+	t.Helper()
+	for name := range strings.SplitSeq(text, ", ") {
+		if name == "" {
+			continue
+		}
+		s, err := policy.ParseSelector(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// feed gives nft a ruleset in place of the one before.
+func feed(t *testing.T, rules string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "rules")
+	if err := os.WriteFile(file, []byte("flush ruleset\n"+strings.ReplaceAll(rules, "}}", "}\n}\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "nft -f "+file)
+}
+
+// asked are the selectors that the tests of NAT ask about.
+const asked = "tcp/80, tcp/8080, udp/53, udp/80, echo, multicast, tcp/80 with 192.0.2.0/24, tcp/8080 with 192.0.2.0/24, echo with 192.0.2.0/24"
+
+// wantRefused compares what is refused with what should be, all of it for one reason.
+func wantRefused(t *testing.T, h *Host, name, want, reason string) {
+	t.Helper()
+	refused, err := h.Refused(selectors(t, asked))
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+		return
+	}
+	var got []string
+	for _, s := range selectors(t, asked) {
+		if refused[s] != "" {
+			got = append(got, s.String())
+		}
+		if refused[s] != "" && refused[s] != reason {
+			t.Errorf("%s: %s is refused for %q, want %q", name, s, refused[s], reason)
+		}
+	}
+	if diff := cmp.Diff(want, strings.Join(got, ", ")); diff != "" {
+		t.Errorf("%s: refused (-want +got):\n%s", name, diff)
+	}
+}
+
+// What the rules of nftables can touch is refused, and nothing else.
+func TestRefusedForNAT(t *testing.T) {
+	enter(t, "nft")
+	h, _ := fixture(t, nil)
+	const (
+		pre   = "table inet home {\n chain pre {\n type nat hook prerouting priority dstnat\n"
+		out   = "table inet home {\n chain out {\n type nat hook output priority -100\n"
+		in    = "table inet home {\n chain in {\n type nat hook input priority 100\n"
+		post  = "table inet home {\n chain post {\n type nat hook postrouting priority srcnat\n"
+		ports = "tcp/80, tcp/8080, udp/53, udp/80"
+
+		port8080   = "tcp/8080, tcp/8080 with 192.0.2.0/24"
+		allTCP     = "tcp/80, tcp/8080, tcp/80 with 192.0.2.0/24, tcp/8080 with 192.0.2.0/24"
+		everything = asked
+	)
+	for _, c := range []struct{ name, rules, want, chain string }{
+		{"no rules", "", "", ""},
+		{"a filter", "table ip home {\n chain in {\n type filter hook input priority 0\n accept\n }\n}", "", ""},
+		{"an empty nat chain", post + "}}", "", ""},
+		{"a nat chain that translates nothing", pre + "counter accept\n}}", "", ""},
+
+		{"one port", pre + "tcp dport 8080 dnat ip to 10.0.0.1:80\n}}", port8080, "pre"},
+		{"one port of IPv6", strings.Replace(pre, "inet", "ip6", 1) + "tcp dport 8080 dnat to [2001:db8:2::1]:80\n}}", port8080, "pre"},
+		{"one port of this host", pre + "fib daddr type local tcp dport 8080 redirect to :80\n}}", port8080, "pre"},
+		{"another port", pre + "tcp dport 8081 redirect to :80\n}}", "", ""},
+		{"a range", pre + "tcp dport 8000-9000 redirect to :80\n}}", port8080, "pre"},
+		{"a range beside", pre + "tcp dport 81-8079 redirect to :80\n}}", "", ""},
+		{"at least", pre + "tcp dport >= 8080 redirect to :80\n}}", port8080, "pre"},
+		{"above", pre + "tcp dport > 79 redirect to :80\n}}", allTCP, "pre"},
+		{"all but one", pre + "tcp dport != 80 redirect to :80\n}}", allTCP, "pre"},
+		{"a set", pre + "tcp dport { 1, 8080, 9000 } redirect to :80\n}}", port8080, "pre"},
+		{"a set of ranges", pre + "tcp dport { 1-79, 81-8000, 8080, 9000-65535 } redirect to :80\n}}", port8080, "pre"},
+		{"a set of ranges beside", pre + "tcp dport { 1-79, 81-8079, 8081-65535 } redirect to :80\n}}", "", ""},
+		{"all but a set", pre + "tcp dport != { 80, 8080 } redirect to :80\n}}", allTCP, "pre"},
+		{"a named set", "table inet home {\n set s {\n type inet_service\n elements = { 8080 }\n}\n}\n" + pre + "tcp dport @s redirect to :80\n}}", port8080, "pre"},
+		{"an empty named set", "table inet home {\n set s {\n type inet_service\n}\n}\n" + pre + "tcp dport @s redirect to :80\n}}", "", ""},
+		{"a set of addresses and ports", pre + "ip daddr . tcp dport { 198.51.100.1 . 8080 } redirect to :80\n}}", allTCP, "pre"},
+		{"two protocols", pre + "meta l4proto { tcp, udp } th dport 8080 redirect to :80\n}}", "tcp/8080, multicast, tcp/8080 with 192.0.2.0/24", "pre"},
+		{"the protocol field of IPv4", strings.Replace(pre, "inet", "ip", 1) + "ip protocol tcp redirect to :80\n}}", allTCP, "pre"},
+		{"the protocol field of IPv4 in a table of both", pre + "ip protocol tcp redirect to :80\n}}", allTCP, "pre"},
+		{"both ports at once", pre + "meta l4proto tcp @th,0,32 0x04001f90 redirect to :80\n}}", allTCP, "pre"},
+		{"UDP", pre + "udp dport 53 redirect to :5353\n}}", "udp/53, multicast", "pre"},
+		{"UDP of this host", pre + "fib daddr type local udp dport 53 redirect to :5353\n}}", "udp/53", "pre"},
+		{"ICMP", pre + "ip protocol icmp dnat ip to 10.0.0.1\n}}", "echo, multicast, echo with 192.0.2.0/24", "pre"},
+		{"an interface", pre + "iifname eth0 dnat ip to 10.0.0.1\n}}", everything, "pre"},
+		{"a map to addresses", pre + "dnat ip to tcp dport map { 8080 : 10.0.0.1 }\n}}", allTCP, "pre"},
+		{"a map to verdicts", "table inet home {\n chain there {\n dnat ip to 10.0.0.1\n}\n}\n" + pre + "tcp dport vmap { 8080 : jump there }\n}}", allTCP, "pre"},
+		{"locally sent", out + "tcp dport 8080 dnat ip to 10.0.0.1\n}}", "tcp/8080", "out"},
+		{"locally sent, all", out + "dnat ip to 10.0.0.1\n}}", ports + ", multicast", "out"},
+
+		{"masquerade", post + "masquerade\n}}", ports, "post"},
+		{"masquerade of some", post + "ip saddr 10.0.0.0/8 oifname eth0 masquerade\n}}", ports, "post"},
+		{"masquerade of TCP", post + "meta l4proto tcp masquerade\n}}", "tcp/80, tcp/8080", "post"},
+		{"masquerade of connections to one port", post + "tcp dport 443 masquerade\n}}", "tcp/80, tcp/8080", "post"},
+		{"snat", post + "ip saddr 10.0.0.0/8 snat ip to 198.51.100.1\n}}", ports + ", multicast", "post"},
+		{"snat on the way in", in + "tcp dport 8080 snat ip to 198.51.100.1\n}}", "tcp/80, tcp/8080", "in"},
+		{"snat of all on the way in", in + "snat ip to 198.51.100.1\n}}", ports + ", echo, multicast", "in"},
+
+		{"a jump", "table inet home {\n chain there {\n tcp dport 8080 dnat ip to 10.0.0.1\n}\n}\n" + pre + "fib daddr type local jump there\n}}", port8080, "there"},
+		{"a jump with a port", "table inet home {\n chain there {\n dnat ip to 10.0.0.1\n}\n}\n" + pre + "tcp dport 8080 goto there\n}}", port8080, "there"},
+		{"a jump that excludes", "table inet home {\n chain there {\n tcp dport 8080 dnat ip to 10.0.0.1\n}\n}\n" + pre + "tcp dport 80 jump there\n}}", "", ""},
+		{"a jump to a chain that translates nothing", "table inet home {\n chain there {\n accept\n}\n}\n" + pre + "jump there\n}}", "", ""},
+	} {
+		feed(t, c.rules)
+		reason := ""
+		if c.chain != "" {
+			reason = "NAT on this host: chain " + c.chain + " of table home"
+		}
+		wantRefused(t, h, c.name, c.want, reason)
+	}
+}
+
+// dockerRules are the nat rules of docker with one published port.
+var dockerRules = []string{
+	"-N DOCKER",
+	"-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER",
+	"-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER",
+	"-A DOCKER -i docker0 -j RETURN",
+	"-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80",
+}
+
+// The rules of iptables-nft are nftables rules with extensions.
+func TestRefusedForIptables(t *testing.T) {
+	enter(t, "iptables-nft", "nft")
+	h, _ := fixture(t, nil)
+	iptables := func(rules ...string) {
+		t.Helper()
+		for _, r := range rules {
+			run(t, "iptables-nft -t nat "+r)
+		}
+	}
+	iptables(dockerRules...)
+	wantRefused(t, h, "docker, a published port", "tcp/8080, tcp/8080 with 192.0.2.0/24", "NAT on this host: chain DOCKER of table nat")
+	iptables("-F DOCKER", "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE")
+	wantRefused(t, h, "docker, its masquerade", "tcp/80, tcp/8080, udp/53, udp/80", "NAT on this host: chain POSTROUTING of table nat")
+	iptables("-F POSTROUTING", "-A DOCKER -p udp -m udp --dport 53 -j LOG")
+	wantRefused(t, h, "a rule that only logs", "", "")
+	iptables("-A DOCKER -p udp -m udp --dport 53 -j REDIRECT --to-ports 5353")
+	wantRefused(t, h, "a published port of UDP, to this host only", "udp/53", "NAT on this host: chain DOCKER of table nat")
+	iptables("-F", "-A PREROUTING -p udp -m multiport --dports 53,123 -j REDIRECT --to-ports 5353")
+	wantRefused(t, h, "an extension that is not read", "udp/53, udp/80, multicast", "NAT on this host: chain PREROUTING of table nat")
+	iptables("-F", "-A PREROUTING -p tcp -m tcp ! --dport 80 -j REDIRECT --to-ports 80")
+	wantRefused(t, h, "all but a port", "tcp/80, tcp/8080, tcp/80 with 192.0.2.0/24, tcp/8080 with 192.0.2.0/24", "NAT on this host: chain PREROUTING of table nat")
+	iptables("-F", "-A PREROUTING -d 198.51.100.1/32 -j NETMAP --to 10.0.0.1/32")
+	wantRefused(t, h, "a whole address", asked, "NAT on this host: chain PREROUTING of table nat")
+}
+
+// iptables-legacy rules are invisible to nftables; its nat table is not.
+func TestRefusedForLegacyNAT(t *testing.T) {
+	enter(t, "iptables-legacy")
+	h := New("/")
+	wantRefused(t, h, "no rules", "", "")
+	run(t, "iptables-legacy -t nat -A POSTROUTING -j MASQUERADE")
+	wantRefused(t, h, "masquerade", asked, "NAT on this host: iptables-legacy has a nat table (ip_tables_names)")
+}
+
+// Where multicast is routed, masquerading changes it.
+func TestRefusedForMulticastRouting(t *testing.T) {
+	enter(t, "nft")
+	feed(t, "table inet home {\n chain post {\n type nat hook postrouting priority srcnat\n masquerade\n }\n}")
+	const header = "Interface      BytesIn  PktsIn  BytesOut PktsOut Flags Local    Remote\n"
+	for text, want := range map[string]string{
+		header: "",
+		header + " 0 eth0           1       2         3       4 00000 0100007F 00000000\n": "multicast",
+	} {
+		h, _ := fixture(t, map[string]string{"proc/thread-self/net/ip_mr_vif": text})
+		refused, err := h.Refused(selectors(t, "multicast"))
+		if got := refused[policy.Selector{Group: true}] != ""; got != (want != "") || err != nil {
+			t.Errorf("with %q: refused %v (%v)", text, refused, err)
+		}
+	}
+}
+
+// A flow that a loaded helper watches must stay tracked, the others need not.
+func TestRefusedForHelpers(t *testing.T) {
+	enter(t)
+	h, _ := fixture(t, map[string]string{"sys/module/nf_conntrack_ftp/refcnt": "1\n", "sys/module/nf_conntrack/refcnt": "5\n"})
+	refused, err := h.Refused(selectors(t, "tcp/80, tcp/21, udp/5060, echo"))
+	want := map[policy.Selector]string{{Protocol: policy.TCP, Port: 21}: "a conntrack helper watches it: nf_conntrack_ftp"}
+	if diff := cmp.Diff(want, refused, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" || err != nil {
+		t.Errorf("refused (-want +got), error %v:\n%s", err, diff)
+	}
+}
+
+// A set of ranges as the kernel lists it: in any order, each element a beginning or an end.
+func TestPortsOf(t *testing.T) {
+	begin := func(p uint16) nftables.SetElement {
+		return nftables.SetElement{Key: []byte{byte(p >> 8), byte(p)}}
+	}
+	end := func(p uint16) nftables.SetElement {
+		e := begin(p)
+		e.IntervalEnd = true
+		return e
+	}
+	for _, c := range []struct {
+		name      string
+		intervals bool
+		elements  []nftables.SetElement
+		want      []ports
+	}{
+		{"single ports", false, []nftables.SetElement{begin(80), begin(22)}, []ports{{22, 22}, {80, 80}}},
+		{"ranges", true, []nftables.SetElement{end(9001), begin(9000), end(81), begin(22), end(0)}, []ports{{22, 80}, {9000, 9000}}},
+		{"to the last port", true, []nftables.SetElement{begin(9000), end(0)}, []ports{{9000, 65535}}},
+		{"from the first port", true, []nftables.SetElement{begin(0), end(10)}, []ports{{0, 9}}},
+		{"none", true, nil, []ports{}},
+	} {
+		if got, ok := portsOf(c.elements, c.intervals); !ok || !slices.Equal(got, c.want) || got == nil {
+			t.Errorf("%s: %v %v, want %v", c.name, got, ok, c.want)
+		}
+	}
+	if got, ok := portsOf([]nftables.SetElement{{Key: []byte{1, 2, 3, 4}}}, false); ok {
+		t.Errorf("addresses were taken for ports: %v", got)
+	}
+}

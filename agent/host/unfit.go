@@ -1,0 +1,105 @@
+package host
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"ctguard/policy"
+)
+
+// Unfit returns the steps that what this host does forbids, and why.
+//
+// Closed ports can be told from open ones only where every packet for this host goes to the socket
+// that it is addressed to: answers to translated flows, and what IPVS or tproxy take, go
+// elsewhere without one.
+func (h *Host) Unfit() (map[policy.StepName]string, error) {
+	found, err := h.rewrites()
+	if err != nil {
+		return nil, err
+	}
+	unfit := make(map[policy.StepName]string)
+	switch {
+	case len(found.nat) > 0:
+		unfit[policy.ClosedPorts] = "NAT on this host: " + found.nat[0].where
+	case found.tproxy != "":
+		unfit[policy.ClosedPorts] = "tproxy on this host: " + found.tproxy
+	case h.balances():
+		unfit[policy.ClosedPorts] = "IPVS has services on this host (ip_vs)"
+	}
+	return unfit, nil
+}
+
+// balances says whether IPVS has services: lines below the three of the header in ip_vs, see
+// ip_vs_info_seq_show in net/netfilter/ipvs/ip_vs_ctl.c.
+func (h *Host) balances() bool {
+	text, err := os.ReadFile(h.net("ip_vs"))
+	return err == nil && strings.Count(strings.TrimSpace(string(text)), "\n") >= 3
+}
+
+// Unproxied returns those of listeners that can't be put behind synproxy, and why: ports that are
+// redirected elsewhere, ports that a conntrack helper watches, and ports whose live connections
+// announced another window scale than [Host.Handshake] says, because their listener asks for a
+// buffer of its own (SO_RCVBUF). A listener without connections can't be told from others.
+func (h *Host) Unproxied(listeners []policy.Selector) (map[policy.Selector]string, error) {
+	found, err := h.rewrites()
+	if err != nil {
+		return nil, err
+	}
+	scales, err := h.otherScales(listeners)
+	if err != nil {
+		return nil, err
+	}
+	unproxied := make(map[policy.Selector]string)
+	for _, s := range listeners {
+		if reason := scales[s.Port]; reason != "" {
+			unproxied[s] = reason
+		}
+		if module := h.helper(s); module != "" {
+			unproxied[s] = "a conntrack helper watches it: " + module
+		}
+		for _, t := range found.nat {
+			if t.redirects(s) {
+				unproxied[s] = "NAT on this host: " + t.where
+				break
+			}
+		}
+	}
+	return unproxied, nil
+}
+
+// mostSampled is how many connections are asked for their window scale: the kernel locks each socket
+// for the answer, so asking a hundred thousand would be felt. They come in random order.
+const mostSampled = 4096
+
+// otherScales returns the ports of listeners where a live connection announced a window scale that
+// this host's settings don't make, and what it was.
+func (h *Host) otherScales(listeners []policy.Selector) (map[uint16]string, error) {
+	usual, err := h.Handshake()
+	if err != nil {
+		return nil, err
+	}
+	ports := make(map[uint16]bool)
+	q := query{protocol: unix.IPPROTO_TCP, states: stateEstablished, info: true}
+	for _, s := range listeners {
+		if !ports[s.Port] {
+			ports[s.Port] = true
+			q.ports = append(q.ports, s.Port)
+		}
+	}
+	other := make(map[uint16]string)
+	if len(ports) == 0 {
+		return other, nil
+	}
+	seen := 0
+	err = q.list(func(c Live) bool {
+		if port := c.Local.Port(); ports[port] && c.Scales.Agreed && c.Scales.Local != usual.WindowScale {
+			other[port] = fmt.Sprintf("its connections announce window scale %d, this host's settings make %d", c.Scales.Local, usual.WindowScale)
+		}
+		seen++
+		return seen < mostSampled
+	})
+	return other, err
+}
