@@ -43,9 +43,11 @@ func TestSpecRefusesWhatIsNotSafe(t *testing.T) {
 		"real target": {func(s *Spec) {
 			s.Targets = []netip.AddrPort{netip.MustParseAddrPort("192.168.1.1:80")}
 		}, "refusing to send to"},
-		"no target":      {func(s *Spec) { s.Targets = nil }, "no target"},
-		"no end":         {func(s *Spec) { s.Duration = 0 }, "above zero"},
-		"mixed families": {func(s *Spec) { s.Sources = netip.MustParsePrefix("2001:db8::/48") }, "families"},
+		"real target net": {func(s *Spec) { s.TargetNet = netip.MustParsePrefix("10.0.0.0/8") }, "refusing to send to"},
+		"too many ports":  {func(s *Spec) { s.TargetPorts = 1 << 16 }, "ports above it"},
+		"no target":       {func(s *Spec) { s.Targets = nil }, "no target"},
+		"no end":          {func(s *Spec) { s.Duration = 0 }, "above zero"},
+		"mixed families":  {func(s *Spec) { s.Sources = netip.MustParsePrefix("2001:db8::/48") }, "families"},
 	} {
 		s := goodSpec()
 		tc.change(&s)
@@ -104,6 +106,41 @@ func TestRandomTuplesStayInside(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestTargets(t *testing.T) {
+	s := goodSpec()
+	s.Targets = append(s.Targets, netip.MustParseAddrPort("203.0.113.2:90"))
+	if got := targetsOf(s, 100); len(got) != 2 {
+		t.Errorf("packets go to %v, want to the two targets in turn", got)
+	}
+	s.TargetPorts = 3
+	for to := range targetsOf(s, 1000) {
+		own := s.Targets[0].Port()
+		if to.Addr() == s.Targets[1].Addr() {
+			own = s.Targets[1].Port()
+		}
+		if to.Port() < own || to.Port() >= own+3 {
+			t.Errorf("a packet goes to %s", to)
+		}
+	}
+	if got := targetsOf(s, 1000); len(got) != 6 {
+		t.Errorf("packets go to %d ports, want three of each target", len(got))
+	}
+	s.TargetNet = netip.MustParsePrefix("198.19.128.0/17")
+	for to := range targetsOf(s, 1000) {
+		if !s.TargetNet.Contains(to.Addr()) {
+			t.Fatalf("a packet goes to %s, outside of %s", to, s.TargetNet)
+		}
+	}
+}
+
+func targetsOf(s Spec, n int) map[netip.AddrPort]bool {
+	out, to := map[netip.AddrPort]bool{}, newTargets(s)
+	for range n {
+		out[netip.AddrPortFrom(to.take())] = true
+	}
+	return out
 }
 
 func TestActiveTimeOfPulses(t *testing.T) {

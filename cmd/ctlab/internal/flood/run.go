@@ -50,6 +50,7 @@ type flooder struct {
 	spec Spec
 	tx   *sender
 	src  *tuples
+	dst  *targets
 	hdr  packet.Header
 	rng  *rand.Rand
 
@@ -69,7 +70,7 @@ func open(spec Spec) (*flooder, error) {
 	}
 	f := &flooder{
 		spec: spec, tx: tx, rx: -1,
-		src: newTuples(spec.Sources, spec.Count, spec.Ports),
+		src: newTuples(spec.Sources, spec.Count, spec.Ports), dst: newTargets(spec),
 		rng: rand.New(rand.NewPCG(1, 2)),
 	}
 	f.hdr.DstMAC = spec.GatewayMAC
@@ -120,7 +121,7 @@ func (f *flooder) pace(ctx context.Context, start role.Instant) {
 			skipped = due - done - uint64(f.spec.Rate)/10
 		}
 		for done+skipped < due && done < f.spec.Limit {
-			f.one(uint32(done))
+			f.one()
 			done++
 		}
 		f.tx.flush()
@@ -144,15 +145,16 @@ func (f *flooder) active(elapsed time.Duration) time.Duration {
 // payload of a UDP flood: a datagram of the size of a small query.
 var payload = []byte("ctlab flood, documentation addresses only\n")
 
-func (f *flooder) one(i uint32) {
+func (f *flooder) one() {
 	h := f.hdr
-	target := f.spec.Targets[int(i)%len(f.spec.Targets)]
 	h.Src, h.SrcPort = f.src.take()
-	h.Dst, h.DstPort = target.Addr(), target.Port()
+	h.Dst, h.DstPort = f.dst.take()
 	b := f.tx.frame()
 	switch f.spec.Kind {
 	case UDP:
 		b = packet.AppendUDP(b, h, payload)
+	case Odd:
+		b = packet.AppendOther(b, h, packet.ProtoTest1+byte(f.rng.IntN(2)), payload)
 	case ACK:
 		b = packet.AppendTCP(b, h, packet.Segment{Flags: packet.ACK, Seq: f.rng.Uint32(), Ack: f.rng.Uint32()}, nil)
 	default:

@@ -26,6 +26,8 @@ const (
 	UDP Kind = "udp"
 	// ACK sends stray ACKs that belong to no connection.
 	ACK Kind = "ack"
+	// Odd sends packets of the protocols for experiments, which have no ports.
+	Odd Kind = "odd"
 )
 
 // maxPackets bounds every flood, whatever it was asked for.
@@ -37,6 +39,12 @@ type Spec struct {
 	Interface  string           `json:"interface"`
 	GatewayMAC packet.MAC       `json:"gateway_mac"`
 	Targets    []netip.AddrPort `json:"targets"`
+	// TargetPorts is how many ports are hit at random, from each target's own upwards; zero
+	// is its own alone.
+	TargetPorts int `json:"target_ports"`
+	// TargetNet, if it is one, is where the packets go instead, each to a random address; the
+	// targets give the ports alone.
+	TargetNet netip.Prefix `json:"target_net"`
 	// Sources is where source addresses are taken from. With Count above zero the
 	// first Count addresses (IPv6: the first Count /64s) are used in turn;
 	// with Count zero each packet has a random one.
@@ -76,22 +84,39 @@ func (s *Spec) check() error {
 	if !packet.Documentation(s.Sources) {
 		return fmt.Errorf("refusing to send from %s: not a documentation address range", s.Sources)
 	}
-	if len(s.Targets) == 0 {
-		return errors.New("no target")
-	}
-	for _, t := range s.Targets {
-		if !packet.Documentation(netip.PrefixFrom(t.Addr(), t.Addr().BitLen())) {
-			return fmt.Errorf("refusing to send to %s: not a documentation address", t)
-		}
-		if t.Addr().Is6() != s.Sources.Addr().Is6() {
-			return fmt.Errorf("target %s and sources %s are of different families", t, s.Sources)
-		}
+	if err := s.checkTargets(); err != nil {
+		return err
 	}
 	if s.Rate <= 0 || s.Duration <= 0 {
 		return errors.New("rate and duration must be above zero")
 	}
 	if s.Limit == 0 || s.Limit > maxPackets {
 		s.Limit = maxPackets
+	}
+	return nil
+}
+
+func (s *Spec) checkTargets() error {
+	if len(s.Targets) == 0 {
+		return errors.New("no target")
+	}
+	var nets []netip.Prefix
+	for _, t := range s.Targets {
+		nets = append(nets, netip.PrefixFrom(t.Addr(), t.Addr().BitLen()))
+		if int(t.Port())+s.TargetPorts > 1<<16 {
+			return fmt.Errorf("target %s has no %d ports above it", t, s.TargetPorts)
+		}
+	}
+	if s.TargetNet.IsValid() {
+		nets = append(nets, s.TargetNet)
+	}
+	for _, n := range nets {
+		if !packet.Documentation(n) {
+			return fmt.Errorf("refusing to send to %s: not a documentation address range", n)
+		}
+		if n.Addr().Is6() != s.Sources.Addr().Is6() {
+			return fmt.Errorf("target %s and sources %s are of different families", n, s.Sources)
+		}
 	}
 	return nil
 }

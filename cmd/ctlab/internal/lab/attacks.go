@@ -22,8 +22,10 @@ type Attack struct {
 	from    netip.Prefix // where sources are taken from, if not all of the side's
 	port    uint16
 	ipv6    bool
-	silent  bool // at targets that answer nothing
-	far     bool // from the far side of a gateway
+	span    int          // how many ports are hit, from port upwards; 0: port alone
+	to      netip.Prefix // where packets go to, if not to the side's own targets
+	silent  bool         // at targets that answer nothing
+	far     bool         // from the far side of a gateway
 	on, off time.Duration
 	lasts   time.Duration // where the usual time would show too little
 }
@@ -61,6 +63,10 @@ var Attacks = []Attack{
 		Topologies: onServer, kind: flood.UDP, rate: 50000, port: service.UDPPort,
 	},
 	{
+		Name: "udp-ports", Summary: "UDP to 10 001 ports that are open and that nobody listens on, each from a random address",
+		Topologies: onServer, kind: flood.UDP, rate: 50000, port: unusedPort, span: unusedPorts,
+	},
+	{
 		Name: "syn-spoofed", Summary: "SYNs to an open port, each from a random address",
 		Topologies: onServer, kind: flood.SYN, rate: 50000, port: service.HTTPPort,
 	},
@@ -89,6 +95,10 @@ var Attacks = []Attack{
 		Topologies: onGateway, kind: flood.ACK, rate: 20000, port: service.HTTPPort, silent: true,
 	},
 	{
+		Name: "odd-protocol", Summary: "packets of protocols without ports, between random addresses, never answered",
+		Topologies: onGateway, kind: flood.Odd, rate: 20000, to: outsideSilent, silent: true,
+	},
+	{
 		Name: "forwarded", Summary: "200 outside sources hold 5 000 handshakes a second on the forwarded port",
 		Topologies: onGateway, kind: flood.Handshake, rate: 5000, sources: 200, port: forwardedPort, far: true,
 	},
@@ -114,7 +124,7 @@ func (a Attack) spec(sc Scenario, s *site) flood.Spec {
 		Kind: a.kind, Interface: from.dev, GatewayMAC: from.gateway,
 		Sources: from.sources4, Count: a.sources, Ports: a.ports,
 		Rate: a.rate, Duration: sc.AttackFor, On: a.on, Off: a.off,
-		Forbidden: s.outside,
+		TargetPorts: a.span, TargetNet: a.to, Forbidden: s.outside,
 	}
 	if a.ipv6 {
 		sp.Sources = from.sources6

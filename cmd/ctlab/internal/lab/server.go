@@ -8,7 +8,8 @@ import (
 	"ctguard/cmd/ctlab/internal/service"
 )
 
-// serverRules is what a careful administrator has on a server.
+// serverRules is what a careful administrator has on a server, with a range of ports open for a
+// media or game server that uses few of them at a time.
 const serverRules = `
 table inet filter {
 	chain input {
@@ -18,13 +19,19 @@ table inet filter {
 		iif lo accept
 		meta l4proto { icmp, ipv6-icmp } accept
 		tcp dport { 22, 80, 7000, 7001 } accept
-		udp dport 5353 accept
+		udp dport { 5353, 10000-20000 } accept
 	}
 	chain forward {
 		type filter hook forward priority filter; policy drop;
 	}
 }
 `
+
+// The ports that the rules above leave open and that no service of the lab is on.
+const (
+	unusedPort  = 10000
+	unusedPorts = 10001
+)
 
 // tuning lets the host's own limits not be what gives way first.
 var tuning = map[string]string{

@@ -18,6 +18,9 @@ const (
 const (
 	ProtoTCP = 6
 	ProtoUDP = 17
+	// ProtoTest1 and ProtoTest2 are for experiments and testing (RFC 3692).
+	ProtoTest1 = 253
+	ProtoTest2 = 254
 
 	EtherIPv4 = 0x0800
 	EtherIPv6 = 0x86dd
@@ -90,6 +93,11 @@ func AppendUDP(b []byte, h Header, payload []byte) []byte {
 	}
 	binary.BigEndian.PutUint16(b[at+6:], sum)
 	return b
+}
+
+// AppendOther appends a frame of a protocol that has no ports.
+func AppendOther(b []byte, h Header, proto byte, payload []byte) []byte {
+	return append(appendIP(b, h, proto, len(payload)), payload...)
 }
 
 func appendIP(b []byte, h Header, proto byte, size int) []byte {

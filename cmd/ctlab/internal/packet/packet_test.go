@@ -41,6 +41,13 @@ func TestChecksumsSumToZero(t *testing.T) {
 			if got := transportSum(h, ProtoUDP, udp[ethLen+ip:]); got != 0 {
 				t.Errorf("udp from %v with %q: checksum is off by %#x", h.Src, payload, got)
 			}
+			other := AppendOther(nil, h, ProtoTest1, []byte(payload))
+			if got := len(other); got != ethLen+ip+len(payload) {
+				t.Errorf("other from %v with %q: %d bytes", h.Src, payload, got)
+			}
+			if h.Src.Is4() && fold(sum(0, other[ethLen:ethLen+ip])) != 0 {
+				t.Errorf("ip header checksum of another protocol from %v is off", h.Src)
+			}
 			if h.Src.Is4() && fold(sum(0, udp[ethLen:ethLen+ip])) != 0 {
 				t.Errorf("ip header checksum of %v is off", h.Src)
 			}
