@@ -11,6 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"ctguard/agent/conntrack"
+	"ctguard/agent/host"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
 	"ctguard/policy"
@@ -28,6 +29,7 @@ type reader interface {
 type walker interface {
 	Evict(context.Context, conntrack.Eviction) (conntrack.Evicted, error)
 	Retime(context.Context, conntrack.Retiming) (int, error)
+	Adopt(context.Context, []conntrack.Flow, *rate.Limiter) (int, error)
 }
 
 // ruleset keeps the rules; *nft.Table is one.
@@ -48,16 +50,19 @@ type keeper interface {
 const (
 	evictionsPerSecond = 200_000
 	retimesPerSecond   = 500_000
+	adoptionsPerSecond = 100_000
 )
 
 // live changes the kernel.
 type live struct {
 	walker
 	ruleset
-	settings keeper
-	evicting *rate.Limiter
-	retiming *rate.Limiter
-	evicted  atomic.Uint64 // entries deleted so far, while an eviction goes on too
+	settings    keeper
+	evicting    *rate.Limiter
+	retiming    *rate.Limiter
+	adopting    *rate.Limiter
+	connections func(ports map[uint16]bool, most int) ([]host.Live, error)
+	evicted     atomic.Uint64 // entries deleted so far, while an eviction goes on too
 }
 
 // dry changes nothing: it is what remains of live when the last arrow is cut.
@@ -74,6 +79,7 @@ type actuator interface {
 	set(map[string]int) ([]sysctl.Change, error)
 	evict(context.Context, conntrack.Eviction, *policy.Census) (conntrack.Evicted, error)
 	retime(context.Context, map[string]int, []netip.Prefix) (int, error)
+	adopt(context.Context, []policy.Selector) (int, error)
 }
 
 func (l *live) rules(d nft.Desired, now time.Time) error { return l.Apply(d, now) }
@@ -153,3 +159,5 @@ func (*dry) evict(_ context.Context, e conntrack.Eviction, census *policy.Census
 }
 
 func (*dry) retime(context.Context, map[string]int, []netip.Prefix) (int, error) { return 0, nil }
+
+func (*dry) adopt(context.Context, []policy.Selector) (int, error) { return 0, nil }

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"math"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -46,14 +45,14 @@ type Agent struct {
 
 	// What follows belongs to the loop's goroutine.
 	facts      facts
-	allow      []netip.Prefix
-	admin      map[string]int // every setting as the administrator has it
 	last       policy.Observation
 	census     *policy.Census // the newest scan
 	fresh      bool           // no tick has seen census yet
 	evictedFor *policy.Census
 	freed      map[policy.Selector]bool
-	slowest    time.Duration // the longest from an observation to its rules in the kernel
+	adopted    time.Time         // when the newest adoption that has ended began
+	noted      []policy.Selector // what is on disk as living untracked
+	slowest    time.Duration     // the longest from an observation to its rules in the kernel
 	retimedTo  map[string]int
 	retimedAt  time.Time
 	setTo      map[string]int // the settings last wanted
@@ -104,7 +103,7 @@ func (a *Agent) open(o Options) error {
 	if err := a.claim(); err != nil {
 		return err
 	}
-	options, missing, err := probe()
+	options, missing, lacking, err := probe()
 	if err != nil {
 		return err
 	}
@@ -124,16 +123,18 @@ func (a *Agent) open(o Options) error {
 	}
 	a.release = append(a.release, table.Close)
 	a.table, a.settings = table, settings
+	here := host.New(o.Root)
 	if a.dryRun {
 		a.actuator = &dry{settings: settings}
 	} else {
 		a.actuator = &live{walker: table, ruleset: rules, settings: settings,
 			evicting: rate.NewLimiter(evictionsPerSecond, evictionsPerSecond),
-			retiming: rate.NewLimiter(retimesPerSecond, retimesPerSecond)}
+			retiming: rate.NewLimiter(retimesPerSecond, retimesPerSecond),
+			adopting: rate.NewLimiter(adoptionsPerSecond, adoptionsPerSecond), connections: here.Established}
 	}
-	here := host.New(o.Root)
+	a.adoptOrphans()
 	a.stack = here
-	a.surveyor = &surveyor{host: here, config: c}
+	a.surveyor = &surveyor{host: here, config: c, lacking: lacking}
 	a.machine = policy.New(c.Policy)
 	a.metrics = newMetrics()
 	if o.Record != "" {
@@ -244,8 +245,9 @@ func (a *Agent) loop(ctx context.Context, ch loopChannels) error {
 		case result := <-ch.walked:
 			a.walking = false
 			result(a)
-			if a.fresh {
-				timer.Reset(0) // who fills the table is news
+			if a.fresh || a.due {
+				a.due = false
+				timer.Reset(0) // who fills the table is news, and so is that all have entries
 			}
 		case f := <-ch.surveys:
 			a.learn(f)
@@ -296,7 +298,7 @@ func (a *Agent) tick() {
 // observe reads everything that one tick needs. Without the count and the capacity there is nothing
 // to decide on; anything else that can't be read stays as it was, and is told of.
 func (a *Agent) observe(now time.Time) (policy.Observation, error) {
-	o := policy.Observation{Time: now, Admin: a.admin, Allow: a.allow, Services: a.facts.services, Lane: a.facts.lane, Refused: a.facts.refused,
+	o := policy.Observation{Time: now, Host: a.facts.Host, Adopted: a.adopted,
 		Kernel: a.last.Kernel, Arrivals: a.last.Arrivals, Sockets: a.last.Sockets, Work: a.last.Work}
 	var err error
 	if o.Count, err = a.table.Count(); err != nil {
@@ -345,10 +347,11 @@ func (a *Agent) capacity() (int, error) {
 
 // apply brings the kernel to the posture.
 func (a *Agent) apply(now time.Time) {
-	desired := nft.Desired{Posture: a.decision.Posture, Allow: a.allow}
+	desired := nft.Desired{Posture: a.decision.Posture, Allow: a.facts.Allow}
 	if ok, err := a.actuator.intact(); err == nil && !ok {
 		a.emit(policy.Event{Time: now, Kind: policy.RepairEvent, Reason: "rules of table inet ctguard went missing: made again"})
 	}
+	a.trouble("note", a.note(untracked(a.decision.Posture)))
 	err := a.actuator.rules(desired, now)
 	if a.trouble("rules", err); err != nil {
 		a.decision.Posture.Caps = sparing(a.decision.Posture.Caps)
@@ -396,17 +399,18 @@ func (a *Agent) revert() error {
 	if err != nil {
 		err = fmt.Errorf("put settings back: %w", err)
 	}
-	return errors.Join(err, a.actuator.rules(nft.Desired{}, time.Now()))
+	return errors.Join(err, a.retrack())
 }
 
 // learn takes what was found out about the host, and reads the settings again: somebody else may
 // have changed them.
 func (a *Agent) learn(f facts) {
-	a.facts, a.allow = f, f.allow
+	f.Admin = a.facts.Admin
+	a.facts = f
 	a.trouble("survey", errors.Join(f.faults...))
 	admin, err := a.settings.Admin()
 	if a.trouble("read settings", err); err == nil {
-		a.admin = admin
+		a.facts.Admin = admin
 	}
 }
 

@@ -25,20 +25,22 @@ const DefaultConfigPath = "/etc/ctguard/ctguard.toml"
 
 // Config is the agent's configuration, validated.
 type Config struct {
-	Path     string // the file it came from
-	Absent   bool   // there was no such file: these are the defaults
-	Socket   string // path of the control socket
-	Group    string // group whose members may change things through the socket, besides root; empty: none
-	StateDir string
-	Capacity int            // entries this namespace may use; 0 means nf_conntrack_max
-	Allow    []netip.Prefix // configured allowlist
-	Ports    []uint16       // management ports: the peers of their live connections are allowlisted
-	Services []string       // safe traffic: selectors, or "auto" for what is found
-	Except   []policy.Selector
-	V4Bits   int // prefix length that makes a source
-	V6Bits   int
-	Metrics  string // address to serve Prometheus metrics on besides the socket; empty: none
-	Policy   policy.Config
+	Path       string // the file it came from
+	Absent     bool   // there was no such file: these are the defaults
+	Socket     string // path of the control socket
+	Group      string // group whose members may change things through the socket, besides root; empty: none
+	StateDir   string
+	Capacity   int            // entries this namespace may use; 0 means nf_conntrack_max
+	Allow      []netip.Prefix // configured allowlist
+	Ports      []uint16       // management ports: the peers of their live connections are allowlisted
+	Services   []string       // safe traffic: selectors, or "auto" for what is found
+	Except     []policy.Selector
+	Proxied    []policy.Selector // TCP ports that synproxy may stand in front of; none means those that are found
+	GrowMemory float64           // percent of the machine's memory that the table may grow to
+	V4Bits     int               // prefix length that makes a source
+	V6Bits     int
+	Metrics    string // address to serve Prometheus metrics on besides the socket; empty: none
+	Policy     policy.Config
 }
 
 // rawConfig is the file as it is written. Pointers tell what the file says from what it leaves to
@@ -60,6 +62,9 @@ type rawConfig struct {
 	Tighten   rawTighten         `toml:"tighten"`
 	Evict     rawEvict           `toml:"evict"`
 	Invalid   rawInvalid         `toml:"drop_invalid"`
+	Grow      rawGrow            `toml:"grow"`
+	Synproxy  rawSynproxy        `toml:"synproxy"`
+	Admit     rawAdmit           `toml:"admit"`
 }
 
 type (
@@ -76,6 +81,15 @@ type (
 	rawSources struct {
 		IPv4Prefix *int `toml:"ipv4_prefix"`
 		IPv6Prefix *int `toml:"ipv6_prefix"`
+	}
+	rawGrow struct {
+		Memory *float64 `toml:"memory"`
+	}
+	rawSynproxy struct {
+		Ports []int `toml:"ports"`
+	}
+	rawAdmit struct {
+		Share *float64 `toml:"share"`
 	}
 	rawManagement struct {
 		Ports []int `toml:"ports"`
@@ -254,7 +268,8 @@ func (raw *rawConfig) config(fault func(key, format string, args ...any)) Config
 		Metrics:  raw.Metrics.Listen,
 		Ports:    []uint16{22},
 		V4Bits:   32, V6Bits: 64,
-		Policy: policy.Defaults(profile),
+		GrowMemory: 3,
+		Policy:     policy.Defaults(profile),
 	}
 	if c.Capacity < 0 {
 		fault("table.capacity", "%d is below 0", c.Capacity)
@@ -269,13 +284,14 @@ func (raw *rawConfig) config(fault func(key, format string, args ...any)) Config
 	if raw.Manage.Ports != nil {
 		c.Ports = nil
 	}
-	for _, port := range raw.Manage.Ports {
-		if port < 1 || port > 65535 {
-			fault("management.ports", "%d is no port", port)
-		}
-		c.Ports = append(c.Ports, uint16(port))
-	}
+	c.Ports = append(c.Ports, ports("management.ports", raw.Manage.Ports, fault)...)
 	c.Allow = prefixes("allow", raw.Allow, fault)
+	if set(&c.GrowMemory, raw.Grow.Memory); !(c.GrowMemory > 0 && c.GrowMemory <= 50) {
+		fault("grow.memory", "%v is not a percentage of the memory above 0 and up to 50", c.GrowMemory)
+	}
+	for _, port := range ports("synproxy.ports", raw.Synproxy.Ports, fault) {
+		c.Proxied = append(c.Proxied, policy.Selector{Protocol: policy.TCP, Port: port})
+	}
 	raw.safeTraffic(&c, fault)
 	raw.policy(&c.Policy, fault)
 	return c
@@ -309,6 +325,7 @@ func (raw *rawConfig) policy(p *policy.Config, fault func(key, format string, ar
 	set(&p.CalmInvalid, raw.Invalid.CalmPerSecond)
 	set(&p.Trial, (*time.Duration)(raw.Notrack.Trial))
 	set(&p.RetryTrial, (*time.Duration)(raw.Notrack.Retry))
+	set(&p.ClassShare, raw.Admit.Share)
 	e := raw.Evict
 	set(&p.Target, e.Target)
 	set(&p.Floor, e.Floor)
@@ -353,8 +370,40 @@ func (raw *rawConfig) steps(p *policy.Config, fault func(key, format string, arg
 			ladder = append(ladder, step)
 		}
 	}
+	raw.makeWay(ladder)
 	p.Steps = ladder
 }
+
+// makeWay moves the marks that the file leaves to their defaults below or above those that it sets, so
+// that the ladder climbs: who moves one step need not know the others.
+func (raw *rawConfig) makeWay(ladder []policy.Step) {
+	above := 100.0
+	for i := len(ladder) - 1; i >= 0; i-- {
+		step, r := &ladder[i], raw.Steps[string(ladder[i].Name)]
+		if r.Enter == nil {
+			step.Enter = min(step.Enter, above)
+		}
+		if isPercent(step.Enter) {
+			above = step.Enter
+		}
+	}
+	below := 0.0
+	for i := range ladder {
+		step, r := &ladder[i], raw.Steps[string(ladder[i].Name)]
+		if r.Enter == nil {
+			step.Enter = max(step.Enter, below)
+			if r.Leave == nil && step.Leave >= step.Enter {
+				step.Leave = step.Enter / 2
+			}
+		}
+		if isPercent(step.Enter) {
+			below = step.Enter
+		}
+	}
+}
+
+// isPercent reports whether x can be a mark; it is false of what is no number.
+func isPercent(x float64) bool { return x > 0 && x <= 100 }
 
 // joinNames lists the names of steps for a message.
 func joinNames(names []policy.StepName) string {
@@ -370,6 +419,18 @@ func set[T any](to, from *T) {
 	if from != nil {
 		*to = *from
 	}
+}
+
+// ports reads port numbers.
+func ports(key string, numbers []int, fault func(key, format string, args ...any)) []uint16 {
+	list := make([]uint16, 0, len(numbers))
+	for _, n := range numbers {
+		if n < 1 || n > 65535 {
+			fault(key, "%d is no port", n)
+		}
+		list = append(list, uint16(n))
+	}
+	return list
 }
 
 // prefixes reads prefixes and single addresses.

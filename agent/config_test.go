@@ -100,7 +100,7 @@ func TestBadConfig(t *testing.T) {
 		{"unknown table", "[tabel]\ncapacity = 5", []string{
 			`bad.toml:1: tabel: unknown key; did you mean table?`}},
 		{"unknown step", "[steps.reboot]\nenter = 95", []string{
-			`bad.toml:1: steps.reboot: unknown step; the steps are drop-invalid, notrack, tighten, evict`}},
+			`bad.toml:1: steps.reboot: unknown step; the steps are grow, drop-invalid, closed-ports, notrack, synproxy, tighten, evict, admit`}},
 		{"unknown profile", `profile = "laptop"`, []string{
 			`bad.toml:1: profile: "laptop" is neither "server" nor "nat-gateway"`}},
 		{"unknown timeout", "[tighten.floors]\nudp = \"5s\"", []string{
@@ -117,8 +117,8 @@ func TestBadConfig(t *testing.T) {
 			`bad.toml:3: steps.evict.leave: 90 is not above 0 and below its enter mark (90)`}},
 		{"enter above 100", "[steps.evict]\nenter = 101", []string{
 			`bad.toml:2: steps.evict.enter: 101 is not a percentage above 0 and up to 100`}},
-		{"steps out of order", "[steps.tighten]\nenter = 69\nleave = 50", []string{
-			`bad.toml:2: steps.tighten.enter: 69 is below that of notrack (70), the step before it`}},
+		{"steps out of order", "[steps.notrack]\nenter = 70\n[steps.tighten]\nenter = 69\nleave = 50", []string{
+			`bad.toml:4: steps.tighten.enter: 69 is below that of synproxy (70), the step before it`}},
 		{"hold too short", "[steps.tighten]\nhold = \"1ms\"", []string{
 			`bad.toml:2: steps.tighten.hold: 1ms is not between 100ms and 1h`}},
 		{"target above leave", "[evict]\ntarget = 75", []string{
@@ -195,11 +195,25 @@ func TestStepOff(t *testing.T) {
 	for _, s := range c.Policy.Steps {
 		got = append(got, s.Name)
 	}
-	if want := []policy.StepName{policy.DropInvalid, policy.Tighten, policy.Evict}; !slices.Equal(got, want) {
+	if want := slices.DeleteFunc(policy.StepNames(), func(name policy.StepName) bool { return name == policy.NotrackStep }); !slices.Equal(got, want) {
 		t.Errorf("ladder %v, want %v", got, want)
 	}
 	if s, _ := c.Policy.Step(policy.Evict); s.Enter != 95 || s.Leave != 75 || s.Hold.String() != "1s" {
 		t.Errorf("evict is %+v", s)
+	}
+}
+
+// Who moves one step's mark need not name the others: those left to their defaults make way.
+func TestMarksMakeWay(t *testing.T) {
+	c := parse(t, "[steps.tighten]\nenter = 62\nleave = 50\n[steps.evict]\nenter = 97")
+	marks := make(map[policy.StepName]float64)
+	for _, s := range c.Policy.Steps {
+		marks[s.Name] = s.Enter
+	}
+	want := map[policy.StepName]float64{policy.Grow: 50, policy.DropInvalid: 60, policy.ClosedPorts: 62, policy.NotrackStep: 62,
+		policy.Synproxy: 62, policy.Tighten: 62, policy.Evict: 97, policy.Admit: 97}
+	if diff := cmp.Diff(want, marks); diff != "" {
+		t.Error(diff)
 	}
 }
 

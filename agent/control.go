@@ -351,8 +351,8 @@ func (a *Agent) prefix(r PrefixRequest) error {
 	if err != nil {
 		return err
 	}
-	if allowed := slices.IndexFunc(a.allow, p.Overlaps); !r.Release && allowed >= 0 {
-		return fmt.Errorf("%s is on the allowlist as %s: it is never limited", p, a.allow[allowed])
+	if allowed := slices.IndexFunc(a.facts.Allow, p.Overlaps); !r.Release && allowed >= 0 {
+		return fmt.Errorf("%s is on the allowlist as %s: it is never limited", p, a.facts.Allow[allowed])
 	}
 	a.machine.SetManual(policy.Manual{Prefix: p, Release: r.Release, Until: time.Now().Add(span), Reason: r.Reason})
 	word := "limited"

@@ -126,7 +126,7 @@ func TestReload(t *testing.T) {
 		t.Errorf("a good file was not taken: %v", a.reasons(policy.ConfigEvent))
 	}
 	a.tick()
-	if s := a.status.Load(); s.Capacity != 510 || s.Level != 4 {
+	if s := a.status.Load(); s.Capacity != 510 || s.Level != top {
 		t.Errorf("reloaded: capacity %d, level %d", s.Capacity, s.Level)
 	}
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -15,19 +16,17 @@ const surveyPause = 5 * time.Second
 
 // facts is what the agent knows of its host.
 type facts struct {
-	services []policy.Selector
-	lane     []policy.Selector // management ports with configured allowlist and operators
-	refused  map[policy.Selector]string
-	own      []netip.Addr
-	allow    []netip.Prefix // configured and learnt
-	faults   []error        // what could not be found out
+	policy.Host
+	own    []netip.Addr
+	faults []error // what could not be found out
 }
 
 // surveyor looks at the host.
 type surveyor struct {
-	host   *host.Host
-	config Config
-	seen   map[host.Connection]time.Time // management connections and when each was first seen
+	host    *host.Host
+	config  Config
+	lacking map[policy.StepName]string    // steps that this kernel can't do
+	seen    map[host.Connection]time.Time // management connections and when each was first seen
 }
 
 // loginGrace is how long a management connection must live before its peer counts as an operator:
@@ -69,20 +68,65 @@ func (s *surveyor) survey() facts {
 		}
 	}
 	var err error
-	f.services, err = s.services()
+	f.Services, err = s.services()
 	note(err)
 	operators, err := s.operators(time.Now())
 	note(err)
-	f.lane = s.lane(operators)
-	if f.refused, err = s.host.Refused(slices.Concat(f.services, f.lane)); err != nil {
+	f.Lane = s.lane(operators)
+	if f.Refused, err = s.host.Refused(slices.Concat(f.Services, f.Lane)); err != nil {
 		note(err)
-		f.services, f.lane = nil, nil // unknown NAT: nothing goes untracked
+		f.Services, f.Lane = nil, nil // unknown NAT: nothing goes untracked
 	}
 	f.own, err = s.host.Own()
 	note(err)
-	f.allow, err = s.allowlist(f.own, operators)
+	f.Allow, err = s.allowlist(f.own, operators)
+	note(err)
+	f.Handshake, err = s.host.Handshake()
+	note(err)
+	f.Listeners, f.Unproxied, err = s.listeners()
+	note(err)
+	f.Unfit, f.Room, err = s.unfit()
 	note(err)
 	return f
+}
+
+// listeners returns the TCP ports that synproxy may stand in front of, and why it can't of some of
+// them. What can't be found out leaves none.
+func (s *surveyor) listeners() ([]policy.Selector, map[policy.Selector]string, error) {
+	list := s.config.Proxied
+	if len(list) == 0 {
+		found, err := s.host.Services()
+		if err != nil {
+			return nil, nil, err
+		}
+		list = slices.DeleteFunc(found, func(one policy.Selector) bool { return one.Protocol != policy.TCP })
+	}
+	unproxied, err := s.host.Unproxied(list)
+	if err != nil {
+		return nil, nil, err
+	}
+	return list, unproxied, nil
+}
+
+// unfit returns the steps that can't do their work on this host, with the reasons, and how many
+// entries the table may grow to. What can't be found out speaks against a step.
+func (s *surveyor) unfit() (map[policy.StepName]string, int, error) {
+	unfit, err := s.host.Unfit()
+	if err != nil {
+		unfit = map[policy.StepName]string{policy.ClosedPorts: "what this host does with packets is not known: " + err.Error()}
+	}
+	maps.Copy(unfit, s.lacking)
+	if s.config.Policy.Profile == policy.NATGateway && unfit[policy.ClosedPorts] == "" {
+		unfit[policy.ClosedPorts] = "not on a gateway: answers to what it forwards come to its own address"
+	}
+	room, err2 := s.host.Room(s.config.GrowMemory)
+	switch {
+	case s.config.Capacity > 0:
+		unfit[policy.Grow] = "table.capacity bounds this namespace"
+	case err2 != nil:
+		unfit[policy.Grow] = err2.Error()
+	}
+	return unfit, room, err
 }
 
 // services returns the candidates for notrack: what the config names, and what is found for "auto".

@@ -37,6 +37,8 @@ type kernel struct {
 	evictions []conntrack.Eviction
 	evicted   conntrack.Evicted // what each eviction answers
 	retimings []map[string]int
+	live      []host.Live
+	adopted   []conntrack.Flow
 	scans     int
 }
 
@@ -89,6 +91,16 @@ func (k *kernel) Retime(_ context.Context, r conntrack.Retiming) (int, error) {
 	return 1, k.change("retime")
 }
 
+func (k *kernel) Adopt(_ context.Context, flows []conntrack.Flow, _ *rate.Limiter) (int, error) {
+	k.adopted = append(k.adopted, flows...)
+	return len(flows), k.change("adopt")
+}
+
+// established are the connections that there are.
+func (k *kernel) established(map[uint16]bool, int) ([]host.Live, error) {
+	return k.live, k.faults["connections"]
+}
+
 // The stack.
 func (k *kernel) Arrivals() (policy.Arrivals, error) { return policy.Arrivals{}, k.faults["arrivals"] }
 func (k *kernel) Sockets() (int, error)              { return 0, k.faults["sockets"] }
@@ -136,9 +148,9 @@ func newAgent(k *kernel, c Config, dryRun bool) *Agent {
 		a.actuator = &dry{settings: a.settings}
 	} else {
 		a.actuator = &live{walker: k, ruleset: fakeRules{k}, settings: a.settings,
-			evicting: rate.NewLimiter(rate.Inf, 1), retiming: rate.NewLimiter(rate.Inf, 1)}
+			evicting: rate.NewLimiter(rate.Inf, 1), retiming: rate.NewLimiter(rate.Inf, 1), connections: k.established}
 	}
-	a.learn(facts{services: []policy.Selector{{Protocol: policy.TCP, Port: 80}}})
+	a.learn(facts{Host: policy.Host{Services: []policy.Selector{{Protocol: policy.TCP, Port: 80}}}})
 	return a
 }
 

@@ -18,6 +18,9 @@ import (
 	"ctguard/policy"
 )
 
+// top is the level at which every step is engaged.
+var top = len(policy.StepNames())
+
 // One tick observes, decides and applies.
 func TestTick(t *testing.T) {
 	k := newKernel(t)
@@ -32,8 +35,8 @@ func TestTick(t *testing.T) {
 	}
 	k.count = 950
 	a.tick()
-	if s := a.status.Load(); s.Level != 4 {
-		t.Errorf("95 %%: level %d, want 4", s.Level)
+	if s := a.status.Load(); s.Level != top {
+		t.Errorf("95 %%: level %d, want %d", s.Level, top)
 	}
 	if !k.desired.Posture.DropInvalid || k.settings["nf_conntrack_tcp_loose"] != 0 || k.settings["nf_conntrack_udp_timeout"] != 10 {
 		t.Errorf("95 %%: wants %+v and %v", k.desired.Posture, k.settings)
@@ -126,7 +129,7 @@ func TestBlindTickDecidesNothing(t *testing.T) {
 	applied := k.applied
 	k.count, k.faults["count"] = 0, errors.New("gone")
 	a.tick()
-	if k.applied != applied || a.decision.Posture.Level != 4 {
+	if k.applied != applied || a.decision.Posture.Level != top {
 		t.Errorf("level %d, rules written %d times more", a.decision.Posture.Level, k.applied-applied)
 	}
 	if a.decision.Next != a.config.Policy.Calm {
@@ -186,7 +189,7 @@ func TestDryRunDecidesTheSame(t *testing.T) {
 	if diff := cmp.Diff(live, dry, comparePrefixes, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("decisions (-live +dry):\n%s", diff)
 	}
-	if !slices.ContainsFunc(dry, func(d policy.Decision) bool { return d.Posture.Level == 4 && len(d.Posture.Limits) > 0 }) {
+	if !slices.ContainsFunc(dry, func(d policy.Decision) bool { return d.Posture.Level == top && len(d.Posture.Limits) > 0 }) {
 		t.Error("nobody was limited at the top of the ladder: nothing is shown")
 	}
 	for _, e := range told {
@@ -252,8 +255,8 @@ func TestRunReverts(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { ended <- a.Run(ctx, nil) }()
 	<-ready
-	if s := a.status.Load(); s.Level != 4 {
-		t.Errorf("level %d when ready, want 4", s.Level)
+	if s := a.status.Load(); s.Level != top {
+		t.Errorf("level %d when ready, want %d", s.Level, top)
 	}
 	stop()
 	if err := <-ended; err != nil {
@@ -272,7 +275,7 @@ func TestEvictOncePerCensus(t *testing.T) {
 	k := newKernel(t)
 	k.evicted.Entries = 5
 	a := newAgent(k, parse(t, ""), false)
-	a.allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	a.facts.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	a.decision.Posture.Caps = []policy.Cap{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Keep: 3}}
 	if a.eviction() != nil {
 		t.Error("an eviction without a census")
@@ -286,7 +289,7 @@ func TestEvictOncePerCensus(t *testing.T) {
 	if a.eviction() != nil {
 		t.Error("a second eviction of the same census")
 	}
-	if len(k.evictions) != 1 || !slices.Equal(k.evictions[0].Spare, a.allow) || k.evictions[0].Rate == nil {
+	if len(k.evictions) != 1 || !slices.Equal(k.evictions[0].Spare, a.facts.Allow) || k.evictions[0].Rate == nil {
 		t.Errorf("evictions %+v", k.evictions)
 	}
 	if a.told(policy.EvictEvent, "5 entries of 1 heavy sources") != 1 {

@@ -96,7 +96,7 @@ func (a *Agent) reload() *surveyor {
 	}
 	a.config = c
 	a.machine.Reconfigure(c.Policy)
-	a.surveyor = &surveyor{host: a.surveyor.host, config: c}
+	a.surveyor = &surveyor{host: a.surveyor.host, config: c, lacking: a.surveyor.lacking}
 	a.emit(policy.Event{Kind: policy.ConfigEvent, Reason: "reloaded " + c.Path})
 	return a.surveyor
 }

@@ -37,8 +37,7 @@ func NewPlan(c Config, root string, level int) (Plan, error) {
 	defer table.Close()
 	a := &Agent{config: c, table: table, settings: settings, actuator: &dry{settings: settings}, stack: host.New(root)}
 	a.facts = (&surveyor{host: host.New(root), config: c}).survey()
-	a.allow = a.facts.allow
-	if a.admin, err = settings.Admin(); err != nil {
+	if a.facts.Admin, err = settings.Admin(); err != nil {
 		return Plan{}, err
 	}
 	now := time.Now()
@@ -63,5 +62,5 @@ func NewPlan(c Config, root string, level int) (Plan, error) {
 		}
 	}
 	changes, err := a.actuator.set(posture.Settings)
-	return Plan{level, m.Steps(), m.Selectors(), changes, nft.Render(nft.Desired{Posture: posture, Allow: a.allow}, now)}, err
+	return Plan{level, m.Steps(), m.Selectors(), changes, nft.Render(nft.Desired{Posture: posture, Allow: a.facts.Allow}, now)}, err
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"reflect"
 
@@ -21,18 +20,9 @@ const maxRecording = 100 << 20
 // written only when it did.
 type frame struct {
 	Observation policy.Observation `json:"o"`
-	Host        *hostFrame         `json:"host,omitempty"`
+	Host        *policy.Host       `json:"host,omitempty"`
 	Words       *memory            `json:"words,omitempty"` // the operator's, if they changed
 	Level       int                `json:"level"`
-}
-
-// hostFrame is the part of an observation that rarely changes.
-type hostFrame struct {
-	Admin    map[string]int             `json:"admin"`
-	Allow    []netip.Prefix             `json:"allow"`
-	Services []policy.Selector          `json:"services"`
-	Lane     []policy.Selector          `json:"lane"`
-	Refused  map[policy.Selector]string `json:"refused"`
 }
 
 // recordingHead is the first line of a recording.
@@ -46,7 +36,7 @@ type recorder struct {
 	file  *os.File
 	zip   *gzip.Writer
 	json  *json.Encoder
-	host  hostFrame
+	host  policy.Host
 	words memory
 	full  bool
 }
@@ -71,14 +61,12 @@ func (r *recorder) record(o policy.Observation, words memory, level int) error {
 		return errRecordingFull
 	}
 	f := frame{Observation: o, Level: level}
-	host := hostFrame{o.Admin, o.Allow, o.Services, o.Lane, o.Refused}
-	if !reflect.DeepEqual(host, r.host) {
-		f.Host, r.host = &host, host
+	if !reflect.DeepEqual(o.Host, r.host) {
+		f.Host, r.host = &o.Host, o.Host
 	}
 	if !reflect.DeepEqual(words, r.words) {
 		f.Words, r.words = &words, words
 	}
-	f.Observation.Admin, f.Observation.Allow, f.Observation.Services, f.Observation.Lane, f.Observation.Refused = nil, nil, nil, nil, nil
 	if err := r.json.Encode(f); err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
@@ -118,7 +106,7 @@ func Replay(in io.Reader, c *policy.Config, each func(ReplayedTick)) error {
 		c = &head.Policy
 	}
 	m := policy.New(*c)
-	var host hostFrame
+	var host policy.Host
 	for {
 		var f frame
 		if err := lines.Decode(&f); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -136,7 +124,7 @@ func Replay(in io.Reader, c *policy.Config, each func(ReplayedTick)) error {
 			}
 		}
 		o := f.Observation
-		o.Admin, o.Allow, o.Services, o.Lane, o.Refused = host.Admin, host.Allow, host.Services, host.Lane, host.Refused
+		o.Host = host
 		each(ReplayedTick{o, m.Tick(o), f.Level})
 	}
 }

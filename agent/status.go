@@ -55,7 +55,7 @@ func (a *Agent) publish(o policy.Observation, took time.Duration) {
 		Mode: a.mode(), Version: Version, Profile: a.config.Policy.Profile,
 		Level: d.Posture.Level, Fill: round(d.Fill), Pressure: round(d.Pressure),
 		Count: o.Count, Capacity: o.Capacity, Rate: round(d.Rate), KernelDrops: o.Kernel.Drop + o.Kernel.InsertFailed,
-		Steps: a.machine.Steps(), Selectors: a.machine.Selectors(), Limited: a.limited(), Allow: a.allow,
+		Steps: a.machine.Steps(), Selectors: a.machine.Selectors(), Limited: a.limited(), Allow: a.facts.Allow,
 		Override: a.machine.Override(), Manual: append([]policy.Manual{}, a.machine.Manual()...), Degraded: []string{}, Missing: append([]string{}, a.missing...), Evicted: o.Work.Evicted,
 		Events: a.events.since(0, 20), Time: o.Time, TickSeconds: took.Seconds(), RulesSeconds: a.slowest.Seconds(),
 	}

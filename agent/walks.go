@@ -32,6 +32,9 @@ type walk func(context.Context) func(*Agent)
 
 // nextWalk picks the most urgent walk that is due; nil when none is.
 func (a *Agent) nextWalk(now time.Time) walk {
+	if w := a.adoption(); w != nil {
+		return w
+	}
 	if w := a.eviction(); w != nil {
 		return w
 	}
@@ -57,7 +60,7 @@ func (a *Agent) eviction() walk {
 		return nil
 	}
 	a.evictedFor = a.census
-	e := conntrack.Eviction{Caps: caps, Spare: a.allow}
+	e := conntrack.Eviction{Caps: caps, Spare: a.facts.Allow}
 	return a.evict(e, func(freed conntrack.Evicted) policy.Event {
 		return policy.Event{Kind: policy.EvictEvent, Step: policy.Evict, Entries: freed.Entries,
 			Reason: fmt.Sprintf("%d entries of %d heavy sources above their fair share", freed.Entries, len(caps))}
@@ -124,7 +127,7 @@ func (a *Agent) retiming() walk {
 	if len(shorter) == 0 {
 		return nil
 	}
-	spare := a.allow
+	spare := a.facts.Allow
 	return func(ctx context.Context) func(*Agent) {
 		n, err := a.actuator.retime(ctx, shorter, spare)
 		return func(a *Agent) {

@@ -178,7 +178,7 @@ func (c Config) validateSteps() []*FieldError {
 			faults = append(faults, &FieldError{key + ".enter", fmt.Sprintf("%v is not a percentage above 0 and up to 100", s.Enter)})
 		case !(s.Leave > 0 && s.Leave < s.Enter):
 			faults = append(faults, &FieldError{key + ".leave", fmt.Sprintf("%v is not above 0 and below its enter mark (%v)", s.Leave, s.Enter)})
-		case i > 0 && s.Enter < c.Steps[i-1].Enter:
+		case i > 0 && s.Enter < c.Steps[i-1].Enter && c.Steps[i-1].Enter <= 100:
 			faults = append(faults, &FieldError{key + ".enter", fmt.Sprintf("%v is below that of %s (%v), the step before it", s.Enter, c.Steps[i-1].Name, c.Steps[i-1].Enter)})
 		}
 		if s.Hold < 100*time.Millisecond || s.Hold > time.Hour {

@@ -12,22 +12,27 @@ type Observation struct {
 	Count    int       // entries in the table, expired ones that are not yet collected included
 	Capacity int       // entries this namespace may use
 	Kernel   KernelCounters
-	Arrivals Arrivals            // what reached this host's sockets and stack, tracked or not
-	Sockets  int                 // TCP sockets in use in this namespace, listening ones included
-	Work     Work                // what ctguard itself did; zero while it did nothing
-	Admin    map[string]int      // every conntrack setting as the administrator has it, by sysctl name (without net.netfilter.)
-	Allow    []netip.Prefix      // the allowlist: configured and learnt
-	Services []Selector          // safe traffic found on this host or named in the config: candidates for notrack
-	Lane     []Selector          // management ports with allowlisted sources: untracked when the table is about to be full
-	Refused  map[Selector]string // candidates that must stay tracked, and why
-	Adopted  time.Time           // when the newest adoption that has ended began; see [Posture.Adopt]
+	Arrivals Arrivals  // what reached this host's sockets and stack, tracked or not
+	Sockets  int       // TCP sockets in use in this namespace, listening ones included
+	Work     Work      // what ctguard itself did; zero while it did nothing
+	Adopted  time.Time // when the newest adoption that has ended began; see [Posture.Adopt]
+	Census   *Census   // the newest scan if one ended since the last tick, else nil
 
+	Host `json:"-"`
+}
+
+// Host is what is known of the host that an observation was made on; it rarely changes.
+type Host struct {
+	Admin     map[string]int      // every setting as the administrator has it, by sysctl name (without net.netfilter. or net.ipv4.)
+	Allow     []netip.Prefix      // the allowlist: configured and learnt
+	Services  []Selector          // safe traffic found on this host or named in the config: candidates for notrack
+	Lane      []Selector          // management ports with allowlisted sources: untracked when the table is about to be full
+	Refused   map[Selector]string // candidates that must stay tracked, and why
 	Unfit     map[StepName]string // steps that can't do their work on this host or kernel, and why
 	Room      int                 // entries that the memory budget has room for; 0 where the capacity can't be raised
 	Listeners []Selector          // TCP ports of this host that may be put behind synproxy: {TCP, Port}
 	Unproxied map[Selector]string // those of them that can't, and why
 	Handshake Handshake           // what this host says of itself when it accepts a connection
-	Census    *Census             // the newest scan if one ended since the last tick, else nil
 }
 
 // KernelCounters are the conntrack statistics that say whether entries are being refused, summed

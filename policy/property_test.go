@@ -38,7 +38,7 @@ func TestFairShareSums(t *testing.T) {
 // walkPressure draws a course of fills and lets a machine walk along it; check sees each decision.
 func walkPressure(t *rapid.T, m *Machine, check func(before int, o Observation, d Decision)) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	o := Observation{Capacity: 100_000, Admin: map[string]int{tcpLoose: 1}}
+	o := Observation{Capacity: 100_000, Host: Host{Admin: map[string]int{tcpLoose: 1}}}
 	for range rapid.IntRange(1, 40).Draw(t, "stretches") {
 		goal := rapid.IntRange(0, 100_000).Draw(t, "count")
 		if rapid.Bool().Draw(t, "drops") {
@@ -131,7 +131,7 @@ func TestConstantPressureDoesNotOscillate(t *testing.T) {
 		ups, downs := 0, 0
 		for now := (time.Time{}).Add(time.Hour); now.Before((time.Time{}).Add(2 * time.Hour)); {
 			before := m.ladder.level
-			d := m.Tick(Observation{Time: now, Count: count, Capacity: 100_000, Admin: map[string]int{tcpLoose: 1}})
+			d := m.Tick(Observation{Time: now, Count: count, Capacity: 100_000, Host: Host{Admin: map[string]int{tcpLoose: 1}}})
 			ups += max(0, d.Posture.Level-before)
 			downs += max(0, before-d.Posture.Level)
 			now = now.Add(time.Second)
@@ -145,7 +145,7 @@ func TestConstantPressureDoesNotOscillate(t *testing.T) {
 // A step whose limiter still drops thousands a second stays, however calm the table is.
 func TestStepAtWorkStays(t *testing.T) {
 	m := New(Defaults(Server))
-	o := Observation{Time: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Count: 95_000, Capacity: 100_000, Admin: map[string]int{tcpLoose: 1}}
+	o := Observation{Time: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Count: 95_000, Capacity: 100_000, Host: Host{Admin: map[string]int{tcpLoose: 1}}}
 	m.Tick(o)
 	evict := 1 + slices.Index(StepNames(), Evict)
 	if m.ladder.level <= evict {
@@ -180,8 +180,8 @@ func TestWhoIsHeldBack(t *testing.T) {
 		heavy("198.51.100.1/32", Assured, 20_000), heavy("198.51.100.2/32", Assured, 25_000), heavy("198.51.100.3/32", Unreplied, 20_000),
 		heavy("2001:db8:1::/64", Assured, 5_000),
 	}}
-	o := Observation{Time: time.Unix(100, 0), Count: 70_000, Capacity: 75_000, Admin: map[string]int{tcpLoose: 1},
-		Allow: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32")}, Census: census}
+	o := Observation{Time: time.Unix(100, 0), Count: 70_000, Capacity: 75_000, Host: Host{Admin: map[string]int{tcpLoose: 1},
+		Allow: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32")}}, Census: census}
 	m := New(Defaults(Server))
 	m.Tick(o)
 	o.Time = o.Time.Add(time.Second)

@@ -90,9 +90,10 @@ func newWorld() *world {
 func (w *world) observe() Observation {
 	w.count()
 	o := Observation{Time: w.now, Count: int(w.total), Capacity: w.capacity, Kernel: w.kernel, Arrivals: w.arrivals,
-		Admin: w.admin, Allow: w.allow, Services: w.services, Lane: w.lane, Refused: w.refused, Work: w.work, Census: w.census,
-		Unfit: w.unfit, Room: w.room, Listeners: w.listen, Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
-		Adopted: w.adopted}
+		Work: w.work, Census: w.census, Adopted: w.adopted, Host: Host{
+			Admin: w.admin, Allow: w.allow, Services: w.services, Lane: w.lane, Refused: w.refused,
+			Unfit: w.unfit, Room: w.room, Listeners: w.listen, Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
+		}}
 	o.Capacity = w.bound(Posture{Settings: w.settings})
 	o.Work.Selectors = maps.Clone(w.work.Selectors)
 	w.census = nil

@@ -13,15 +13,23 @@ import (
 // ErrNoConntrack says that this kernel, or this namespace, has no conntrack settings.
 var ErrNoConntrack = errors.New("no connection tracking in this kernel: /proc/sys/net/netfilter/nf_conntrack_max is missing")
 
+// Timestamps is the one setting here that is not conntrack's: net.ipv4.tcp_timestamps, which synproxy
+// depends on.
+const Timestamps = "tcp_timestamps"
+
+// buckets is the size of the hash table. Where it can only be read, it is written as a parameter of the module.
+const buckets = "nf_conntrack_buckets"
+
 // Settings finds the conntrack settings below a proc root.
 type Settings struct {
-	net string // PROC/sys/net
+	net      string // PROC/sys/net
+	hashSize string // SYS/module/nf_conntrack/parameters/hashsize
 }
 
 // NewSettings returns the settings below proc, which is "/proc" except in tests. It returns
 // [ErrNoConntrack] where there are none.
 func NewSettings(proc string) (*Settings, error) {
-	s := &Settings{filepath.Join(proc, "sys/net")}
+	s := &Settings{filepath.Join(proc, "sys/net"), filepath.Join(filepath.Dir(proc), "sys/module/nf_conntrack/parameters/hashsize")}
 	if _, err := os.Stat(s.path("nf_conntrack_max")); err != nil {
 		return nil, fmt.Errorf("%w (modprobe nf_conntrack)", ErrNoConntrack)
 	}
@@ -31,6 +39,9 @@ func NewSettings(proc string) (*Settings, error) {
 // path returns where the setting called name lives: net.netfilter.NAME, or what kernels before
 // 2.6.20 called it, net.ipv4.netfilter.ip_conntrack_*, where only that exists.
 func (s *Settings) path(name string) string {
+	if name == Timestamps {
+		return filepath.Join(s.net, "ipv4", name)
+	}
 	path := filepath.Join(s.net, "netfilter", name)
 	if _, err := os.Stat(path); err == nil {
 		return path
@@ -55,7 +66,7 @@ func (s *Settings) Read(name string) (int, error) {
 	return value, nil
 }
 
-// All returns every conntrack setting of the namespace that holds one number, by name.
+// All returns every conntrack setting of the namespace that holds one number, and [Timestamps], by name.
 func (s *Settings) All() (map[string]int, error) {
 	files, err := os.ReadDir(filepath.Dir(s.path("nf_conntrack_max")))
 	if err != nil {
@@ -74,12 +85,24 @@ func (s *Settings) All() (map[string]int, error) {
 			all[name] = value
 		}
 	}
+	if value, err := s.Read(Timestamps); err == nil {
+		all[Timestamps] = value
+	}
 	return all, nil
+}
+
+// writable returns the file through which the setting called name is changed.
+func (s *Settings) writable(name string) string {
+	path := s.path(name)
+	if info, err := os.Stat(path); name == buckets && (err != nil || info.Mode()&0o200 == 0) {
+		return s.hashSize
+	}
+	return path
 }
 
 // write changes one setting.
 func (s *Settings) write(name string, value int) error {
-	f, err := os.OpenFile(s.path(name), os.O_WRONLY|os.O_TRUNC, 0) // as echo(1) does; /proc doesn't mind
+	f, err := os.OpenFile(s.writable(name), os.O_WRONLY|os.O_TRUNC, 0) // as echo(1) does; /proc doesn't mind
 	if err != nil {
 		return fmt.Errorf("write setting: %w", err)
 	}

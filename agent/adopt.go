@@ -1,0 +1,150 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"ctguard/agent/conntrack"
+	"ctguard/agent/host"
+	"ctguard/nft"
+	"ctguard/policy"
+)
+
+// Bounds of one adoption: how many connections it lists, and how long it may take when the agent ends.
+const (
+	mostAdopted   = 1 << 20
+	adoptPatience = 10 * time.Second
+)
+
+// adoption gives the connections of services that lived untracked their entries, once per tick at
+// most: what policy makes of it shows only then.
+func (a *Agent) adoption() walk {
+	selectors := a.decision.Posture.Adopt
+	if len(selectors) == 0 || a.adopted.After(a.last.Time) {
+		return nil
+	}
+	return func(ctx context.Context) func(*Agent) {
+		began := time.Now()
+		n, err := a.actuator.adopt(ctx, selectors)
+		return func(a *Agent) {
+			a.trouble("adopt connections", err)
+			a.adopted, a.due = began, true
+			if n > 0 {
+				a.emit(policy.Event{Kind: policy.StepEvent, Step: policy.NotrackStep, Entries: n,
+					Reason: fmt.Sprintf("%d connections that lived untracked given entries", n)})
+			}
+		}
+	}
+}
+
+// adopt lists the connections of the selectors and gives them entries.
+func (l *live) adopt(ctx context.Context, selectors []policy.Selector) (int, error) {
+	ports := make(map[uint16]bool)
+	for _, s := range selectors {
+		ports[s.Port] = true
+	}
+	found, err := l.connections(ports, mostAdopted)
+	if err != nil {
+		return 0, err
+	}
+	return l.Adopt(ctx, flowsOf(found, selectors), l.adopting)
+}
+
+// flowsOf returns those of the connections that one of the selectors is about.
+func flowsOf(found []host.Live, selectors []policy.Selector) []conntrack.Flow {
+	flows := make([]conntrack.Flow, 0, len(found))
+	for _, c := range found {
+		if slices.ContainsFunc(selectors, func(s policy.Selector) bool {
+			return s.Port == c.Local.Port() && (!s.Remote.IsValid() || s.Remote.Contains(c.Remote.Addr()))
+		}) {
+			flows = append(flows, conntrack.Flow{Local: c.Local, Remote: c.Remote,
+				Scaled: c.Scales.Agreed, LocalScale: c.Scales.Local, RemoteScale: c.Scales.Remote})
+		}
+	}
+	return flows
+}
+
+// untracked returns the TCP selectors of a posture whose connections live untracked.
+func untracked(p policy.Posture) []policy.Selector {
+	list := slices.Clone(p.Adopt)
+	for _, n := range p.Notrack {
+		if n.Selector.Protocol == policy.TCP && n.Stage != policy.Watched && !slices.Contains(list, n.Selector) {
+			list = append(list, n.Selector)
+		}
+	}
+	return list
+}
+
+// retrack takes all rules away: what lives untracked gets its entries first, and what was opened
+// meanwhile right after.
+func (a *Agent) retrack() error {
+	ctx, cancel := context.WithTimeout(context.Background(), adoptPatience)
+	defer cancel()
+	selectors := untracked(a.decision.Posture)
+	if len(selectors) > 0 {
+		_, err := a.actuator.adopt(ctx, selectors)
+		a.trouble("adopt connections", err)
+	}
+	err := a.actuator.rules(nft.Desired{}, time.Now())
+	if len(selectors) > 0 {
+		_, late := a.actuator.adopt(ctx, selectors)
+		err = errors.Join(err, late, a.note(nil))
+	}
+	return err
+}
+
+// notePath returns where it is noted which services live untracked: after a kill -9 the next start must
+// know.
+func (a *Agent) notePath() string { return filepath.Join(a.config.StateDir, "untracked.json") }
+
+// note writes down which services live untracked, before they do. A reboot ends all connections, so
+// the note need not outlive one.
+func (a *Agent) note(selectors []policy.Selector) error {
+	if a.dryRun || slices.Equal(selectors, a.noted) {
+		return nil
+	}
+	var err error
+	if len(selectors) == 0 {
+		if err = os.Remove(a.notePath()); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	} else if text, fault := json.Marshal(selectors); fault == nil {
+		err = os.WriteFile(a.notePath(), append(text, '\n'), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("note what is untracked: %w", err)
+	}
+	a.noted = selectors
+	return nil
+}
+
+// adoptOrphans gives the connections entries that an earlier process left untracked.
+func (a *Agent) adoptOrphans() {
+	text, err := os.ReadFile(a.notePath())
+	if a.dryRun || errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var selectors []policy.Selector
+	if err == nil {
+		err = json.Unmarshal(text, &selectors)
+	}
+	n := 0
+	if err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), adoptPatience)
+		defer cancel()
+		n, err = a.actuator.adopt(ctx, selectors)
+	}
+	a.trouble("adopt connections", err)
+	if n > 0 {
+		a.emit(policy.Event{Kind: policy.RepairEvent, Entries: n, Reason: fmt.Sprintf("left by an earlier run: %d connections that lived untracked given entries", n)})
+	}
+	a.noted = selectors
+	a.trouble("note", a.note(nil))
+}
