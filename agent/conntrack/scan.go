@@ -86,10 +86,19 @@ type tally struct {
 	v4Mask       int
 	sources      sources
 	classes      [policy.NumClasses]int
-	protocols    [256]int
+	protocols    [256]replies
 	tcpStates    [256]int
-	ports        [numPortTables][]uint32
+	ports        [numPortTables][]replies
 	portsTouched [numPortTables]bool
+}
+
+// replies counts entries, and of them those that have seen a reply. The two lie side by side, so that
+// the second costs no wait for memory of its own.
+type replies struct{ entries, replied uint32 }
+
+func (r *replies) add(e *entry) {
+	r.entries++
+	r.replied += e.status / statusSeenReply % 2
 }
 
 // Protocols whose destination port is worth counting, each with a counter for every port. GRE keeps
@@ -111,7 +120,7 @@ func (y *tally) reset(o ScanOptions, expect int) {
 	y.v4Mask = 96 + o.V4Bits
 	y.sources.reset(expect)
 	y.seen = 0
-	y.classes, y.protocols, y.tcpStates = [policy.NumClasses]int{}, [256]int{}, [256]int{}
+	y.classes, y.protocols, y.tcpStates = [policy.NumClasses]int{}, [256]replies{}, [256]int{}
 	for i := range y.ports {
 		if y.portsTouched[i] {
 			clear(y.ports[i])
@@ -125,16 +134,16 @@ func (y *tally) add(e *entry) bool {
 	class := e.class()
 	y.seen++
 	y.classes[class]++
-	y.protocols[e.orig.proto]++
+	y.protocols[e.orig.proto].add(e)
 	if e.protoInfo == protoInfoTCP {
 		y.tcpStates[e.state]++
 	}
 	if i := portTable[e.orig.proto]; i >= 0 {
 		if y.ports[i] == nil {
-			y.ports[i] = make([]uint32, 1<<16)
+			y.ports[i] = make([]replies, 1<<16)
 		}
 		y.portsTouched[i] = true
-		y.ports[i][e.orig.dstPort]++
+		y.ports[i][e.orig.dstPort].add(e)
 	}
 	y.sources.add(y.source(e.orig.src), class)
 	return y.seen != y.options.Limit
@@ -153,10 +162,20 @@ func (y *tally) census() *policy.Census {
 	c := &policy.Census{
 		Seen:      y.seen,
 		Classes:   y.classes,
-		Protocols: nonZero(y.protocols[:]),
 		TCPStates: nonZero(y.tcpStates[:]),
 		Ports:     y.topPorts(),
 		Distinct:  y.sources.used,
+
+		Protocols:        make(map[uint8]int),
+		ProtocolsReplied: make(map[uint8]int),
+	}
+	for number, n := range y.protocols {
+		if n.entries > 0 {
+			c.Protocols[uint8(number)] = int(n.entries)
+		}
+		if n.replied > 0 {
+			c.ProtocolsReplied[uint8(number)] = int(n.replied)
+		}
 	}
 	if y.sources.short > 0 {
 		c.Distinct = max(y.sources.used, min(y.sources.distinct.estimate(), y.seen))
@@ -180,8 +199,10 @@ func (y *tally) topPorts() []policy.PortCount {
 			continue
 		}
 		for port, n := range counts {
-			if n > 0 {
-				all = append(all, policy.PortCount{Protocol: portProtocols[i], Port: uint16(port), Entries: int(n)})
+			if n.entries > 0 {
+				all = append(all, policy.PortCount{
+					Protocol: portProtocols[i], Port: uint16(port), Entries: int(n.entries), Replied: int(n.replied),
+				})
 			}
 		}
 	}

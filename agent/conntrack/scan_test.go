@@ -3,6 +3,7 @@ package conntrack
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -54,12 +55,18 @@ func TestScanWhole(t *testing.T) {
 			t.Errorf("protocol %d: %d entries, want %d", proto, c.Protocols[proto], want)
 		}
 	}
+	if want := map[uint8]int{6: 10, 17: 1}; !maps.Equal(c.ProtocolsReplied, want) {
+		t.Errorf("replied %v, want %v by protocol", c.ProtocolsReplied, want)
+	}
+	if i := slices.IndexFunc(c.Ports, func(p policy.PortCount) bool { return p.Protocol == 17 }); i < 0 || c.Ports[i] != (policy.PortCount{Protocol: 17, Port: 53, Entries: 2, Replied: 1}) {
+		t.Errorf("ports %+v, want two flows of udp/53 and one of them with a reply", c.Ports)
+	}
 	for state, want := range map[uint8]int{tcpSynSent: 10, tcpSynRecv: 5, tcpTimeWait: 3, tcpEstablished: 2} {
 		if c.TCPStates[state] != want {
 			t.Errorf("TCP state %d: %d entries, want %d", state, c.TCPStates[state], want)
 		}
 	}
-	if want := (policy.PortCount{Protocol: 6, Port: 80, Entries: 20}); c.Ports[0] != want {
+	if want := (policy.PortCount{Protocol: 6, Port: 80, Entries: 20, Replied: 10}); c.Ports[0] != want {
 		t.Errorf("largest port %+v, want %+v", c.Ports[0], want)
 	}
 	if want := (policy.Holding{Prefix: prefix("192.0.2.1/32"), Entries: 10, Classes: [policy.NumClasses]int{10}}); c.Sources[0] != want {
