@@ -83,27 +83,7 @@ type reader struct {
 // match takes the next expression of a rule into account.
 func (r *reader) match(e expression) {
 	switch e.name {
-	case "counter", "limit", "log", "quota", "last":
-	case "meta":
-		var m expr.Meta
-		r.load(e, &m, func() loaded {
-			kind := map[expr.MetaKey]subject{expr.MetaKeyL4PROTO: theProtocol, expr.MetaKeyNFPROTO: theFamily}[m.Key]
-			if m.SourceRegister {
-				kind = something
-			}
-			return loaded{kind, m.Register}
-		})
-	case "payload":
-		var p expr.Payload
-		r.load(e, &p, func() loaded { return loaded{r.field(p), p.DestRegister} })
-	case "fib":
-		var f expr.Fib
-		r.load(e, &f, func() loaded {
-			if f.ResultADDRTYPE && f.FlagDADDR {
-				return loaded{theKind, f.Register}
-			}
-			return loaded{}
-		})
+	case "counter", "limit", "log", "quota", "last": // write no register
 	case "cmp":
 		var c expr.Cmp
 		if r.read(e, &c) {
@@ -128,19 +108,38 @@ func (r *reader) match(e expression) {
 			r.extension(m.Info)
 		}
 	default:
-		r.held = loaded{}
+		r.held = r.load(e)
 	}
+}
+
+// load says what an expression that may write a register leaves there.
+func (r *reader) load(e expression) loaded {
+	switch e.name {
+	case "meta":
+		var m expr.Meta
+		switch {
+		case !r.read(e, &m) || m.SourceRegister:
+		case m.Key == expr.MetaKeyL4PROTO:
+			return loaded{theProtocol, m.Register}
+		case m.Key == expr.MetaKeyNFPROTO:
+			return loaded{theFamily, m.Register}
+		}
+	case "payload":
+		var p expr.Payload
+		if r.read(e, &p) {
+			return loaded{r.field(p), p.DestRegister}
+		}
+	case "fib":
+		var f expr.Fib
+		if r.read(e, &f) && f.ResultADDRTYPE && f.FlagDADDR {
+			return loaded{theKind, f.Register}
+		}
+	}
+	return loaded{}
 }
 
 func (r *reader) read(e expression, to expr.Any) bool {
 	return expr.Unmarshal(byte(r.table.family), e.data, to) == nil
-}
-
-func (r *reader) load(e expression, to expr.Any, what func() loaded) {
-	r.held = loaded{}
-	if r.read(e, to) {
-		r.held = what()
-	}
 }
 
 // field says which field of the packet a payload expression loads: RFC 791, 3.1 and RFC 9293, 3.1.
