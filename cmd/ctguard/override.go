@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,8 +17,8 @@ func (p *program) holdCommand() *cobra.Command {
 	var r agent.HoldRequest
 	var atMost bool
 	c := &cobra.Command{
-		Use:   "hold LEVEL|now --for 30m --reason R",
-		Short: "pin the level, or freeze it where it is; ctguard auto gives it back",
+		Use:   "hold LEVEL|STEP|now --for 30m --reason R",
+		Short: "pin the level, the one with STEP on top, or freeze it where it is; ctguard auto gives it back",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			r.Kind = policy.Pin
@@ -27,10 +29,14 @@ func (p *program) holdCommand() *cobra.Command {
 				return usage(errors.New("now freezes the level where it is: --at-most needs a number"), "ctguard hold 1 --at-most --for 30m --reason maintenance")
 			} else if args[0] == "now" {
 				r.Kind = policy.Freeze
-			} else if level, err := strconv.Atoi(args[0]); err != nil {
-				return usage(fmt.Errorf("level %q is no number", args[0]), "ctguard hold 2 --for 30m --reason maintenance")
 			} else {
-				r.Level = level
+				config, err := p.config()
+				if err != nil {
+					return err
+				}
+				if r.Level, err = levelOf(args[0], config.Policy.Steps); err != nil {
+					return usage(err, "ctguard hold notrack --for 30m --reason maintenance")
+				}
 			}
 			return p.call(c.Context(), "hold", r, nil)
 		},
@@ -39,6 +45,22 @@ func (p *program) holdCommand() *cobra.Command {
 	c.Flags().StringVar(&r.Reason, "reason", "", "why (required)")
 	c.Flags().BoolVar(&atMost, "at-most", false, "cap the level instead of pinning it")
 	return c
+}
+
+// levelOf reads a level: a number, or the name of the step on top of it.
+func levelOf(text string, ladder []policy.Step) (int, error) {
+	level, err := strconv.Atoi(text)
+	if i := slices.IndexFunc(ladder, func(s policy.Step) bool { return string(s.Name) == text }); i >= 0 {
+		return i + 1, nil
+	}
+	if err != nil {
+		names := make([]string, len(ladder))
+		for i, s := range ladder {
+			names[i] = string(s.Name)
+		}
+		return 0, fmt.Errorf("level %q is no number, nor a step of the ladder: %s", text, strings.Join(names, ", "))
+	}
+	return level, nil
 }
 
 func (p *program) autoCommand() *cobra.Command {

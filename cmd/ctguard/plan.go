@@ -8,10 +8,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"ctguard/agent"
+	"ctguard/agent/sysctl"
 )
 
 func (p *program) planCommand() *cobra.Command {
-	var level int
+	var text string
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "plan",
@@ -22,8 +23,11 @@ func (p *program) planCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if !c.Flags().Changed("level") {
-				level = len(config.Policy.Steps)
+			level := len(config.Policy.Steps)
+			if c.Flags().Changed("level") {
+				if level, err = levelOf(text, config.Policy.Steps); err != nil {
+					return usage(err, "ctguard plan --level notrack")
+				}
 			}
 			if most := len(config.Policy.Steps); level < 0 || level > most {
 				return usage(fmt.Errorf("level %d is not between 0 and %d, the number of steps on this ladder", level, most), "")
@@ -35,7 +39,7 @@ func (p *program) planCommand() *cobra.Command {
 			return show(c.OutOrStdout(), asJSON, plan, func(w io.Writer) { printPlan(w, plan) })
 		},
 	}
-	c.Flags().IntVar(&level, "level", 0, "the level to plan (default the whole ladder)")
+	c.Flags().StringVar(&text, "level", "", "the level to plan, a number or the step on top of it (default the whole ladder)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
@@ -57,9 +61,17 @@ func printPlan(w io.Writer, plan agent.Plan) {
 		}
 	}
 	for _, change := range plan.Settings {
-		fmt.Fprintf(w, "# sysctl net.netfilter.%s\n", change)
+		fmt.Fprintf(w, "# sysctl %s%s\n", sysctlPrefix(change.Name), change)
 	}
 	fmt.Fprint(w, plan.Ruleset)
+}
+
+// sysctlPrefix returns where a setting lives, as sysctl(8) writes it.
+func sysctlPrefix(name string) string {
+	if name == sysctl.Timestamps {
+		return "net.ipv4."
+	}
+	return "net.netfilter."
 }
 
 // printJSONLine prints v as one line of JSON.
