@@ -2,7 +2,6 @@ package sysctl
 
 import (
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -58,7 +57,7 @@ func TestKernel(t *testing.T) {
 		t.Errorf("the kernel has %d and %d", now[loose], now[established])
 	}
 
-	// In another namespace everything is as ever, and the journal means nothing.
+	// In another namespace everything is as ever, and the journal means nothing, but stays.
 	other := make(chan struct{})
 	go func() {
 		defer close(other)
@@ -77,6 +76,18 @@ func TestKernel(t *testing.T) {
 		if now, err := k.Admin(); err != nil || now[loose] != 1 {
 			t.Errorf("tcp_loose is %d in another namespace (%v)", now[loose], err)
 		}
+		// An agent that uses the same directory there keeps a journal beside it.
+		if _, err := k.Apply(map[string]int{loose: 0}); err != nil {
+			t.Error(err)
+		}
+		again, err := NewKeeper("/proc", dir)
+		if err != nil || again.Changed() != 1 {
+			t.Errorf("the journal beside it is not found again (%v)", err)
+			return
+		}
+		if _, err := again.Revert(); err != nil || all(t)[loose] != 1 {
+			t.Errorf("tcp_loose is not back in the other namespace (%v)", err)
+		}
 	}()
 	<-other
 
@@ -90,8 +101,8 @@ func TestKernel(t *testing.T) {
 	if diff := cmp.Diff(before, all(t)); diff != "" {
 		t.Errorf("settings (-before +after):\n%s", diff)
 	}
-	if _, err := os.Stat(filepath.Join(dir, journalName)); !os.IsNotExist(err) {
-		t.Errorf("a journal is left (%v)", err)
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v (%v)", left, err)
 	}
 }
 
