@@ -39,32 +39,37 @@ type Config struct {
 	GrowMemory float64           // percent of the machine's memory that the table may grow to
 	V4Bits     int               // prefix length that makes a source
 	V6Bits     int
-	Metrics    string // address to serve Prometheus metrics on besides the socket; empty: none
+	Metrics    string            // address to serve Prometheus metrics on besides the socket; empty: none
+	Namespaces []Namespace       // those that `ctguard run` guards, an agent each; none means its own
+	Capacities map[Namespace]int // of those that have one of their own
+	Namespace  Namespace         // the one that this configuration is for: see [Config.In]
 	Policy     policy.Config
 }
 
 // rawConfig is the file as it is written. Pointers tell what the file says from what it leaves to
 // the profile's default.
 type rawConfig struct {
-	Profile   policy.Profile     `toml:"profile"`
-	Socket    string             `toml:"socket"`
-	Group     string             `toml:"group"`
-	StateDir  string             `toml:"state_dir"`
-	Lookahead *duration          `toml:"lookahead"`
-	Allow     []string           `toml:"allow"`
-	Table     rawTable           `toml:"table"`
-	Tick      rawTick            `toml:"tick"`
-	Sources   rawSources         `toml:"sources"`
-	Manage    rawManagement      `toml:"management"`
-	Metrics   rawMetrics         `toml:"metrics"`
-	Steps     map[string]rawStep `toml:"steps"`
-	Notrack   rawNotrack         `toml:"notrack"`
-	Tighten   rawTighten         `toml:"tighten"`
-	Evict     rawEvict           `toml:"evict"`
-	Invalid   rawInvalid         `toml:"drop_invalid"`
-	Grow      rawGrow            `toml:"grow"`
-	Synproxy  rawSynproxy        `toml:"synproxy"`
-	Admit     rawAdmit           `toml:"admit"`
+	Profile    policy.Profile     `toml:"profile"`
+	Socket     string             `toml:"socket"`
+	Group      string             `toml:"group"`
+	StateDir   string             `toml:"state_dir"`
+	Namespaces []string           `toml:"namespaces"`
+	Capacities map[string]int     `toml:"capacities"`
+	Lookahead  *duration          `toml:"lookahead"`
+	Allow      []string           `toml:"allow"`
+	Table      rawTable           `toml:"table"`
+	Tick       rawTick            `toml:"tick"`
+	Sources    rawSources         `toml:"sources"`
+	Manage     rawManagement      `toml:"management"`
+	Metrics    rawMetrics         `toml:"metrics"`
+	Steps      map[string]rawStep `toml:"steps"`
+	Notrack    rawNotrack         `toml:"notrack"`
+	Tighten    rawTighten         `toml:"tighten"`
+	Evict      rawEvict           `toml:"evict"`
+	Invalid    rawInvalid         `toml:"drop_invalid"`
+	Grow       rawGrow            `toml:"grow"`
+	Synproxy   rawSynproxy        `toml:"synproxy"`
+	Admit      rawAdmit           `toml:"admit"`
 }
 
 type (
@@ -190,7 +195,7 @@ func ParseConfig(path string, text []byte) (Config, error) {
 	for _, key := range outermost(meta.Undecoded()) {
 		fault(key.String(), "unknown key%s", nearest(key.String()))
 	}
-	for _, key := range []toml.Key{{"steps"}, {"tighten", "floors"}, {"evict", "weights"}} {
+	for _, key := range []toml.Key{{"steps"}, {"tighten", "floors"}, {"evict", "weights"}, {"capacities"}} {
 		if kind := meta.Type(key...); kind != "" && kind != "Hash" {
 			fault(key.String(), "is no table: write [%s] and its keys below", key) // the library takes anything for an empty map
 		}
@@ -292,6 +297,7 @@ func (raw *rawConfig) config(fault func(key, format string, args ...any)) Config
 	for _, port := range ports("synproxy.ports", raw.Synproxy.Ports, fault) {
 		c.Proxied = append(c.Proxied, policy.Selector{Protocol: policy.TCP, Port: port})
 	}
+	raw.namespaces(&c, fault)
 	raw.safeTraffic(&c, fault)
 	raw.policy(&c.Policy, fault)
 	return c

@@ -146,6 +146,21 @@ func TestBadConfig(t *testing.T) {
 			`bad.toml:3: sources.ipv6_prefix: 0 is not between 1 and 128`}},
 		{"negative capacity", "[table]\ncapacity = -1", []string{
 			`bad.toml:2: table.capacity: -1 is below 0`}},
+		{"namespaces without a name", "namespaces = [\"host\", \"\", \"a/b\"]", []string{
+			`bad.toml:1: namespaces: "" is no name of a network namespace`,
+			`bad.toml:1: namespaces: "a/b" is neither a name nor an absolute path: write "blue" or "/proc/PID/ns/net"`}},
+		{"namespace twice", "namespaces = [\"blue\", \"/run/netns/blue\"]", []string{
+			`bad.toml:1: namespaces: "/run/netns/blue" is there twice`}},
+		{"capacity of another namespace", "namespaces = [\"host\", \"blue\"]\n[capacities]\nblue = 1000\nred = 1000", []string{
+			`bad.toml:4: capacities.red: is not in namespaces, which has host, blue`}},
+		{"capacity without namespaces", "[capacities]\nblue = 1000", []string{
+			`bad.toml:2: capacities.blue: is not in namespaces, which is empty`}},
+		{"negative capacity of a namespace", "namespaces = [\"/proc/7/ns/net\"]\n[capacities]\n\"/proc/7/ns/net\" = -5", []string{
+			`bad.toml:3: capacities./proc/7/ns/net: -5 is below 0`}},
+		{"capacities is no table", "capacities = [5]", []string{
+			`bad.toml:1: capacities: is no table: write [capacities] and its keys below`}},
+		{"metrics that nobody serves", "namespaces = [\"blue\"]\n[metrics]\nlisten = \"127.0.0.1:9479\"", []string{
+			`bad.toml:3: metrics.listen: only the agent of "host" serves it`}},
 		{"floor below a second", "[tighten.floors]\nnf_conntrack_udp_timeout = \"10ms\"", []string{
 			`bad.toml:2: tighten.floors.nf_conntrack_udp_timeout: 10ms is below 1s`}},
 		{"wrong type", "[table]\ncapacity = \"many\"", []string{

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"ctguard/policy"
@@ -87,7 +88,10 @@ func (a *Agent) reload() *surveyor {
 	// A file that was there and is not now is being written anew, or lost: its allowlist must not be
 	// lost with it.
 	c, err := LoadConfig(a.config.Path, a.config.Absent)
-	if err == nil && (c.Socket != a.config.Socket || c.StateDir != a.config.StateDir || c.Metrics != a.config.Metrics || c.Group != a.config.Group) {
+	c = c.In(a.config.Namespace)
+	if err == nil && !slices.Equal(c.Namespaces, a.config.Namespaces) {
+		err = errOtherNamespaces
+	} else if err == nil && (c.Socket != a.config.Socket || c.StateDir != a.config.StateDir || c.Metrics != a.config.Metrics || c.Group != a.config.Group) {
 		err = errors.New("socket, group, state_dir and metrics.listen change only with a restart")
 	}
 	if err != nil {
