@@ -118,6 +118,34 @@ func TestGuardComesDown(t *testing.T) {
 	}
 }
 
+// The benchmark of the data path measures with ctguard at a level and without it, and puts
+// everything back.
+func TestBenchData(t *testing.T) {
+	labtest.Privileged(t, "nft", "go")
+	before := idleMax(t)
+	for _, topology := range []string{"server", "nat-gateway"} {
+		out, err := lab.BenchData(t.Context(), lab.BenchOptions{
+			CTGuard: guardBinary(t), Rounds: 1, Slice: 50 * time.Millisecond, Levels: []int{0, 1}, Topologies: []string{topology}, SkipDrops: true,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(out.Levels) != 2 || out.Levels[0].Step != "" || out.Levels[1].Step == "" {
+			t.Fatalf("measured %+v, want levels 0 and 1", out.Levels)
+		}
+		for _, l := range out.Levels {
+			for name, p := range map[string]lab.Pairs{"udp": l.UDP, "tcp": l.TCP, "bulk": l.Bulk} {
+				if p.With <= 0 || p.None <= 0 || p.Ratio <= 0 || p.FailedWith+p.FailedNone > 0 {
+					t.Errorf("%s, level %d, %s: %+v", topology, l.Level, name, p)
+				}
+			}
+		}
+	}
+	if now := idleMax(t); now != before {
+		t.Errorf("nf_conntrack_max is %s, it was %s before", now, before)
+	}
+}
+
 func TestJudge(t *testing.T) {
 	share := func(v float64) *float64 { return &v }
 	result := func(during float64) *lab.Result {

@@ -91,10 +91,16 @@ func (f *flooder) run(ctx context.Context, start role.Instant) Result {
 	if f.spec.Kind == Handshake {
 		wg.Go(func() { f.answer(answering) })
 	}
-	f.pace(ctx, start)
+	if f.spec.OneCore {
+		f.saturate(ctx, start)
+	} else {
+		f.pace(ctx, start)
+	}
 	res := Result{Sent: f.tx.sent, Errors: f.tx.failed, Seconds: start.Since().Seconds()}
-	// Late SYN-ACKs are answered too: a botnet's kernels would.
-	_ = role.WaitUntil(ctx, role.Now().Add(500*time.Millisecond))
+	if f.spec.Kind == Handshake {
+		// Late SYN-ACKs are answered too: a botnet's kernels would.
+		_ = role.WaitUntil(ctx, role.Now().Add(500*time.Millisecond))
+	}
 	stop()
 	wg.Wait()
 	res.Completed = f.completed.Load()

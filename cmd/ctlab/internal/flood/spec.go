@@ -55,6 +55,9 @@ type Spec struct {
 	// Rate is packets a second, for Handshake connections a second.
 	Rate     int           `json:"rate"`
 	Duration time.Duration `json:"duration"`
+	// OneCore sends as much as one processor sends, and receives: the sender and with it the
+	// receiving side of its link stay on that processor. Rate is without meaning then.
+	OneCore bool `json:"one_core"`
 	// On and Off make pulses; both zero is one steady attack.
 	On  time.Duration `json:"on"`
 	Off time.Duration `json:"off"`
@@ -87,7 +90,7 @@ func (s *Spec) check() error {
 	if err := s.checkTargets(); err != nil {
 		return err
 	}
-	if s.Rate <= 0 || s.Duration <= 0 {
+	if s.Rate <= 0 && !s.OneCore || s.Duration <= 0 {
 		return errors.New("rate and duration must be above zero")
 	}
 	if s.Limit == 0 || s.Limit > maxPackets {

@@ -44,8 +44,26 @@ type ctguard struct {
 	polls   context.CancelFunc
 	polling sync.WaitGroup
 	mu      sync.Mutex
-	events  []any
+	last    agentStatus
 	took    float64
+}
+
+// agentStatus is what the lab reads of the agent's status.
+type agentStatus struct {
+	Level int64  `json:"level"`
+	Mode  string `json:"mode"`
+	Steps []struct {
+		Name    string `json:"name"`
+		Skipped string `json:"skipped"`
+	} `json:"steps"`
+	Selectors []struct {
+		Selector string `json:"selector"`
+		Stage    string `json:"stage"`
+	} `json:"selectors"`
+	Limited []struct {
+		Prefix string `json:"prefix"`
+	} `json:"limited"`
+	Events []any `json:"events"`
 }
 
 func newCTGuard(variant string) func(Scenario) guard {
@@ -135,22 +153,41 @@ func merge(into, from map[string]any) {
 
 // awaitStatus asks for the status until the agent answers.
 func (g *ctguard) awaitStatus(ctx context.Context, r *run) error {
-	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	return g.await(ctx, r, startPatience, func(agentStatus) bool { return true })
+}
+
+// await asks for the status until it is as it should be.
+func (g *ctguard) await(ctx context.Context, r *run, patience time.Duration, good func(agentStatus) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		err := g.ask(ctx)
-		if err == nil {
+		if err == nil && good(g.status()) {
 			return nil
 		}
 		select {
 		case <-g.exited:
-			return fmt.Errorf("ctguard ended at once: %s", g.log(r))
+			return fmt.Errorf("ctguard ended: %s", g.log(r))
 		case <-ctx.Done():
-			return fmt.Errorf("ctguard does not answer: %w: %s", err, g.log(r))
+			return fmt.Errorf("ctguard does not answer, or not as it should: %w: %s", errors.Join(err, ctx.Err()), g.log(r))
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
+
+// operate runs a command of the operator's.
+func (g *ctguard) operate(ctx context.Context, args ...string) error {
+	out, err := exec.CommandContext(ctx, g.path, append([]string{"--config", g.config}, args...)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("ctguard %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// freeze stops the agent's process where it is, and thaw lets it go on: its rules stay, the agent
+// itself takes no time.
+func (g *ctguard) freeze() error { return g.cmd.Process.Signal(syscall.SIGSTOP) }
+func (g *ctguard) thaw() error   { return g.cmd.Process.Signal(syscall.SIGCONT) }
 
 func (g *ctguard) poll(ctx context.Context) {
 	t := time.NewTicker(pollEvery)
@@ -180,26 +217,24 @@ func (g *ctguard) ask(ctx context.Context) error {
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("read status: %s", resp.Status)
 	}
-	var st struct {
-		Level  int64 `json:"level"`
-		Events []any `json:"events"`
-	}
+	var st agentStatus
 	if err := json.NewDecoder(resp.Body).Decode(&st); err != nil {
 		return fmt.Errorf("read status: %w", err)
 	}
 	g.current.Store(st.Level)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.events = st.Events
+	g.last = st
 	return nil
 }
 
 func (g *ctguard) level() int { return int(g.current.Load()) }
 
-func (g *ctguard) lastEvents() []any {
+// status is the last status that was read.
+func (g *ctguard) status() agentStatus {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.events
+	return g.last
 }
 
 func (g *ctguard) log(r *run) string {

@@ -58,7 +58,7 @@ func (r *run) result(out outcome) *Result {
 		res.MaxLevel = max(res.MaxLevel, s.Level)
 	}
 	if g, ok := r.guard.(*ctguard); ok {
-		res.Events = g.lastEvents()
+		res.Events = g.status().Events
 		res.Guard.StopSeconds = g.took
 		res.AtWork = r.before.diff(r.atWork)
 		res.LeftBehind = r.before.diff(r.after)

@@ -135,12 +135,8 @@ func (r *run) killChildren() {
 // prepare starts everything but the attack, in the order in which it depends on each other.
 func (r *run) prepare(ctx context.Context) (err error) {
 	s := r.site
-	for _, space := range s.serving {
-		p, err := role.Spawn(space, service.Role, struct{}{})
-		if err != nil {
-			return err
-		}
-		r.services = append(r.services, p)
+	if r.services, err = s.serve(); err != nil {
+		return err
 	}
 	r.sc.Log("filling the table with %d entries of ordinary users", r.sc.Background)
 	if err := s.background(r.sc.Background, r.sc.BackgroundSources); err != nil {

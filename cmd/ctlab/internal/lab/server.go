@@ -18,7 +18,7 @@ table inet filter {
 		ct state invalid drop
 		iif lo accept
 		meta l4proto { icmp, ipv6-icmp } accept
-		tcp dport { 22, 80, 7000, 7001 } accept
+		tcp dport { 22, 80, 7000, 7001, 7002 } accept
 		udp dport { 5353, 10000-20000 } accept
 	}
 	chain forward {

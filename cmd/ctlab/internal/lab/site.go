@@ -9,6 +9,8 @@ import (
 
 	"ctguard/cmd/ctlab/internal/ns"
 	"ctguard/cmd/ctlab/internal/packet"
+	"ctguard/cmd/ctlab/internal/role"
+	"ctguard/cmd/ctlab/internal/service"
 )
 
 // side is one of the attacker's links.
@@ -117,6 +119,19 @@ func (s *site) close() {
 	for _, n := range s.spaces {
 		n.Close()
 	}
+}
+
+// serve starts the services; those that started are returned even where one did not.
+func (s *site) serve() ([]*role.Process, error) {
+	var out []*role.Process
+	for _, space := range s.serving {
+		p, err := role.Spawn(space, service.Role, struct{}{})
+		if err != nil {
+			return out, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 // nft loads a ruleset in a namespace, as an administrator would.

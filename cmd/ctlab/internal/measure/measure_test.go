@@ -81,6 +81,14 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
+func TestMedian(t *testing.T) {
+	for want, values := range map[float64][]float64{0: nil, 3: {3}, 2: {9, 1, 2}, 5: {5, 1}} {
+		if got := Median(values); got != want {
+			t.Errorf("median of %v is %v, want %v", values, got, want)
+		}
+	}
+}
+
 func TestOutage(t *testing.T) {
 	for name, tc := range map[string]struct {
 		reqs []Request

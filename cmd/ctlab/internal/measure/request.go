@@ -106,6 +106,15 @@ func Quantile(reqs []Request, q float64) *float64 {
 	return &v
 }
 
+// Median is the middle of some values, the upper one of two; zero of none.
+func Median(values []float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}
+
 // Outage is the longest time in which requests were made and none of them served,
 // from the first that failed to the next that was served, or to end.
 func Outage(reqs []Request, end time.Duration) time.Duration {

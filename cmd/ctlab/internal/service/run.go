@@ -19,7 +19,9 @@ const (
 	LinePort = 7000
 	// SpeakPort is where the server speaks first, a line every SpeakPause.
 	SpeakPort = 7001
-	UDPPort   = 5353
+	// SinkPort takes a stream and says nothing.
+	SinkPort = 7002
+	UDPPort  = 5353
 )
 
 // maxFiles is enough for the connections that the heaviest attack holds.
@@ -54,7 +56,7 @@ func Run(ctx context.Context, c *role.Conn) error {
 	if err != nil {
 		return err
 	}
-	for port, k := range map[int]kind{HTTPPort: httpListener, SSHPort: echoListener, LinePort: echoListener, SpeakPort: speakListener} {
+	for port, k := range map[int]kind{HTTPPort: httpListener, SSHPort: echoListener, LinePort: echoListener, SpeakPort: speakListener, SinkPort: sinkListener} {
 		if err := tcp.listen(port, k); err != nil {
 			return err
 		}

@@ -23,9 +23,11 @@ const (
 	httpListener
 	echoListener
 	speakListener
+	sinkListener
 	httpConn
 	echoConn
 	speakConn
+	sinkConn
 )
 
 // toConn is from a listener's kind to that of its connections.
@@ -40,6 +42,7 @@ type tcpServer struct {
 	poll     int
 	kinds    []kind // by descriptor
 	buf      [readMax]byte
+	discard  [1 << 20]byte
 	held     holder
 	audience audience
 }
@@ -95,10 +98,12 @@ func (s *tcpServer) serve(ctx context.Context) {
 		for _, ev := range events[:n] {
 			fd := int(ev.Fd)
 			switch k := s.kinds[fd]; k {
-			case httpListener, echoListener, speakListener:
+			case httpListener, echoListener, speakListener, sinkListener:
 				s.accept(fd, k+toConn)
 			case httpConn, echoConn, speakConn:
 				s.answer(fd, k)
+			case sinkConn:
+				s.sink(fd)
 			case none: // closed by an event before this one
 			}
 		}
@@ -141,6 +146,17 @@ func (s *tcpServer) answer(fd int, k kind) {
 		reply = response
 	}
 	if _, err := unix.Write(fd, reply); err != nil || k == httpConn {
+		s.close(fd)
+	}
+}
+
+// sink takes what came without looking at it: MSG_TRUNC spares the copy.
+func (s *tcpServer) sink(fd int) {
+	n, _, err := unix.Recvfrom(fd, s.discard[:], unix.MSG_TRUNC)
+	if err == unix.EAGAIN || err == unix.EINTR {
+		return
+	}
+	if err != nil || n <= 0 {
 		s.close(fd)
 	}
 }
