@@ -28,7 +28,8 @@ func TestScripts(t *testing.T) {
 		if os.Geteuid() != 0 {
 			t.Fatal("needs root: it makes network namespaces")
 		}
-		for _, program := range []string{"nft", "ip", "unshare", "setpriv", "promtool"} {
+		for _, program := range []string{"nft", "ip", "unshare", "setpriv", "promtool", "iptables-nft", "iptables-legacy",
+			"ufw", "firewalld", "dbus-daemon"} {
 			if _, err := exec.LookPath(program); err != nil {
 				t.Fatal(err)
 			}
@@ -45,12 +46,20 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await":    await,
+			"climb":    climb,
 			"exits":    exits,
 			"fill":     fill,
+			"flood":    flood,
+			"handles":  handles,
+			"hold":     hold,
 			"listen":   listen,
+			"listing":  listing,
 			"metrics":  metrics,
+			"peer":     peer,
+			"served":   served,
 			"signal":   sendSignal,
 			"snapshot": snapshot,
+			"traffic":  traffic,
 		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
@@ -80,26 +89,33 @@ func setUp(env *testscript.Env) error {
 	if err := conntracktest.Enter(); err != nil {
 		return err
 	}
-	return exec.Command("ip", "link", "set", "lo", "up").Run()
+	here, err := thisNamespace()
+	if err != nil {
+		return err
+	}
+	env.Defer(func() { here.Close() })
+	env.Values[ofScript{}] = &script{places: map[string]*os.File{"host": here}}
+	return ip("link set lo up")
 }
 
 // patience bounds every wait for something that must happen.
 const patience = 30 * time.Second
 
-// await PATTERN program args... runs a program again and again until its output matches.
+// await PATTERN program args... runs a program again and again until its output matches; with ! until
+// it no longer does.
 func await(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
-		ts.Fatalf("usage: await PATTERN program [args...]")
+	if len(args) < 2 {
+		ts.Fatalf("usage: [!] await PATTERN program [args...]")
 	}
 	pattern, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
 	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		err := ts.Exec(args[1], args[2:]...)
-		if err == nil && pattern.MatchString(ts.ReadFile("stdout")) {
+		if err == nil && pattern.MatchString(ts.ReadFile("stdout")) != neg {
 			return
 		}
 		if time.Now().After(end) {
-			ts.Fatalf("%s: no %q in its output (%v)", strings.Join(args[1:], " "), args[0], err)
+			ts.Fatalf("%s: %q in its output is still %t (%v)", strings.Join(args[1:], " "), args[0], neg, err)
 		}
 	}
 }
@@ -154,15 +170,6 @@ func fill(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// listen ADDR... opens TCP sockets that listen until the script ends.
-func listen(ts *testscript.TestScript, _ bool, args []string) {
-	for _, addr := range args {
-		l, err := net.Listen("tcp", addr)
-		ts.Check(err)
-		ts.Defer(func() { l.Close() })
-	}
-}
-
 // metrics SOCKET FILE fetches the metrics over the control socket.
 func metrics(ts *testscript.TestScript, _ bool, args []string) {
 	client := http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) {
@@ -194,14 +201,63 @@ func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(programs[n-1].Process.Signal(signal))
 }
 
-// snapshot FILE writes down the whole ruleset and every conntrack setting that belongs to this
-// namespace: those that are read-only here are another's, or counters.
+// counters is what a listing says differently each time: what rules have counted. nft and iptables
+// write it each in its own way.
+var counters = regexp.MustCompile(`packets \d+ bytes \d+|\[\d+:\d+\]`)
+
+// ours is ctguard's own table, as nft lists it.
+var ours = regexp.MustCompile(`(?ms)^table inet ctguard \{.*?^\}\n`)
+
+// handles FILE writes down the numbers by which the kernel knows ctguard's table and its chains: one
+// that was away for a moment comes back with another number.
+func handles(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: handles FILE")
+	}
+	out, err := exec.Command("nft", "-a", "list", "table", "inet", "ctguard").CombinedOutput()
+	if err != nil {
+		ts.Fatalf("%s", out)
+	}
+	var numbers strings.Builder
+	for line := range strings.Lines(string(out)) {
+		if strings.HasPrefix(line, "table ") || strings.HasPrefix(line, "\tchain ") {
+			numbers.WriteString(line)
+		}
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(numbers.String()), 0o600))
+}
+
+// listing FILE program args... writes down what a program lists: without counters, without comments,
+// which have the date in them, and the whole ruleset without the table of ctguard.
+func listing(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: listing FILE program [args...]")
+	}
+	program := strings.Join(args[1:], " ")
+	ts.Check(ts.Exec(args[1], args[2:]...))
+	text := ts.ReadFile("stdout")
+	if program == "nft list ruleset" {
+		text = ours.ReplaceAllString(text, "")
+	}
+	text = regexp.MustCompile(`(?m)^#.*\n`).ReplaceAllString(text, "")
+	if strings.TrimSpace(text) == "" {
+		ts.Fatalf("%s lists nothing", program)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(counters.ReplaceAllString(text, "counted")), 0o600))
+}
+
+// snapshot FILE writes down the whole ruleset without its counters, and every setting of conntrack
+// and of TCP that belongs to this namespace: those that are read-only here are another's, or counters.
 func snapshot(ts *testscript.TestScript, _ bool, args []string) {
 	ruleset, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
 	ts.Check(err)
-	text := string(ruleset)
-	settings, err := filepath.Glob("/proc/sys/net/netfilter/*")
-	ts.Check(err)
+	text := counters.ReplaceAllString(string(ruleset), "counted")
+	var settings []string
+	for _, pattern := range []string{"/proc/sys/net/netfilter/*", "/proc/sys/net/ipv4/tcp_*"} {
+		paths, err := filepath.Glob(pattern)
+		ts.Check(err)
+		settings = append(settings, paths...)
+	}
 	for _, path := range settings {
 		info, err := os.Stat(path)
 		ts.Check(err)
