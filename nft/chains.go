@@ -129,11 +129,18 @@ func (b builder) proxies() bool { return len(b.posture.Synproxy) > 0 }
 //
 // The SYN is answered after the filter instead, in passed_in: only who may connect gets a cookie, and
 // the connection that is opened for a cookie comes by way of lo, which most filters accept unseen.
+//
+// The ACK that completes that connection echoes a timestamp which the kernel has brought in line with the
+// cookie's though it is the listener's own already (synproxy_send_server_ack in
+// net/netfilter/nf_synproxy_core.c). Since 6.15 a listener refuses an echo of what it never sent
+// (tcp_check_req in net/ipv4/tcp_minisocks.c), and the connection would wait for a second until
+// the listener asks again. Without an echo there is nothing to refuse.
 func (b builder) cookies() []rule {
 	if !b.proxies() {
 		return nil
 	}
 	return []rule{
+		newRule(inLoopback(), answersTCP(), destination.tcpServiceIn(proxied), fromElsewhere(), withoutEcho(), back()),
 		newRule(inLoopback(), back()),
 		newRule(ctInvalid(), answersTCP(), destination.tcpServiceIn(proxied), count(proxyChecked), goTo("proxy")),
 	}

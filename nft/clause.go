@@ -261,6 +261,20 @@ func protocol(number uint8) clause {
 	return clause{text: "meta l4proto " + name, l4: number}
 }
 
+// withoutEcho takes the echo out of a TCP segment's timestamps: 0 means that there is none (RFC 7323,
+// section 3.2).
+func withoutEcho() clause {
+	const timestamps, echo = 8, 6 // the option's kind, and where in it the echo is
+	return clause{
+		text: "tcp option timestamp tsecr set 0",
+		l4:   unix.IPPROTO_TCP,
+		exprs: []expr.Any{
+			&expr.Immediate{Register: reg, Data: make([]byte, 4)},
+			&expr.Exthdr{SourceRegister: reg, Op: expr.ExthdrOpTcpopt, Type: timestamps, Offset: echo, Len: 4},
+		},
+	}
+}
+
 // icmpKind is a message of ICMP or ICMPv6; numbers as in include/uapi/linux/icmp.h and icmpv6.h.
 type icmpKind struct {
 	v6   bool

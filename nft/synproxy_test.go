@@ -5,18 +5,24 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"ctguard/agent/host"
 	"ctguard/policy"
 )
 
-// proxy wants port 80 behind synproxy, as this kernel's own handshake would be over veth.
-func proxy() Desired {
-	return Desired{Posture: policy.Posture{
-		Synproxy:  []uint16{80},
-		Handshake: policy.Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
-	}}
+// proxy wants port 80 behind synproxy, with what this host says of itself.
+func proxy(t *testing.T) Desired {
+	t.Helper()
+	said, err := host.New("/").Handshake()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Desired{Posture: policy.Posture{Synproxy: []uint16{80}, Handshake: said}}
 }
 
 // strict is what synproxy needs of the namespace.
@@ -67,7 +73,7 @@ func TestSynproxy(t *testing.T) {
 			stateful(t, accept)
 			strict(t)
 			table := open(t)
-			apply(t, table, proxy())
+			apply(t, table, proxy(t))
 			for i := range 200 {
 				l.segment(fmt.Sprintf("192.0.2.%d", 20+i), 80, 0x02)
 			}
@@ -89,6 +95,86 @@ func TestSynproxy(t *testing.T) {
 	}
 }
 
+// TestSynproxyDoesNotStall: nobody waits for a retransmission, whoever speaks first.
+func TestSynproxyDoesNotStall(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	greet(t, 81)
+	stateful(t, "tcp dport { 80, 81 } accept")
+	strict(t)
+	setting(t, "ipv4/tcp_timestamps", "2")
+	d := proxy(t)
+	d.Posture.Synproxy = []uint16{80, 81}
+	table := open(t)
+	apply(t, table, d)
+	before := retransmitted(t)
+	const connections = 500
+	for range connections {
+		for _, from := range []string{client2, client6} {
+			c := l.mustDial("tcp", from, 80)
+			mustEcho(t, c)
+			c.Close()
+			c = l.mustDial("tcp", from, 81)
+			c.SetDeadline(time.Now().Add(patience))
+			if _, err := io.ReadFull(c, make([]byte, len(greeting))); err != nil {
+				t.Fatalf("greeting: %v", err)
+			}
+			c.Close()
+		}
+	}
+	if n := retransmitted(t) - before; n > 0 {
+		t.Errorf("%d segments sent again in %d connections", n, 4*connections)
+	}
+	if w := work(t, table).Proxied; w.Delivered != 4*connections {
+		t.Errorf("%d of %d connections came by way of synproxy", w.Delivered, 4*connections)
+	}
+}
+
+const greeting = "welcome"
+
+// greet serves a protocol in which the server speaks first.
+func greet(t *testing.T, port int) {
+	t.Helper()
+	listener, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				io.WriteString(c, greeting)
+				io.Copy(io.Discard, c)
+			}()
+		}
+	}()
+}
+
+// retransmitted returns how many TCP segments the host has sent again: RetransSegs of RFC 4022.
+func retransmitted(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/thread-self/net/snmp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows [][]string
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "Tcp:") {
+			rows = append(rows, strings.Fields(line))
+		}
+	}
+	n, err := strconv.Atoi(rows[1][slices.Index(rows[0], "RetransSegs")])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // TestSynproxyComesAndGoes: connections live on when synproxy enters, and those it accepted when it
 // leaves, though nobody adapts their timestamps any more.
 func TestSynproxyComesAndGoes(t *testing.T) {
@@ -102,7 +188,7 @@ func TestSynproxyComesAndGoes(t *testing.T) {
 	strict(t)
 	setting(t, "ipv4/tcp_timestamps", "2")
 	table := open(t)
-	apply(t, table, proxy())
+	apply(t, table, proxy(t))
 	var during []net.Conn
 	for range 10 {
 		during = append(during, l.mustDial("tcp", client2, 80), l.mustDial("tcp", client6, 80))
@@ -127,7 +213,7 @@ func TestSynproxyIsStopped(t *testing.T) {
 			ct state established accept; iifname "host0" tcp dport 80 accept; }; }`)
 		strict(t)
 		table := open(t)
-		apply(t, table, proxy())
+		apply(t, table, proxy(t))
 		if err := echoed(l.mustDial("tcp", client2, 80), refuses); err == nil {
 			t.Fatal("the connection gets through: this test shows nothing")
 		}
@@ -141,7 +227,7 @@ func TestSynproxyIsStopped(t *testing.T) {
 		feed(t, `table inet host { chain prerouting { type filter hook prerouting priority -140; ct state invalid drop; }; }`)
 		strict(t)
 		table := open(t)
-		apply(t, table, proxy())
+		apply(t, table, proxy(t))
 		if err := echoed(l.mustDial("tcp", client2, 80), refuses); err == nil {
 			t.Fatal("the connection gets through: this test shows nothing")
 		}
