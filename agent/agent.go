@@ -58,6 +58,7 @@ type Agent struct {
 	setTo      map[string]int // the settings last wanted
 	setAt      time.Time      // when they were last looked at
 	retimed    uint64
+	lonely     lonely
 	decision   policy.Decision
 	events     history
 	troubles   map[string]string
@@ -134,6 +135,7 @@ func (a *Agent) open(o Options) error {
 	}
 	a.adoptOrphans()
 	a.stack = here
+	a.lonely.elsewhere = here.Elsewhere
 	a.surveyor = &surveyor{host: here, config: c, lacking: lacking}
 	a.machine = policy.New(c.Policy)
 	a.metrics = newMetrics()
@@ -283,6 +285,7 @@ func (a *Agent) tick() {
 		a.decision.Next = a.config.Policy.Calm
 		return
 	}
+	a.lookAround(started, o.Count)
 	words := memory{a.machine.Override(), a.machine.Manual()}
 	a.decision = a.machine.Tick(o)
 	if a.recorder != nil {

@@ -150,6 +150,7 @@ func newAgent(k *kernel, c Config, dryRun bool) *Agent {
 		a.actuator = &live{walker: k, ruleset: fakeRules{k}, settings: a.settings,
 			evicting: rate.NewLimiter(rate.Inf, 1), retiming: rate.NewLimiter(rate.Inf, 1), connections: k.established}
 	}
+	a.lonely.elsewhere = func() int { return 0 }
 	a.learn(facts{Host: policy.Host{Services: []policy.Selector{{Protocol: policy.TCP, Port: 80}}}})
 	return a
 }

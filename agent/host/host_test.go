@@ -1,10 +1,12 @@
 package host
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -179,6 +181,29 @@ func TestParseSocket(t *testing.T) {
 	for n := range sizeofInetDiagMsg {
 		if got, ok := parseSocket(b[:n]); ok {
 			t.Fatalf("%d bytes were taken for %v", n, got)
+		}
+	}
+}
+
+// What others have is what process 1 sees, or else what memory holds beyond the kernel's own stock.
+func TestElsewhere(t *testing.T) {
+	stock := slackPerCPU * runtime.NumCPU()
+	slab := func(n int) string {
+		return fmt.Sprintf("slabinfo - version: 2.1\nnf_conntrack_expect 9000 9000 208 19 1\nnf_conntrack %d %d 256 16 1 : tunables 0 0 0\n", n, n+10)
+	}
+	const entries = "entries  clashres found\n000000ff  00000000 00000000\n000000ff  00000000 00000000\n"
+	for name, c := range map[string]struct {
+		files map[string]string
+		want  int
+	}{
+		"nothing known":   {nil, 0},
+		"process 1":       {map[string]string{"proc/1/net/stat/nf_conntrack": entries, "proc/slabinfo": slab(1 << 20)}, 255},
+		"slab":            {map[string]string{"proc/slabinfo": slab(stock + 70)}, 70},
+		"slab with stock": {map[string]string{"proc/slabinfo": slab(stock - 1)}, 0},
+	} {
+		h, _ := fixture(t, c.files)
+		if got := h.Elsewhere(); got != c.want {
+			t.Errorf("%s: %d entries elsewhere, want %d", name, got, c.want)
 		}
 	}
 }

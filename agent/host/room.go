@@ -65,17 +65,10 @@ func (h *Host) memory() (int, error) {
 	return 0, errors.New("look for room: no MemTotal in /proc/meminfo")
 }
 
-// objectSize returns the size of an entry's slab object in bytes; see slabinfo(5).
+// objectSize returns the size of an entry's slab object in bytes.
 func (h *Host) objectSize() int {
-	text, err := os.ReadFile(filepath.Join(h.proc, "slabinfo"))
-	if err != nil {
-		return entrySize
-	}
-	for line := range strings.Lines(string(text)) {
-		var active, all, size int
-		if _, err := fmt.Sscanf(line, "nf_conntrack %d %d %d", &active, &all, &size); err == nil {
-			return size
-		}
+	if _, size := h.slab(); size > 0 {
+		return size
 	}
 	return entrySize
 }
