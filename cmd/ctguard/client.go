@@ -10,8 +10,11 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
+
+	"ctguard/agent"
 )
 
 // answerWithin is how long a daemon that runs may take to answer.
@@ -52,7 +55,7 @@ func (p *program) call(ctx context.Context, path string, body, out any) error {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("not allowed to ask the daemon at %s: try sudo", config.Socket)
 	case err != nil:
-		return &codedError{fmt.Errorf("no daemon answers at %s", config.Socket), exitNoDaemon, "systemctl start ctguard, or ctguard run"}
+		return &codedError{fmt.Errorf("no daemon answers at %s", config.Socket), exitNoDaemon, p.noDaemonHint(config)}
 	}
 	defer response.Body.Close()
 	if response.StatusCode >= 300 {
@@ -70,4 +73,15 @@ func (p *program) call(ctx context.Context, path string, body, out any) error {
 		return fmt.Errorf("read the daemon's answer: %w", err)
 	}
 	return nil
+}
+
+// noDaemonHint says where a daemon may be, or how to have one.
+func (p *program) noDaemonHint(c agent.Config) string {
+	if p.everywhere(c) && !slices.ContainsFunc(c.Namespaces, agent.Namespace.IsHost) {
+		return fmt.Sprintf("namespaces in the configuration does not have host: ask for one that it has, with --netns %s", c.Namespaces[0])
+	}
+	if !c.Namespace.IsHost() && !slices.Contains(c.Namespaces, c.Namespace) {
+		return fmt.Sprintf("ctguard run --netns %s, or name it in namespaces in the configuration", c.Namespace)
+	}
+	return "systemctl start ctguard, or ctguard run"
 }

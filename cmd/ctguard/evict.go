@@ -22,7 +22,7 @@ func (p *program) evictCommand() *cobra.Command {
 			if err != nil {
 				return usage(err, "ctguard evict 198.51.100.7")
 			}
-			config, err := p.config()
+			config, err := p.inside(c.Context())
 			if err != nil {
 				return err
 			}

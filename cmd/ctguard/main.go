@@ -63,17 +63,22 @@ func usage(err error, hint string) error { return &codedError{err, exitUsage, hi
 // program is what all commands share.
 type program struct {
 	configPath string
-	given      bool // --config was given: the file must exist
+	given      bool   // --config was given: the file must exist
+	netns      string // what --netns says
+	namespace  agent.Namespace
 }
 
-// config loads the configuration.
+// config loads the configuration of the namespace that the command is about.
 func (p *program) config() (agent.Config, error) {
 	c, err := agent.LoadConfig(p.configPath, !p.given)
 	if err != nil {
 		return c, usage(err, "ctguard check FILE validates a configuration; every key is explained in docs/examples/ctguard.toml")
 	}
-	return c, nil
+	return c.In(p.namespace), nil
 }
+
+// everywhere reports whether a command is about all namespaces that the configuration has.
+func (p *program) everywhere(c agent.Config) bool { return p.netns == "" && len(c.Namespaces) > 0 }
 
 // newCommand returns the whole command line.
 func newCommand() *cobra.Command {
@@ -89,12 +94,19 @@ func newCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
-		PersistentPreRun: func(c *cobra.Command, _ []string) {
+		PersistentPreRunE: func(c *cobra.Command, _ []string) (err error) {
 			p.given = c.Flags().Changed("config")
+			if c.Flags().Changed("netns") {
+				if p.namespace, err = agent.ParseNamespace(p.netns); err != nil {
+					return usage(err, "ip netns list shows their names")
+				}
+			}
+			return nil
 		},
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().StringVar(&p.configPath, "config", agent.DefaultConfigPath, "configuration file")
+	root.PersistentFlags().StringVar(&p.netns, "netns", "", "network namespace: a name of ip-netns(8), or a path such as /proc/PID/ns/net (default the one this is started in)")
 	root.AddCommand(p.runCommand(), p.statusCommand(), p.sourcesCommand(), p.planCommand(), p.holdCommand(), p.autoCommand(),
 		p.limitCommand(), p.releaseCommand(), p.eventsCommand(), p.evictCommand(), p.revertCommand(), p.checkCommand(),
 		p.explainCommand(), p.replayCommand(), versionCommand())

@@ -19,7 +19,7 @@ func (p *program) planCommand() *cobra.Command {
 		Short: "print the exact ruleset and settings a level would bring here; write nothing",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			config, err := p.config()
+			config, err := p.inside(c.Context())
 			if err != nil {
 				return err
 			}

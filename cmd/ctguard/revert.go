@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"os/exec"
 
 	"github.com/spf13/cobra"
 
@@ -14,9 +17,12 @@ func (p *program) revertCommand() *cobra.Command {
 		Short: "go back to the baseline now, with or without the daemon",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			config, err := p.config()
+			config, err := p.inside(c.Context())
 			if err != nil {
 				return err
+			}
+			if p.everywhere(config) {
+				return p.revertAll(c, config.Namespaces)
 			}
 			if agent.Running() {
 				r := agent.HoldRequest{For: agent.RevertFor.String(), Reason: "ctguard revert"}
@@ -40,4 +46,23 @@ func (p *program) revertCommand() *cobra.Command {
 			return err
 		},
 	}
+}
+
+// revertAll reverts one namespace after the other, each by a process in it. One that is not there does not
+// keep the others from it.
+func (p *program) revertAll(c *cobra.Command, namespaces []agent.Namespace) error {
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find own program: %w", err)
+	}
+	var errs []error
+	for _, n := range namespaces {
+		fmt.Fprintf(c.OutOrStdout(), "namespace %s:\n", n)
+		one := exec.CommandContext(c.Context(), program, append([]string{"revert", "--netns", n.String()}, p.arguments(false)...)...)
+		one.Stdout, one.Stderr = c.OutOrStdout(), c.ErrOrStderr()
+		if err := one.Run(); err != nil {
+			errs = append(errs, fmt.Errorf("namespace %s was not reverted: %w", n, err))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -1,11 +1,12 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"os/signal"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -18,27 +19,53 @@ func (p *program) runCommand() *cobra.Command {
 	var record string
 	c := &cobra.Command{
 		Use:   "run",
-		Short: "guard the table until SIGTERM; SIGHUP reads the configuration again",
+		Short: "guard the table until SIGTERM, or the tables of all namespaces of the configuration; SIGHUP reads it again",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			config, err := p.config()
+			config, err := p.inside(c.Context())
 			if err != nil {
 				return err
 			}
 			hup := make(chan os.Signal, 1)
 			signal.Notify(hup, unix.SIGHUP)
-			a, err := agent.New(config, agent.Options{DryRun: dryRun, Record: record, Root: "/", Log: logger(), Ready: func() {
-				_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // no systemd is no fault
-			}})
+			if p.everywhere(config) {
+				if record != "" {
+					return usage(errors.New("--record is of one namespace, and the configuration has several"), "ctguard run --netns NAME --record FILE")
+				}
+				return supervise(c.Context(), hup, config.Namespaces, p.arguments(dryRun), logger())
+			}
+			log := logger()
+			if p.netns != "" {
+				log = log.With("namespace", p.namespace.String())
+			}
+			a, err := agent.New(config, agent.Options{DryRun: dryRun, Record: record, Root: "/", Log: log, Ready: announce})
 			if err != nil {
 				return err
 			}
-			return a.Run(c.Context(), hup)
+			ctx, cancel := whileNamed(c.Context(), p.namespace)
+			defer cancel(nil)
+			err = a.Run(ctx, hup)
+			if cause := context.Cause(ctx); err == nil && !errors.Is(cause, context.Canceled) {
+				return cause
+			}
+			return err
 		},
 	}
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "decide and tell, but change nothing")
 	c.Flags().StringVar(&record, "record", "", "write observations and decisions to this new file, for ctguard replay")
 	return c
+}
+
+// arguments returns those of an agent that is to run as this program was told to.
+func (p *program) arguments(dryRun bool) []string {
+	var list []string
+	if p.given {
+		list = append(list, "--config", p.configPath)
+	}
+	if dryRun {
+		list = append(list, "--dry-run")
+	}
+	return list
 }
 
 // logger writes text on a terminal and JSON otherwise.

@@ -55,6 +55,7 @@ func TestScripts(t *testing.T) {
 			"listen":   listen,
 			"listing":  listing,
 			"metrics":  metrics,
+			"netns":    netns,
 			"peer":     peer,
 			"served":   served,
 			"signal":   sendSignal,

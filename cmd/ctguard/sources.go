@@ -50,7 +50,7 @@ func (p *program) sourcesCommand() *cobra.Command {
 			if n < 1 {
 				return usage(fmt.Errorf("-n %d is below 1", n), "")
 			}
-			config, err := p.config()
+			config, err := p.inside(c.Context())
 			if err != nil {
 				return err
 			}

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+)
+
+// netns NAME... makes network namespaces as ip-netns(8) does. They have names in the script only: its
+// thread, and so what it starts, gets a /run of its own, which ends with it.
+func netns(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: netns NAME...")
+	}
+	ts.Check(ownRun())
+	for _, name := range args {
+		text, err := exec.Command("ip", "netns", "add", name).CombinedOutput()
+		ts.Logf("%s", text)
+		ts.Check(err)
+	}
+}
+
+// ownRun gives the calling thread a mount namespace and an empty /run, unless it has them.
+func ownRun() error {
+	const marker = "/run/ctguard-test"
+	if _, err := os.Stat(marker); err == nil {
+		return nil
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	return errors.Join(
+		unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""),
+		unix.Mount("test", "/run", "tmpfs", 0, ""),
+		os.WriteFile(marker, nil, 0o600))
+}

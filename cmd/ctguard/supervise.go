@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"ctguard/agent"
+)
+
+// An agent that ends is started again after a pause, twice as long each time it lived no longer than the
+// longest.
+const (
+	firstPause   = time.Second
+	longestPause = time.Minute
+)
+
+// supervisor keeps one agent per namespace running, each a process of its own: a process is in one
+// network namespace, and so are its sockets and its rules. All methods run in the goroutine of run.
+type supervisor struct {
+	arguments []string // of each agent, besides its namespace
+	log       *slog.Logger
+	wards     []*ward
+	news      chan func() // what those have to tell that wait for agents
+	announced bool        // systemd knows that all are ready
+	stopping  bool
+	failed    error // why all must end, or have not ended well
+}
+
+// ward is one agent.
+type ward struct {
+	namespace agent.Namespace
+	process   *os.Process // nil while it does not run
+	ready     bool        // it guards its table now
+	proven    bool        // it did so once: its configuration is right
+	due       bool        // a reload to be passed on once it is ready
+	started   time.Time
+	pause     time.Duration
+}
+
+// supervise runs the agents of the namespaces until ctx ends.
+func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []agent.Namespace, arguments []string, log *slog.Logger) error {
+	s := &supervisor{arguments: arguments, log: log, news: make(chan func())}
+	for _, n := range namespaces {
+		w := &ward{namespace: n}
+		s.wards = append(s.wards, w)
+		s.start(w)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return s.stop()
+		case <-hup:
+			for _, w := range s.wards {
+				s.reload(w)
+			}
+		case tell := <-s.news:
+			if tell(); s.failed != nil {
+				return s.stop()
+			}
+		}
+	}
+}
+
+// start starts the agent of a namespace. It ends with this process, also by kill -9.
+func (s *supervisor) start(w *ward) {
+	if s.stopping {
+		return
+	}
+	w.started = time.Now()
+	r, process, err := s.launch(w.namespace)
+	if err != nil {
+		s.again(w, err)
+		return
+	}
+	w.process = process.Process
+	go func() {
+		one := make([]byte, 1)
+		if n, _ := r.Read(one); n > 0 {
+			s.news <- func() { s.settle(w) }
+		}
+		r.Close()
+		err := process.Wait()
+		s.news <- func() { s.ended(w, err) }
+	}()
+}
+
+// launch starts an agent and returns the pipe that it writes to when it is ready.
+func (s *supervisor) launch(n agent.Namespace) (*os.File, *exec.Cmd, error) {
+	program, err := os.Executable()
+	if err != nil {
+		return nil, nil, err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer w.Close()
+	c := exec.Command(program, append([]string{"run", "--netns", n.String()}, s.arguments...)...)
+	c.Stderr = os.Stderr
+	c.ExtraFiles = []*os.File{w} // descriptor 3
+	c.Env = append(os.Environ(), readyVariable+"=3")
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
+	if err := c.Start(); err != nil {
+		r.Close()
+		return nil, nil, err
+	}
+	return r, c, nil
+}
+
+// settle notes that an agent guards its table, and tells systemd when all do.
+func (s *supervisor) settle(w *ward) {
+	w.ready, w.proven = true, true
+	s.log.Info("agent is ready", "namespace", w.namespace.String())
+	if s.stopping {
+		_ = w.process.Signal(unix.SIGTERM) // one that came before it could be caught is lost
+	} else if w.due {
+		s.reload(w)
+	}
+	for _, other := range s.wards {
+		if !other.proven {
+			return
+		}
+	}
+	if !s.announced {
+		s.announced = true
+		_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // no systemd is no fault
+	}
+}
+
+// reload has an agent read the configuration again. One that is not ready yet may not know the signal.
+func (*supervisor) reload(w *ward) {
+	if w.due = !w.ready; w.ready {
+		_ = w.process.Signal(unix.SIGHUP)
+	}
+}
+
+// ended notes that an agent has ended. It is started again, unless it never ran because something is wrong
+// with the configuration, about which it has said what.
+func (s *supervisor) ended(w *ward, err error) {
+	w.process, w.ready = nil, false
+	var exit *exec.ExitError
+	code := 0
+	if errors.As(err, &exit) {
+		code = exit.ExitCode()
+	}
+	switch {
+	case s.stopping:
+		if code > 0 {
+			s.failed = errors.Join(s.failed, fmt.Errorf("agent of namespace %s: %w", w.namespace, err))
+		}
+	case code == exitUsage && !w.proven:
+		s.failed = usage(fmt.Errorf("namespace %s can't be guarded: see above", w.namespace), "")
+	default:
+		s.again(w, err)
+	}
+}
+
+// again starts an agent again after a pause.
+func (s *supervisor) again(w *ward, err error) {
+	w.pause = min(max(firstPause, 2*w.pause), longestPause)
+	if time.Since(w.started) > longestPause {
+		w.pause = firstPause
+	}
+	s.log.Warn("agent has ended, it is started again", "namespace", w.namespace.String(), "error", fmt.Sprint(err), "pause", w.pause.String())
+	time.AfterFunc(w.pause, func() { s.news <- func() { s.start(w) } })
+}
+
+// stop ends all agents and waits until they have taken everything back.
+func (s *supervisor) stop() error {
+	s.stopping = true
+	for _, w := range s.wards {
+		if w.process != nil {
+			_ = w.process.Signal(unix.SIGTERM)
+		}
+	}
+	for s.running() {
+		(<-s.news)()
+	}
+	return s.failed
+}
+
+// running reports whether any agent still runs.
+func (s *supervisor) running() bool {
+	for _, w := range s.wards {
+		if w.process != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// readyVariable tells an agent the descriptor of the pipe on which its supervisor waits for it.
+const readyVariable = "CTGUARD_READY_FD"
+
+// announce tells whoever waits for it that the agent guards its table: its supervisor, or systemd.
+func announce() {
+	fd, err := strconv.Atoi(os.Getenv(readyVariable))
+	if err != nil {
+		_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // no systemd is no fault
+		return
+	}
+	pipe := os.NewFile(uintptr(fd), "supervisor")
+	_, _ = pipe.WriteString("\n") // a supervisor that is gone has had its end signalled
+	_ = pipe.Close()
+}
