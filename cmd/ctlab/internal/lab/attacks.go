@@ -14,6 +14,9 @@ type Attack struct {
 	Name       string
 	Summary    string
 	Topologies []string
+	// Variant is set where this is another attack again, only from other sources or at other
+	// times: a guard that does not look at these has nothing new to show.
+	Variant bool
 
 	kind    flood.Kind
 	rate    int
@@ -28,6 +31,7 @@ type Attack struct {
 	far     bool         // from the far side of a gateway
 	on, off time.Duration
 	lasts   time.Duration // where the usual time would show too little
+	briefly time.Duration // the least that shows anything, where that is no matter of rate
 }
 
 var (
@@ -43,16 +47,16 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "handshake-wide", Summary: "the same from 1 000 sources, below most per-source limits",
-		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 1000, port: service.HTTPPort,
+		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 1000, port: service.HTTPPort,
 	},
 	{
 		Name: "handshake6", Summary: "the same over IPv6, from 200 networks of /64",
-		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort, ipv6: true,
+		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort, ipv6: true,
 	},
 	{
 		Name: "pulses", Summary: "the handshake flood, 4 s on and 6 s off",
-		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
-		on: 4 * time.Second, off: 6 * time.Second, lasts: 24 * time.Second,
+		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+		on: 4 * time.Second, off: 6 * time.Second, lasts: 24 * time.Second, briefly: 14 * time.Second,
 	},
 	{
 		Name: "udp", Summary: "200 sources, 300 flows each, to an open UDP port, used again and again",
@@ -80,11 +84,11 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "nat-users", Summary: "200 users of the gateway, together 5 000 connections a second",
-		Topologies: onGateway, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+		Variant: true, Topologies: onGateway, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
 	},
 	{
 		Name: "nat-user6", Summary: "one inside /64 opens 5 000 connections a second over IPv6, each from another address",
-		Topologies: onGateway, kind: flood.Handshake, rate: 5000, from: insideUser6, port: service.HTTPPort, ipv6: true,
+		Variant: true, Topologies: onGateway, kind: flood.Handshake, rate: 5000, from: insideUser6, port: service.HTTPPort, ipv6: true,
 	},
 	{
 		Name: "nat-udp", Summary: "20 users of the gateway, 3 000 UDP flows each, used again and again",
@@ -158,13 +162,7 @@ func AttackSummary(name string) string {
 	return name
 }
 
-// AttacksOn names the attacks that run on a topology.
-func AttacksOn(topology string) []string {
-	var names []string
-	for _, a := range Attacks {
-		if a.runsOn(topology) {
-			names = append(names, a.Name)
-		}
-	}
-	return names
+// AttacksOn is the attacks that run on a topology.
+func AttacksOn(topology string) []Attack {
+	return slices.DeleteFunc(slices.Clone(Attacks), func(a Attack) bool { return !a.runsOn(topology) })
 }

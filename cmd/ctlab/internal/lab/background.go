@@ -4,39 +4,56 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"github.com/ti-mo/conntrack"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
+
+// makers is how many goroutines make entries at the same time.
+const makers = 4
 
 // background fills the table with ordinary users' connections: established, assured,
 // spread unevenly on many sources. Nobody is behind them, as nobody is behind most
 // connections of a moment.
 //
-// Sources differ by a factor of five: half of the entries are spread over all of them, the
-// other half over a quarter.
+// It is done by goroutines of its own: the caller's may be bound to its thread, and would pay for
+// each of the many answers of the kernel with two changes of thread.
 func (s *site) background(entries, sources int) error {
-	if entries == 0 {
-		return nil
+	flows := s.ordinaryFlows(entries, sources)
+	var eg errgroup.Group
+	for part := range slices.Chunk(flows, max(1, (len(flows)+makers-1)/makers)) {
+		eg.Go(func() error { return s.create(part) })
 	}
+	return eg.Wait()
+}
+
+func (s *site) create(flows []conntrack.Flow) error {
 	conn, err := conntrack.Dial(&netlink.Config{NetNS: s.protected.FD()})
 	if err != nil {
 		return fmt.Errorf("open conntrack: %w", err)
 	}
 	defer func() { _ = conn.Close() }() // nothing is written by closing
-	rng := rand.New(rand.NewPCG(7, 11))
-	froms := make([]netip.Addr, sources)
-	a := s.backgroundFrom.Addr()
-	for i := range froms {
-		a = a.Next()
-		froms[i] = a
+	for _, f := range flows {
+		if err := conn.Create(f); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("make a background entry: %w", err)
+		}
 	}
+	return nil
+}
+
+// ordinaryFlows makes up the ordinary users' connections. Sources differ by a factor of five: half
+// of the entries are spread over all of them, the other half over a quarter.
+func (s *site) ordinaryFlows(entries, sources int) []conntrack.Flow {
 	const (
 		established = 3
 		status      = conntrack.StatusConfirmed | conntrack.StatusSeenReply | conntrack.StatusAssured
 	)
+	rng := rand.New(rand.NewPCG(7, 11))
+	froms := addrs(s.backgroundFrom.String(), 1, sources)
+	flows := make([]conntrack.Flow, 0, entries)
 	for i := range entries {
 		// Every source has some, a few have several times as many.
 		from := froms[i%sources]
@@ -51,15 +68,24 @@ func (s *site) background(entries, sources int) error {
 			f.TupleReply.Proto.DestinationPort = uint16(1024 + i%64000)
 		}
 		f.ProtoInfo.TCP = &conntrack.ProtoInfoTCP{State: established}
-		if err := conn.Create(f); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("make background entry %d: %w", i, err)
-		}
+		flows = append(flows, f)
 	}
-	return nil
+	return flows
 }
 
-// ordinaryLeft counts the entries of ordinary users that are still in the table.
-func (s *site) ordinaryLeft() (int, error) {
+// ordinaryLeft counts the entries of ordinary users that are still in the table, on a goroutine of
+// its own as background makes them.
+func (s *site) ordinaryLeft() (n int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n, err = s.countOrdinary()
+	}()
+	<-done
+	return n, err
+}
+
+func (s *site) countOrdinary() (int, error) {
 	conn, err := conntrack.Dial(&netlink.Config{NetNS: s.protected.FD()})
 	if err != nil {
 		return 0, fmt.Errorf("open conntrack: %w", err)

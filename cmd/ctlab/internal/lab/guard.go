@@ -22,7 +22,8 @@ type GuardInfo struct {
 	Name    string
 	Summary string
 
-	capacity int // of the table, 0: the scenario's
+	agent    bool // it goes on working while the table is full
+	capacity int  // of the table, 0: the scenario's
 	make     func(Scenario) guard
 }
 
@@ -45,10 +46,10 @@ var Guards = []GuardInfo{
 		Name: "static", Summary: "a competent static ruleset: at most 100 connections a source, strict TCP pick-up",
 		make: func(Scenario) guard { return passive{sysctls: staticSysctls, rules: staticRules} },
 	},
-	{Name: "ctguard", Summary: "ctguard with its default configuration", make: newCTGuard("")},
+	{Name: "ctguard", Summary: "ctguard with its default configuration", agent: true, make: newCTGuard("")},
 	{
 		Name: "ctguard-evict", Summary: "ctguard without notrack, as on a host that refuses it",
-		make: newCTGuard("[steps.notrack]\nenabled = false\n"),
+		agent: true, make: newCTGuard("[steps.notrack]\nenabled = false\n"),
 	},
 }
 
@@ -98,6 +99,10 @@ table inet advice {
 		type filter hook input priority filter - 5; policy accept;
 		ct state invalid drop
 	}
+	chain forward {
+		type filter hook forward priority filter - 5; policy accept;
+		ct state invalid drop
+	}
 }
 `
 
@@ -111,11 +116,18 @@ const staticRules = `
 table inet static {
 	set held4 { type ipv4_addr; size 131072; flags dynamic; }
 	set held6 { type ipv6_addr; size 131072; flags dynamic; }
-	chain input {
-		type filter hook input priority filter - 5; policy accept;
+	chain judge {
 		ct state invalid drop
 		ct state new meta nfproto ipv4 add @held4 { ip saddr ct count over 100 } drop
 		ct state new meta nfproto ipv6 add @held6 { ip6 saddr ct count over 100 } drop
+	}
+	chain input {
+		type filter hook input priority filter - 5; policy accept;
+		jump judge
+	}
+	chain forward {
+		type filter hook forward priority filter - 5; policy accept;
+		jump judge
 	}
 }
 `
