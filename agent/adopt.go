@@ -87,6 +87,7 @@ func untracked(p policy.Posture) []policy.Selector {
 func (a *Agent) retrack() error {
 	ctx, cancel := context.WithTimeout(context.Background(), adoptPatience)
 	defer cancel()
+	a.takeLastCookies()
 	selectors := untracked(a.decision.Posture)
 	if len(selectors) > 0 {
 		_, err := a.actuator.adopt(ctx, selectors)
@@ -98,6 +99,18 @@ func (a *Agent) retrack() error {
 		err = errors.Join(err, late, a.note(nil))
 	}
 	return err
+}
+
+// takeLastCookies has synproxy answer no more handshakes, and waits for those under way.
+func (a *Agent) takeLastCookies() {
+	p := a.decision.Posture
+	if len(p.Synproxy) == 0 || a.dryRun {
+		return
+	}
+	p.LastCookies = true
+	if err := a.actuator.rules(nft.Desired{Posture: p, Allow: a.facts.Allow}, time.Now()); err == nil {
+		time.Sleep(policy.LastCookiesFor)
+	}
 }
 
 // notePath returns where it is noted which services live untracked: after a kill -9 the next start must

@@ -396,13 +396,14 @@ func summary(changes []sysctl.Change) string {
 	return strings.Join(list, ", ")
 }
 
-// revert takes every step back.
+// revert takes every step back: rules before the settings that they depend on.
 func (a *Agent) revert() error {
+	rules := a.retrack()
 	_, err := a.actuator.set(nil)
 	if err != nil {
 		err = fmt.Errorf("put settings back: %w", err)
 	}
-	return errors.Join(err, a.retrack())
+	return errors.Join(err, rules)
 }
 
 // learn takes what was found out about the host, and reads the settings again: somebody else may

@@ -77,6 +77,11 @@ func (s *surveyor) survey() facts {
 		note(err)
 		f.Services, f.Lane = nil, nil // unknown NAT: nothing goes untracked
 	}
+	for _, one := range s.managed(f.Services) {
+		if f.Refused[one] == "" {
+			f.Refused[one] = "a management port: the host's own limits on new connections stay in force; list it in notrack.services to leave it untracked"
+		}
+	}
 	f.own, err = s.host.Own()
 	note(err)
 	f.Allow, err = s.allowlist(f.own, operators)
@@ -153,6 +158,18 @@ func (s *surveyor) services() ([]policy.Selector, error) {
 		seen[one] = true
 		return again || slices.Contains(s.config.Except, one)
 	}), nil
+}
+
+// managed returns the services on management ports that the configuration does not name.
+func (s *surveyor) managed(services []policy.Selector) []policy.Selector {
+	var list []policy.Selector
+	for _, port := range s.config.Ports {
+		one := policy.Selector{Protocol: policy.TCP, Port: port}
+		if slices.Contains(services, one) && !slices.Contains(s.config.Services, one.String()) {
+			list = append(list, one)
+		}
+	}
+	return list
 }
 
 // mostLane bounds the management lane: each selector is a rule.

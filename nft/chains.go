@@ -244,7 +244,7 @@ func (b builder) passedIn() []rule {
 	for _, s := range b.special {
 		list = append(list, s.counting(delivered, s.incoming(), false)...)
 	}
-	if b.proxies() {
+	if b.proxies() && !b.posture.LastCookies {
 		list = append(list, newRule(ctNew(), opensTCP(), destination.tcpServiceIn(proxied), count(proxySYNs), goTo("proxy")))
 	}
 	return append(b.proxyOpens(inLoopback(), proxyDelivered), afterFirst(newRule(inLoopback(), back()), list)...)

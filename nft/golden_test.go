@@ -82,6 +82,7 @@ func cases() []struct {
 		{"budgets", "budgets", Desired{Posture: policy.Posture{Budgets: budgets}, Allow: allowList}},
 		{"synproxy", "synproxy", Desired{Posture: policy.Posture{Synproxy: []uint16{80, 443}, Handshake: handshake}, Allow: allowList}},
 		{"synproxy, bare", "bare", Desired{Posture: policy.Posture{Synproxy: []uint16{80}, Handshake: policy.Handshake{MSS4: 536, MSS6: 1220}}}},
+		{"synproxy, last cookies", "cookies", Desired{Posture: policy.Posture{Synproxy: []uint16{80}, Handshake: handshake, LastCookies: true}}},
 		{"all", "all", Desired{Posture: policy.Posture{DropInvalid: true, Notrack: append(watched, services...), Limits: limits, LimitRate: 10, LimitBurst: 20,
 			ClosedPorts: true, Budgets: budgets, Synproxy: []uint16{8080}, Handshake: handshake}, Allow: allowList}},
 		{"everything allowed", "whole", Desired{Posture: policy.Posture{DropInvalid: true, Limits: []policy.Limit{{Prefix: prefix("0.0.0.0/0")}, {Prefix: prefix("::/0"), Kind: policy.Block}, {Prefix: prefix("255.255.255.255/32"), Kind: policy.Block}}, LimitRate: 5, LimitBurst: 5,

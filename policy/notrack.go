@@ -28,11 +28,12 @@ type untracker struct {
 
 // selectorTrial is one selector's way through the stages.
 type selectorTrial struct {
-	stage  Stage
-	since  time.Time
-	start  SelectorWork // the counters when the stage began
-	known  bool         // start was read from the kernel
-	before SelectorWork // what the watched stage counted
+	stage   Stage
+	since   time.Time
+	start   SelectorWork // the counters when the stage began
+	known   bool         // start was read from the kernel
+	checked time.Time    // of a freed selector: when it was last judged
+	before  SelectorWork // what the watched stage counted
 }
 
 // failure is a selector that was taken back.
@@ -157,12 +158,27 @@ func (u *untracker) advance(s Selector, o Observation, c Config) string {
 			return fmt.Sprintf("%s taken back: %s", s, fault)
 		}
 		if o.Time.Sub(t.since) >= c.Trial && seen.Requests >= fewRequests {
-			t.stage = Freed
+			t.stage, t.start, t.checked = Freed, work, o.Time
 			return fmt.Sprintf("%s untracked: %d of %d requests delivered, %d of %d answers sent in its trial",
 				s, seen.Delivered, seen.Requests, seen.Sent, seen.Replies)
 		}
 	case Freed:
+		return u.recheck(s, t, seen, o, c)
 	}
+	return ""
+}
+
+// recheck judges a freed selector once per trial's length: the host's rules may have been changed.
+func (u *untracker) recheck(s Selector, t *selectorTrial, seen SelectorWork, o Observation, c Config) string {
+	if o.Time.Sub(t.checked) < c.Trial || seen.Requests < fewRequests {
+		return ""
+	}
+	if fault := t.stopped(seen); fault != "" {
+		u.failed[s] = failure{fault, o.Time.Add(c.RetryTrial)}
+		u.drop(s, o)
+		return fmt.Sprintf("%s taken back: %s", s, fault)
+	}
+	t.start, t.checked = o.Work.Selectors[s], o.Time
 	return ""
 }
 
@@ -199,26 +215,36 @@ func (u *untracker) drop(s Selector, o Observation) {
 	delete(u.selectors, s)
 }
 
-// begin starts a stage. Its counters start from what they are now, if they can be read.
+// begin starts a stage. Its counters start from what they are now, if they can be read; those of a
+// trial from what they are at the next look, when its rules are in force: what was delivered before
+// that was tracked.
 func (t *selectorTrial) begin(stage Stage, o Observation, s Selector) {
-	t.stage, t.since = stage, o.Time
 	work, counted := o.Work.Selectors[s]
-	t.start, t.known = work, counted
+	t.stage, t.since = stage, o.Time
+	t.start, t.known = work, counted && stage != Trial
 }
 
-// fault compares a trial with the time before it. The host's own rules are judged by what they let
-// through in each direction; a service that stops answering altogether is a fault whatever the
-// cause.
+// fault compares a trial with the time before it. A service that stops answering altogether is a fault
+// whatever the cause.
 func (t *selectorTrial) fault(now SelectorWork) string {
+	if reason := t.stopped(now); reason != "" {
+		return reason
+	}
+	answered := t.before.Requests >= enoughRequests && 5*t.before.Sent >= t.before.Requests
+	if answered && now.Requests >= 5*enoughRequests && 20*now.Sent < now.Requests {
+		return fmt.Sprintf("answers fell from %d for %d requests to %d for %d", t.before.Sent, t.before.Requests, now.Sent, now.Requests)
+	}
+	return ""
+}
+
+// stopped says what the host's own rules do not let through, judged in each direction by what they did
+// before.
+func (t *selectorTrial) stopped(now SelectorWork) string {
 	if fell(now.Delivered, now.Requests, t.before.Delivered, t.before.Requests) {
 		return fmt.Sprintf("the host's own rules let %d of %d untracked requests through", now.Delivered, now.Requests)
 	}
 	if fell(now.Sent, now.Replies, t.before.Sent, t.before.Replies) {
 		return fmt.Sprintf("the host's own rules let %d of %d untracked answers out", now.Sent, now.Replies)
-	}
-	answered := t.before.Requests >= enoughRequests && 5*t.before.Sent >= t.before.Requests
-	if answered && now.Requests >= 5*enoughRequests && 20*now.Sent < now.Requests {
-		return fmt.Sprintf("answers fell from %d for %d requests to %d for %d", t.before.Sent, t.before.Requests, now.Sent, now.Requests)
 	}
 	return ""
 }

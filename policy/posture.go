@@ -20,6 +20,7 @@ type Posture struct {
 	LimitBurst  int       // packets that it may open above the rate
 	Synproxy    []uint16  // TCP ports of this host whose handshakes are answered with SYN cookies
 	Handshake   Handshake // what synproxy says of this host
+	LastCookies bool      // synproxy answers no more handshakes, and only takes the cookies that are on their way
 	ClosedPorts bool      // drop local TCP and UDP packets that no socket waits for
 	Budgets     []Budget
 	Adopt       []Selector // TCP services that lived untracked: their connections are given entries

@@ -11,13 +11,16 @@ func (m *Machine) strict(p *Posture, o Observation) []Event {
 	owing := len(m.untracker.owed) > 0
 	p.DropInvalid = invalid && !owing
 	loose := o.Admin[tcpLoose] != 0 && (owing || m.untracker.untracked() || m.untracks(p.Notrack))
-	if (invalid || proxy) && !loose && o.Admin[tcpLoose] != 0 {
+	proxy = proxy && !loose
+	closing := !proxy && !loose && m.proxier.closing(p, o)
+	if (invalid || proxy || closing) && !loose && o.Admin[tcpLoose] != 0 {
 		p.Settings[tcpLoose] = 0
 	}
-	if proxy && !loose && m.readyForProxy(p, o) {
+	if (proxy || closing) && m.readyForProxy(p, o) && proxy {
 		p.Synproxy, p.Handshake = m.proxyable(o), o.Handshake
+		m.proxier.ports, m.proxier.left = p.Synproxy, o.Time
 	}
-	return m.proxier.update(o, len(p.Synproxy) > 0, m.cfg)
+	return m.proxier.update(o, proxy && len(p.Synproxy) > 0, m.cfg)
 }
 
 // readyForProxy wants the settings that synproxy depends on, and reports whether they were wanted one

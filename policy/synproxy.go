@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // proxier watches whether connections that synproxy has accepted reach their listeners. The client's
@@ -12,7 +13,13 @@ type proxier struct {
 	engaged bool
 	start   Proxied // the counters when it was engaged
 	failed  failure
+	ports   []uint16  // that it was last in front of
+	left    time.Time // when it last was
 }
+
+// LastCookiesFor is how long cookies are taken after the last was handed out: a round trip of a second.
+// Without that, a client whose ACK is on its way would be answered with a reset.
+const LastCookiesFor = time.Second
 
 // Evidence that synproxy must be taken back, in completed handshakes.
 const (
@@ -32,6 +39,17 @@ func (p *proxier) update(o Observation, on bool, c Config) []Event {
 	}
 	p.engaged, p.failed = false, failure{reason, o.Time.Add(c.RetryTrial)}
 	return []Event{{Kind: StepEvent, Step: Synproxy, Reason: "taken back: " + reason}}
+}
+
+// closing wants what takes the last cookies, for a moment after synproxy was in front of ports, and reports
+// whether it does.
+func (p *proxier) closing(wanted *Posture, o Observation) bool {
+	if len(p.ports) == 0 || o.Time.Sub(p.left) >= LastCookiesFor || o.Time.Before(p.failed.until) {
+		p.ports = nil
+		return false
+	}
+	wanted.Synproxy, wanted.Handshake, wanted.LastCookies = p.ports, o.Handshake, true
+	return true
 }
 
 // fault says what is wrong with the way from a client's cookie to the listener, from the counters since
