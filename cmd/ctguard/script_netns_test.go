@@ -2,8 +2,10 @@ package main
 
 import (
 	"errors"
+	"net"
 	"os"
 	"os/exec"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
@@ -36,4 +38,28 @@ func ownRun() error {
 		unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""),
 		unix.Mount("test", "/run", "tmpfs", 0, ""),
 		os.WriteFile(marker, nil, 0o600))
+}
+
+// notify opens that socket for what the script starts from here on; notify READY=1 waits for that text.
+func notify(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 1 {
+		ts.Fatalf("usage: notify [TEXT]")
+	}
+	own := ts.Value(ofScript{}).(*script)
+	if len(args) == 0 {
+		path := ts.MkAbs("notify.sock")
+		socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+		ts.Check(err)
+		ts.Defer(func() { socket.Close() })
+		ts.Setenv("NOTIFY_SOCKET", path)
+		own.notify = socket
+		return
+	}
+	text := make([]byte, 4096)
+	ts.Check(own.notify.SetReadDeadline(time.Now().Add(patience)))
+	n, err := own.notify.Read(text)
+	ts.Check(err)
+	if string(text[:n]) != args[0] {
+		ts.Fatalf("told %q, want %q", text[:n], args[0])
+	}
 }

@@ -56,6 +56,7 @@ func TestScripts(t *testing.T) {
 			"listing":  listing,
 			"metrics":  metrics,
 			"netns":    netns,
+			"notify":   notify,
 			"peer":     peer,
 			"served":   served,
 			"signal":   sendSignal,

@@ -31,6 +31,7 @@ import (
 type script struct {
 	places map[string]*os.File // namespaces by name; "host" is the script's own
 	lines  []*line
+	notify *net.UnixConn // where systemd would listen
 }
 
 // ofScript is where setUp puts a script's own.
