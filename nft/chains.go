@@ -207,9 +207,8 @@ func (b builder) service() []rule {
 		if s.selector.Group {
 			continue
 		}
-		if s.selector.Protocol == policy.TCP {
-			list = append(list, rules(s.incoming(), opensTCP(), count(s.counter(opened)))...)
-		}
+		list = append(list, s.opening()...)
+		list = append(list, s.answering(answers)...)
 		list = append(list, s.counting(requests, s.incoming(), true)...)
 	}
 	return list
@@ -242,7 +241,8 @@ func (b builder) passedIn() []rule {
 		list = append(list, newRule(destination.serviceIn(delivered)))
 	}
 	for _, s := range b.special {
-		list = append(list, s.counting(delivered, s.incoming(), false)...)
+		list = append(list, s.answering(heard)...)
+		list = append(list, s.counting(delivered, s.received(), false)...)
 	}
 	if b.proxies() && !b.posture.LastCookies {
 		list = append(list, newRule(ctNew(), opensTCP(), destination.tcpServiceIn(proxied), count(proxySYNs), goTo("proxy")))
@@ -278,7 +278,7 @@ func (b builder) invalid() []rule {
 	for _, s := range b.special {
 		if s.untracked {
 			spared = true
-			list = append(list, rules(s.incoming(), back())...)
+			list = append(list, rules(s.received(), back())...)
 		}
 	}
 	if spared {

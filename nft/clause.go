@@ -33,7 +33,7 @@ func newRule(clauses ...clause) rule {
 	var r rule
 	var family, l4 uint8
 	texts := make([]string, 0, len(clauses))
-	for _, c := range clauses {
+	for i, c := range clauses {
 		if c.family != 0 && c.family != family {
 			family = c.family
 			r.exprs = append(r.exprs, loadMeta(expr.MetaKeyNFPROTO), equal([]byte{family}))
@@ -43,10 +43,20 @@ func newRule(clauses ...clause) rule {
 			r.exprs = append(r.exprs, loadMeta(expr.MetaKeyL4PROTO), equal([]byte{l4}))
 		}
 		r.exprs = append(r.exprs, c.exprs...)
+		if i+1 < len(clauses) && clauses[i+1].implies(c) {
+			continue
+		}
 		texts = append(texts, c.text)
 	}
 	r.text = strings.Join(texts, " ")
 	return r
+}
+
+// implies says whether c is about the header of the protocol that before tests for: nft does not list
+// that test then.
+func (c clause) implies(before clause) bool {
+	name, ok := strings.CutPrefix(before.text, "meta l4proto ")
+	return ok && strings.HasPrefix(c.text, name+" ")
 }
 
 // reg is the register every expression works in; concatenations go on in the 32-bit register after it.
@@ -79,6 +89,18 @@ func inLoopback() clause {
 
 func outLoopback() clause {
 	return clause{text: `oif "lo"`, exprs: []expr.Any{loadMeta(expr.MetaKeyOIF), equal(binaryutil.NativeEndian.PutUint32(loopbackIndex))}}
+}
+
+// comesBy and leavesBy match packets by way of an interface. An interface that comes and goes keeps
+// its name, not its number.
+func comesBy(device string) clause { return byDevice("iifname", expr.MetaKeyIIFNAME, device) }
+
+func leavesBy(device string) clause { return byDevice("oifname", expr.MetaKeyOIFNAME, device) }
+
+func byDevice(what string, key expr.MetaKey, device string) clause {
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, device)
+	return clause{text: fmt.Sprintf("%s %q", what, device), exprs: []expr.Any{loadMeta(key), equal(name)}}
 }
 
 // side is an end of a packet as its headers name it.
@@ -154,6 +176,17 @@ func (s side) is(proto policy.Protocol, port uint16) clause {
 	}
 }
 
+// within matches the ports of one protocol from first to last on side s.
+func (s side) within(proto policy.Protocol, first, last uint16) clause {
+	return clause{
+		text: fmt.Sprintf("%s %s %d-%d", proto, s.port, first, last),
+		l4:   ipProtocols[proto],
+		exprs: []expr.Any{loadHeader(expr.PayloadBaseTransportHeader, s.th, 2), &expr.Range{
+			Op: expr.CmpOpEq, Register: reg, FromData: binaryutil.BigEndian.PutUint16(first), ToData: binaryutil.BigEndian.PutUint16(last),
+		}},
+	}
+}
+
 // serviceIn matches packets whose protocol and port on side s are in a set of services, and counts
 // them there if the set counts.
 func (s side) serviceIn(set string) clause {
@@ -180,6 +213,18 @@ func opensTCP() clause {
 		l4:   unix.IPPROTO_TCP,
 		exprs: []expr.Any{
 			loadHeader(expr.PayloadBaseTransportHeader, 13, 1), masked([]byte{fin | syn | rst | ack}), equal([]byte{syn}),
+		},
+	}
+}
+
+// acceptsTCP matches the answer to that: SYN and ACK.
+func acceptsTCP() clause {
+	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
+	return clause{
+		text: "tcp flags syn,ack / fin,syn,rst,ack",
+		l4:   unix.IPPROTO_TCP,
+		exprs: []expr.Any{
+			loadHeader(expr.PayloadBaseTransportHeader, 13, 1), masked([]byte{fin | syn | rst | ack}), equal([]byte{syn | ack}),
 		},
 	}
 }
@@ -259,6 +304,13 @@ func protocol(number uint8) clause {
 		}
 	}
 	return clause{text: "meta l4proto " + name, l4: number}
+}
+
+// notTCP matches every protocol but TCP.
+func notTCP() clause {
+	return clause{text: "meta l4proto != tcp", exprs: []expr.Any{
+		loadMeta(expr.MetaKeyL4PROTO), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{unix.IPPROTO_TCP}},
+	}}
 }
 
 // withoutEcho takes the echo out of a TCP segment's timestamps: 0 means that there is none (RFC 7323,

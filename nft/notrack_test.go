@@ -44,6 +44,9 @@ func TestNotrack(t *testing.T) {
 	}{
 		{"services", []string{"tcp/80", "udp/80", "echo"}},
 		{"with the client's prefixes", []string{"tcp/80 with 192.0.2.0/30", "tcp/80 with 2001:db8::/64", "udp/80 with 192.0.2.2/31", "udp/80 with ::/0", "echo with 0.0.0.0/0"}},
+		{"on the host's addresses", []string{"tcp/80 at 192.0.2.0/31", "tcp/80 at 2001:db8::/126", "udp/80 at 192.0.2.1/32", "udp/80 with ::/0 at 2001:db8::1/128", "echo at 192.0.2.1/32"}},
+		{"by way of the interface", []string{"tcp/80 on host0", "udp/80 with 192.0.2.2/32 at 192.0.2.1/32 on host0", "udp/80 at ::/0 on host0", "echo on host0"}},
+		{"ranges", []string{"tcp/79-80", "udp/80-81", "echo"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLink(t)
@@ -89,10 +92,177 @@ func TestNotrackRemote(t *testing.T) {
 	wantEntries(t, client6, 1)
 }
 
+// TestNotrackElsewhere: other addresses, interfaces and ports than the client uses.
+func TestNotrackElsewhere(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	table := open(t)
+	apply(t, table, untrack("tcp/80 at 192.0.2.2/31", "udp/80 at 2001:db8::/128", "tcp/80 on host1", "udp/80 on host", "tcp/81-82", "udp/1-79", "udp/81-65535", "echo at 192.0.2.2/32", "tcp at 192.0.2.2/32", "udp on lo0"))
+	for _, network := range []string{"tcp", "udp"} {
+		mustEcho(t, l.mustDial(network, client2, 80))
+		mustEcho(t, l.mustDial(network, client6, 80))
+	}
+	l.pingHost()
+	wantEntries(t, client2, 3)
+	wantEntries(t, client6, 2)
+	for s, w := range work(t, table).Selectors {
+		if w != (policy.SelectorWork{}) {
+			t.Errorf("%v: %+v, want nothing", s, w)
+		}
+	}
+}
+
+// serveThere answers on a port of the client, over TCP and UDP.
+func (l *link) serveThere(port string) {
+	l.t.Helper()
+	var listener net.Listener
+	var packets net.PacketConn
+	var err, err2 error
+	l.do(func() {
+		listener, err = net.Listen("tcp4", client2+":"+port)
+		packets, err2 = net.ListenPacket("udp4", client2+":"+port)
+	})
+	if err = errors.Join(err, err2); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { listener.Close(); packets.Close() })
+	go echoStreams(listener)
+	go echoPackets(packets)
+}
+
+// ask connects from the host to the client.
+func (l *link) ask(network, port string) (net.Conn, error) {
+	c, err := net.DialTimeout(network, net.JoinHostPort(client2, port), 4*refuses)
+	if err == nil {
+		l.t.Cleanup(func() { c.Close() })
+	}
+	return c, err
+}
+
+func (l *link) mustAsk(network, port string) net.Conn {
+	l.t.Helper()
+	c, err := l.ask(network, port)
+	if err != nil {
+		l.t.Fatalf("%s to the client: %v", network, err)
+	}
+	return c
+}
+
+// TestNotrackWhole leaves whole protocols untracked, what the host itself asks included.
+func TestNotrackWhole(t *testing.T) {
+	for _, c := range []struct {
+		selectors              []string
+		tcp, udp, echo, asked4 int // entries by where they come from
+	}{
+		{[]string{"tcp"}, 0, 1, 1, 2},
+		{[]string{"udp"}, 1, 0, 1, 2},
+		{[]string{"tcp on host0", "udp with 192.0.2.0/24 at 192.0.2.1/32", "udp with 2001:db8::2/128"}, 0, 0, 1, 1},
+		{[]string{"all"}, 0, 0, 0, 0},
+	} {
+		l := newLink(t)
+		l.serve(80)
+		l.serveThere("53")
+		table := open(t)
+		apply(t, table, untrack(c.selectors...))
+		for _, network := range []string{"tcp", "udp"} {
+			mustEcho(t, l.mustDial(network, client2, 80))
+			mustEcho(t, l.mustDial(network, client6, 80))
+			mustEcho(t, l.mustAsk(network, "53"))
+		}
+		l.pingHost()
+		if err := ping(hostV4, client2); err != nil {
+			t.Fatalf("ping client: %v", err)
+		}
+		wantEntries(t, client2, c.tcp+c.udp+c.echo)
+		wantEntries(t, client6, c.tcp+c.udp)
+		wantEntries(t, hostV4, c.asked4)
+		for s, w := range work(t, table).Selectors {
+			if w.Requests == 0 || w.Requests != w.Delivered || w.Replies == 0 || w.Replies != w.Sent || w.New == 0 || w.Answers != w.Heard {
+				t.Errorf("%v: %+v, want all to pass", s, w)
+			}
+			if !s.Remote.IsValid() && w.Answers == 0 {
+				t.Errorf("%v: %+v, want what the client answered", s, w)
+			}
+		}
+	}
+}
+
+// TestAllIsOnlyTheHost: nothing by way of lo, and nothing that the host forwards.
+func TestAllIsOnlyTheHost(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	table := open(t)
+	apply(t, table, untrack("all", "tcp", "udp"))
+	c, err := net.DialTimeout("tcp", "127.0.0.1:80", patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	mustEcho(t, c)
+	wantEntries(t, "127.0.0.1", 1)
+
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip route add 198.51.100.0/24 via "+client3)
+	before := work(t, table).Selectors[selector("udp")].Requests
+	l.do(func() {
+		run(t, "ip route add 198.51.100.0/24 via "+hostV4)
+		var through net.Conn
+		if through, err = net.Dial("udp", "198.51.100.1:80"); err == nil {
+			defer through.Close()
+			_, err = through.Write([]byte("hello"))
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustEcho(t, l.mustDial("udp", client2, 80)) // what came before it has been through
+	wantEntries(t, client2, 1)
+	if n := work(t, table).Selectors[selector("udp")].Requests - before; n != 1 {
+		t.Errorf("%d datagrams to the host, want 1: one was forwarded", n)
+	}
+}
+
+// TestAnswersToTheHost: the host's own rules know the services, but take answers to what the host asks
+// only for tracked ones.
+func TestAnswersToTheHost(t *testing.T) {
+	for _, name := range []string{"all", "tcp", "udp"} {
+		l := newLink(t)
+		l.serve(80)
+		l.serveThere("53")
+		feed(t, `table inet host { chain input { type filter hook input priority 0; policy drop;
+			ct state established accept; meta l4proto { tcp, udp } th dport 80 accept; }; }`)
+		table := open(t)
+		d := Desired{Posture: policy.Posture{Notrack: tracked(policy.Watched, name)}}
+		apply(t, table, d)
+		network := "tcp"
+		if name == "udp" {
+			network = name
+		}
+		mustEcho(t, l.mustAsk(network, "53"))
+		before := work(t, table).Selectors[selector(name)]
+		if before.Answers == 0 || before.Heard != before.Answers {
+			t.Errorf("%s, tracked: %+v, want the client's answers to pass", name, before)
+		}
+		d.Posture.Notrack[0].Stage = policy.Trial
+		apply(t, table, d)
+		mustEcho(t, l.mustDial(network, client2, 80))
+		if c, err := l.ask(network, "53"); err == nil {
+			if err = echoed(c, refuses); err == nil {
+				t.Errorf("%s, untracked: the host hears the client", name)
+			}
+		}
+		if w := work(t, table).Selectors[selector(name)]; w.Answers == before.Answers || w.Heard != before.Heard {
+			t.Errorf("%s, untracked: %+v after %+v, want answers that nobody heard", name, w, before)
+		}
+	}
+}
+
 // TestTrialEndsNothing: where the host's own rules answer untracked packets with a reset, a trial
 // stops its connections for a moment, but they live on.
 func TestTrialEndsNothing(t *testing.T) {
-	for _, name := range []string{"tcp/80", "tcp/80 with 192.0.2.0/24"} {
+	for _, name := range []string{"tcp/80", "tcp/80 with 192.0.2.0/24", "tcp/80 at 192.0.2.1/32 on host0", "tcp/1-80", "tcp", "all"} {
 		t.Run(name, func(t *testing.T) {
 			l := newLink(t)
 			l.serve(80)
@@ -107,7 +277,8 @@ func TestTrialEndsNothing(t *testing.T) {
 			if err := echoed(c, 200*time.Millisecond); !errors.As(err, &timeout) || !timeout.Timeout() {
 				t.Fatalf("in the trial: %v, want a timeout", err)
 			}
-			if w := work(t, table).Selectors[selector(name)]; w.Requests == 0 || w.Delivered != 0 || w.Replies != 0 {
+			// Of everything that the host sends there is more than resets.
+			if w := work(t, table).Selectors[selector(name)]; w.Requests == 0 || w.Delivered != 0 || w.Replies != 0 && name != "all" {
 				t.Errorf("%+v, want requests that nobody got, and no reset taken for an answer", w)
 			}
 			d.Posture.Notrack[0].Stage = policy.Watched

@@ -23,6 +23,7 @@ func draw() *rapid.Generator[Desired] {
 	selectors := rapid.SampledFrom([]string{
 		"tcp/80", "tcp/443", "udp/53", "udp/80", "echo", "multicast",
 		"tcp/80 with 198.51.100.0/24", "tcp/80 with 198.51.100.128/25", "udp/53 with 2001:db8::/33", "tcp/22 with ::/0", "echo with 198.51.100.1/32", "echo with 2001:db8::/64",
+		"tcp", "udp", "all", "tcp on eth0", "udp/1-65535", "tcp/80 at 198.51.100.0/24", "udp/53 with ::/0 at 2001:db8::1/128 on eth0", "echo at 198.51.100.1/32",
 	})
 	limit := rapid.Custom(func(t *rapid.T) policy.Limit {
 		return policy.Limit{

@@ -84,6 +84,12 @@ const (
 	proxied   = "proxied"
 )
 
+// What is counted besides of selectors without a port: answers to what this host asks.
+const (
+	answers = "answers"
+	heard   = "heard"
+)
+
 // serviceSets lists the service sets in the order in which they are made.
 func serviceSets() []string {
 	return append(countingSets(), untracked, proxied)
@@ -243,13 +249,11 @@ func (r *ruleset) addServices() {
 	}
 }
 
-// serviceOf returns sel as an element of the service sets; it is not one if it names a remote
-// prefix, echo or multicast, which have rules of their own.
+// serviceOf returns sel as an element of the service sets; it is one if it is a protocol and a port and
+// nothing else. All others have rules of their own.
 func serviceOf(sel policy.Selector) (service, bool) {
-	if sel.Group || sel.Remote.IsValid() || ipProtocols[sel.Protocol] == 0 {
-		return service{}, false
-	}
-	return service{sel.Protocol, sel.Port}, true
+	s := service{sel.Protocol, sel.Port}
+	return s, sel.Port != 0 && sel == policy.Selector{Protocol: s.proto, Port: s.port}
 }
 
 // special returns the selectors that have rules of their own, in a fixed order.
@@ -270,7 +274,7 @@ func (r *ruleset) special() []special {
 func (r *ruleset) trials() []special {
 	var list []special
 	for sel, stage := range r.selectors {
-		if sel.Protocol == policy.TCP && stage == policy.Trial {
+		if sel.OfTCP() && stage == policy.Trial {
 			list = append(list, special{sel, true})
 		}
 	}

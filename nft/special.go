@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"net/netip"
 	"strings"
 
 	"ctguard/policy"
@@ -13,17 +14,20 @@ type special struct {
 }
 
 // counter returns the name of one of s's counters. A name is made of what nft takes unquoted:
-// letters, digits and _./- .
+// letters, digits and _./- . It is at most 140 bytes long, of the 255 that NFT_OBJ_MAXNAMELEN allows.
 func (s special) counter(kind string) string {
-	return kind + "_" + strings.NewReplacer(" with ", "_", ":", "-").Replace(
+	return kind + "_" + strings.NewReplacer(" with ", "_", " at ", "_at_", " on ", "_on_", ":", "-").Replace(
 		strings.Replace(s.selector.String(), "/", "_", 1))
 }
 
 // counters returns the names of all of s's counters.
 func (s special) counters() []string {
 	kinds := []string{requests, delivered, replies, sent}
-	if s.selector.Protocol == policy.TCP {
+	if s.selector.OfTCP() {
 		kinds = append(kinds, opened)
+	}
+	if s.selector.Whole() {
+		kinds = append(kinds, answers, heard)
 	}
 	names := make([]string, len(kinds))
 	for i, kind := range kinds {
@@ -32,34 +36,122 @@ func (s special) counters() []string {
 	return names
 }
 
+// direction is a way that packets of a selector go: which side of them is whose, and what names the
+// interface.
+type direction struct {
+	remote, local side
+	by            func(device string) clause
+	echo          [2]icmpKind
+}
+
+var (
+	inward  = direction{source, destination, comesBy, echoRequest}
+	outward = direction{destination, source, leavesBy, echoReply}
+)
+
 // incoming returns what matches requests, each list one rule's clauses. The caller has seen to it
 // that the packet is for this host, except for groups.
-func (s special) incoming() [][]clause { return s.matches(source, destination, echoRequest) }
+func (s special) incoming() [][]clause { return s.matches(inward) }
 
 // outgoing returns what matches the answers.
-func (s special) outgoing() [][]clause { return s.matches(destination, source, echoReply) }
+func (s special) outgoing() [][]clause { return s.matches(outward) }
 
-// matches returns the clauses of either direction: remote is the side of the other host, local this
-// host's.
-func (s special) matches(remote, local side, echo [2]icmpKind) [][]clause {
-	if s.selector.Group {
+// received is incoming where it is not known that the packet is for one of this host's addresses.
+func (s special) received() [][]clause {
+	list := s.incoming()
+	if !s.selector.Group {
+		for i := range list {
+			list[i] = append(list[i], going(toLocal))
+		}
+	}
+	return list
+}
+
+// matches returns the clauses of either direction.
+func (s special) matches(d direction) [][]clause {
+	sel := s.selector
+	if sel.Group {
 		return [][]clause{{going(toMulticast)}, {going(toBroadcast)}}
 	}
 	var from []clause
-	if p := s.selector.Remote; p.IsValid() {
-		from = []clause{remote.in(plain(p))}
+	if sel.Device != "" {
+		from = append(from, d.by(sel.Device))
 	}
-	if s.selector.Protocol != policy.ICMP {
-		return [][]clause{append(from, local.is(s.selector.Protocol, s.selector.Port))}
+	from = append(from, d.between(sel.Remote, sel.Local)...)
+	first, last := sel.Ports()
+	switch {
+	case sel.Protocol == policy.All:
+		return [][]clause{from}
+	case sel.Protocol == policy.ICMP:
+		return s.echoes(from, d.echo)
+	case sel.Port == 0:
+		return [][]clause{append(from, protocol(ipProtocols[sel.Protocol]))}
+	case first != last:
+		return [][]clause{append(from, d.local.within(sel.Protocol, first, last))}
 	}
+	return [][]clause{append(from, d.local.is(sel.Protocol, sel.Port))}
+}
+
+// between returns what matches the two ends of a packet. A prefix that holds a whole family says
+// nothing where the other one names the family too.
+func (d direction) between(remote, local netip.Prefix) []clause {
+	var list []clause
+	if remote.IsValid() {
+		list = append(list, d.remote.in(plain(remote)))
+	}
+	if local.IsValid() {
+		list = append(list, d.local.in(plain(local)))
+	}
+	for i := range list {
+		if len(list) == 2 && len(list[i].exprs) == 0 {
+			return list[1-i : 2-i]
+		}
+	}
+	return list
+}
+
+// echoes returns the clauses for each of the kinds that a selector's prefixes allow.
+func (s special) echoes(from []clause, kinds [2]icmpKind) [][]clause {
 	var list [][]clause
-	for _, kind := range echo {
-		if p := s.selector.Remote; !p.IsValid() || plain(p).Addr().Is6() == kind.v6 {
+	for _, kind := range kinds {
+		other := func(p netip.Prefix) bool { return p.IsValid() && plain(p).Addr().Is6() != kind.v6 }
+		if !other(s.selector.Remote) && !other(s.selector.Local) {
 			list = append(list, append(from[:len(from):len(from)], kind.clause()))
 		}
 	}
 	return list
 }
+
+// opening returns rules that count the packets which open a flow: of TCP its first, of the others all.
+func (s special) opening() []rule {
+	if !s.selector.OfTCP() {
+		return nil
+	}
+	list := rules(s.incoming(), opensTCP(), count(s.counter(opened)))
+	if s.selector.Protocol == policy.All {
+		list = append(list, rules(s.incoming(), notTCP(), count(s.counter(opened)))...)
+	}
+	return list
+}
+
+// answering returns rules that count the answers to what this host asks itself, as far as they can be
+// told from everything else: to the connections that it opens and to its questions to name servers.
+func (s special) answering(kind string) []rule {
+	if !s.selector.Whole() {
+		return nil
+	}
+	var list []rule
+	if s.selector.OfTCP() {
+		list = rules(s.incoming(), acceptsTCP(), count(s.counter(kind)))
+	}
+	if s.selector.Protocol != policy.TCP {
+		list = append(list, rules(s.incoming(), source.is(policy.UDP, domainPort), count(s.counter(kind)))...)
+	}
+	return list
+}
+
+// domainPort is where name servers answer from (RFC 1035, 4.2).
+const domainPort = 53
 
 // rules makes one rule of each match.
 func rules(matches [][]clause, then ...clause) []rule {

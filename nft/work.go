@@ -45,7 +45,10 @@ func (t *Table) Work() (policy.Work, error) {
 			Requests: read(requests), New: read(opened), Delivered: read(delivered),
 			Replies: read(replies), Sent: read(sent),
 		}
-		if sel.Protocol != policy.TCP {
+		if sel.Whole() {
+			w.Answers, w.Heard = read(answers), read(heard)
+		}
+		if !sel.OfTCP() {
 			w.New = w.Requests
 		}
 		work.Selectors[sel] = w

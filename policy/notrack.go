@@ -105,7 +105,7 @@ func (u *untracker) adopt() []Selector {
 // few connections are given entries before the rules that leave it untracked go.
 func (u *untracker) untracked() bool {
 	for s, t := range u.selectors {
-		if s.Protocol == TCP && !s.Remote.IsValid() && t.stage != Watched {
+		if s.connects() && t.stage != Watched {
 			return true
 		}
 	}
@@ -123,7 +123,7 @@ func (u *untracker) refusal(s Selector, o Observation) string {
 		}
 		delete(u.failed, s)
 	}
-	if loose, known := o.Admin[tcpLoose]; known && loose == 0 && s.Protocol == TCP {
+	if loose, known := o.Admin[tcpLoose]; known && loose == 0 && s.OfTCP() {
 		return "tcp_loose is 0 here: should ctguard be killed, connections that live untracked would end"
 	}
 	return ""
@@ -178,7 +178,11 @@ func (u *untracker) recheck(s Selector, t *selectorTrial, seen SelectorWork, o O
 		u.drop(s, o)
 		return fmt.Sprintf("%s taken back: %s", s, fault)
 	}
+	answers, heard := t.start.Answers, t.start.Heard
 	t.start, t.checked = o.Work.Selectors[s], o.Time
+	if seen.Answers < fewRequests { // this host asks little: what it asked so far goes on counting
+		t.start.Answers, t.start.Heard = answers, heard
+	}
 	return ""
 }
 
@@ -190,7 +194,7 @@ func (u *untracker) watch(s Selector, o Observation) string {
 		t = &selectorTrial{since: o.Time}
 		u.selectors[s] = t
 	case t.stage == Watched:
-	case s.Protocol != TCP:
+	case !s.OfTCP():
 		t.begin(Watched, o, s)
 		return fmt.Sprintf("%s tracked again", s)
 	case t.stage != Leaving:
@@ -209,7 +213,7 @@ func (u *untracker) watch(s Selector, o Observation) string {
 
 // drop has a selector tracked again at once: its rules must go.
 func (u *untracker) drop(s Selector, o Observation) {
-	if t := u.selectors[s]; t != nil && t.stage != Watched && s.Protocol == TCP {
+	if t := u.selectors[s]; t != nil && t.stage != Watched && s.OfTCP() {
 		u.owed[s] = o.Time
 	}
 	delete(u.selectors, s)
@@ -245,6 +249,9 @@ func (t *selectorTrial) stopped(now SelectorWork) string {
 	}
 	if fell(now.Sent, now.Replies, t.before.Sent, t.before.Replies) {
 		return fmt.Sprintf("the host's own rules let %d of %d untracked answers out", now.Sent, now.Replies)
+	}
+	if fell(now.Heard, now.Answers, t.before.Heard, t.before.Answers) {
+		return fmt.Sprintf("the host's own rules let %d of %d untracked answers to what it asked through", now.Heard, now.Answers)
 	}
 	return ""
 }
@@ -284,5 +291,7 @@ func (w SelectorWork) minus(before SelectorWork) SelectorWork {
 		Delivered: since(w.Delivered, before.Delivered),
 		Replies:   since(w.Replies, before.Replies),
 		Sent:      since(w.Sent, before.Sent),
+		Answers:   since(w.Answers, before.Answers),
+		Heard:     since(w.Heard, before.Heard),
 	}
 }

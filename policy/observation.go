@@ -92,6 +92,10 @@ type SelectorWork struct {
 	Delivered uint64 // packets that also passed the host's input rules
 	Replies   uint64 // packets this host answered, before any other rule
 	Sent      uint64 // of them, those that passed the host's output rules
+
+	// Of selectors without a port: the answers to what this host asks itself, as far as they are told
+	// from everything else, and those of them that passed the host's input rules.
+	Answers, Heard uint64
 }
 
 // Class groups entries by how much they are worth, in the order in which eviction takes them.

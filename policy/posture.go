@@ -1,9 +1,7 @@
 package policy
 
 import (
-	"fmt"
 	"net/netip"
-	"strings"
 	"time"
 )
 
@@ -64,89 +62,6 @@ const (
 
 // String returns the stage's name as the operator sees it.
 func (s Stage) String() string { return [...]string{"watched", "trial", "freed", "leaving"}[s] }
-
-// Protocol is a transport protocol by the name nft gives it.
-type Protocol string
-
-// The protocols a selector can name. ICMP stands for echo request and reply of IPv4 and IPv6.
-const (
-	TCP  Protocol = "tcp"
-	UDP  Protocol = "udp"
-	ICMP Protocol = "icmp"
-)
-
-// Selector names safe traffic of this host: packets to its own addresses (not by way of the
-// loopback interface) and the answers to them. It is comparable, so it serves as a map key.
-//
-//	{TCP, 80}            tcp/80                       one listening service
-//	{UDP, 53}            udp/53
-//	{ICMP, 0}            echo                         echo requests to this host and its replies
-//	{Group: true}        multicast                    multicast and broadcast, both ways
-//	{TCP, 22, Remote: P} tcp/22 with 198.51.100.0/24  one service and one remote prefix
-type Selector struct {
-	Protocol Protocol
-	Port     uint16       // this host's port, for TCP and UDP
-	Remote   netip.Prefix // the other side; the zero Prefix means anywhere
-	Group    bool         // multicast and broadcast destinations of any protocol; every other field is zero
-}
-
-// String returns the selector as configs and reports write it; [ParseSelector] reads it back.
-func (s Selector) String() string {
-	var name string
-	switch {
-	case s.Group:
-		return "multicast"
-	case s.Protocol == ICMP:
-		name = "echo"
-	default:
-		name = fmt.Sprintf("%s/%d", s.Protocol, s.Port)
-	}
-	if s.Remote.IsValid() {
-		name += " with " + s.Remote.String()
-	}
-	return name
-}
-
-// ParseSelector reads what [Selector.String] writes.
-func ParseSelector(text string) (Selector, error) {
-	var s Selector
-	name, remote, restricted := strings.Cut(text, " with ")
-	if restricted {
-		p, err := netip.ParsePrefix(remote)
-		if err != nil {
-			return s, fmt.Errorf("selector %q: %w", text, err)
-		}
-		s.Remote = p.Masked()
-	}
-	switch {
-	case name == "multicast" && !restricted:
-		s.Group = true
-		return s, nil
-	case name == "echo":
-		s.Protocol = ICMP
-		return s, nil
-	}
-	var proto string
-	if p, port, ok := strings.Cut(name, "/"); ok {
-		proto = p
-		if _, err := fmt.Sscanf(port, "%d", &s.Port); err == nil && fmt.Sprint(s.Port) == port && s.Port > 0 {
-			if s.Protocol = Protocol(proto); s.Protocol == TCP || s.Protocol == UDP {
-				return s, nil
-			}
-		}
-	}
-	return Selector{}, fmt.Errorf(`selector %q is none of "tcp/PORT", "udp/PORT", "echo", "multicast", or one of the first three followed by " with PREFIX"`, text)
-}
-
-// MarshalText writes the selector as [Selector.String] does.
-func (s Selector) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// UnmarshalText reads what MarshalText writes.
-func (s *Selector) UnmarshalText(text []byte) error {
-	parsed, err := ParseSelector(string(text))
-	*s = parsed
-	return err
-}
 
 // LimitKind is how a source is held back.
 type LimitKind uint8

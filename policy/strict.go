@@ -56,6 +56,6 @@ const (
 func (m *Machine) untracks(list []Notrack) bool {
 	_, engaged := m.engaged(NotrackStep)
 	return engaged && slices.ContainsFunc(list, func(n Notrack) bool {
-		return n.Selector.Protocol == TCP && !n.Selector.Remote.IsValid()
+		return n.Selector.connects()
 	})
 }

@@ -95,7 +95,9 @@ func (m *Machine) proxyable(o Observation) []uint16 {
 	_, notrack := m.cfg.Step(NotrackStep)
 	var ports []uint16
 	for _, s := range o.Listeners {
-		if notrack && slices.Contains(o.Services, s) && m.untracker.refusal(s, o) == "" {
+		if notrack && slices.ContainsFunc(o.Services, func(safe Selector) bool {
+			return (safe == s || safe.Swallows(s)) && m.untracker.refusal(safe, o) == ""
+		}) {
 			return nil
 		}
 		if o.Unproxied[s] == "" {
