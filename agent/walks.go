@@ -147,7 +147,10 @@ func (a *Agent) scanning(now time.Time) walk {
 		return nil
 	case policy.SampleScan:
 		options.Limit, pause = sampleSize, samplePause
-		if a.decision.Posture.Level == 0 {
+		switch {
+		case a.decision.Growing:
+			pause = minScanPause
+		case a.decision.Posture.Level == 0:
 			pause = idlePause
 		}
 	case policy.WholeScan:

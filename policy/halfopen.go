@@ -18,15 +18,10 @@ const halfOpenAge = 15 * time.Second
 const tcpSynSent = 1
 
 // withHalfOpen raises a reading's pressure to the enter mark of the step that helps against a SYN
-// flood, while handshakes under way hold too much of the table.
+// flood, while handshakes under way hold too much of the table, or are about to.
 func (m *Machine) withHalfOpen(o Observation, r reading) reading {
-	c := m.census
-	if c == nil || c.Seen == 0 || o.Time.Sub(c.Time) > halfOpenAge {
-		m.synFlood = false
-		return r
-	}
-	share := r.fill * float64(c.Classes[HalfOpen]+c.TCPStates[tcpSynSent]) / float64(c.Seen)
-	m.synFlood = share >= halfOpenEnter || m.synFlood && share >= halfOpenLeave
+	m.halfOpen = m.halfOpenShare(o, r)
+	m.synFlood = m.halfOpen >= halfOpenEnter || m.synFlood && m.halfOpen >= halfOpenLeave
 	if !m.synFlood {
 		return r
 	}
@@ -37,4 +32,20 @@ func (m *Machine) withHalfOpen(o Observation, r reading) reading {
 		}
 	}
 	return r
+}
+
+// halfOpenShare returns the percentage of the capacity that handshakes under way hold by the newest
+// census; 0 if that is too old. What growth adds within the lookahead is taken to be of the same kinds
+// as the entries that are not assured: at the onset of a flood most of these are its own.
+func (m *Machine) halfOpenShare(o Observation, r reading) float64 {
+	c := m.census
+	if c == nil || c.Seen == 0 || o.Time.Sub(c.Time) > halfOpenAge {
+		return 0
+	}
+	handshakes := float64(c.Classes[HalfOpen] + c.TCPStates[tcpSynSent])
+	share := r.fill * handshakes / float64(c.Seen)
+	if passing := c.Seen - c.Classes[Assured]; r.growing() && passing > 0 && o.Time.Sub(c.Time) <= shapeFor {
+		share += max(0, min(r.pressure, 100)-r.fill) * handshakes / float64(passing)
+	}
+	return share
 }

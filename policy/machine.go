@@ -32,6 +32,7 @@ type Decision struct {
 	Next          time.Duration // until the next tick
 	Scan          Scan          // what the next observations should bring
 	Hurry         bool          // the scan matters more than the CPU it takes
+	Growing       bool          // the table grows faster than on an ordinary day
 	Fill          float64       // percent
 	Pressure      float64       // percent
 	Rate          float64       // net new entries per second
@@ -56,6 +57,7 @@ type Machine struct {
 	lane       bool    // the management lane is open
 	handshakes pace    // unfinished ones that synproxy answered
 	synFlood   bool    // handshakes under way hold too much of the table
+	halfOpen   float64 // the percentage of the capacity that they hold
 	futile     bool    // the top step has just turned out to bring nothing
 	census     *Census // the newest
 	last       Observation
@@ -130,7 +132,7 @@ func (m *Machine) Tick(o Observation) Decision {
 	m.stamp(events, o, r)
 	m.last = o
 	m.decision = Decision{
-		Posture: posture, Events: events, Next: m.next(o, r), Scan: m.scan(r), Hurry: m.hurry(r),
+		Posture: posture, Events: events, Next: m.next(o, r), Scan: m.scan(r), Hurry: m.hurry(r), Growing: r.growing(),
 		Fill: r.fill, Pressure: r.pressure, Rate: r.rate, SecondsToFull: finite(r.secondsToFull(o.Capacity)),
 	}
 	return m.decision
@@ -287,9 +289,10 @@ func (m *Machine) next(o Observation, r reading) time.Duration {
 	return time.Duration(min(max(left, float64(m.cfg.Pressed)), float64(m.cfg.Calm)))
 }
 
-// pressed reports whether the next tick may have something to decide.
+// pressed reports whether the next tick may have something to decide: the table grows, or something
+// is on trial. A table that is full, but grows no more, has every step engaged already.
 func (m *Machine) pressed(r reading) bool {
-	return r.pressure >= m.ladder.lowest() && (m.ladder.level > 0 || r.growing())
+	return r.pressure >= m.ladder.lowest() && r.growing() || m.untracker.moving() || m.proxier.young(m.last.Time)
 }
 
 // scan says which scan the next observations should bring. Who is heavy is worth a whole scan in the
@@ -297,7 +300,7 @@ func (m *Machine) pressed(r reading) bool {
 // the target while somebody has just been found above a share; below that only the shape of the table
 // is of interest.
 func (m *Machine) scan(r reading) Scan {
-	if step, on := m.engaged(Evict); on && (r.fill > (m.cfg.Target+step.Leave)/2 || m.offenders.found && r.fill > m.cfg.Target) {
+	if _, on := m.engaged(Evict); on && (m.crowded(r) || m.offenders.found && r.fill > m.cfg.Target) {
 		return WholeScan
 	}
 	if m.ladder.level > 0 || r.pressure >= m.ladder.lowest() {
@@ -306,11 +309,18 @@ func (m *Machine) scan(r reading) Scan {
 	return NoScan
 }
 
-// hurry reports whether pressure is at the mark of evict and the last scan, if there was one, found
-// somebody above a fair share.
+// crowded reports whether the table is fuller than half-way from the fair share's target to evict's
+// leave mark.
+func (m *Machine) crowded(r reading) bool {
+	step, on := m.cfg.Step(Evict)
+	return on && r.fill > (m.cfg.Target+step.Leave)/2
+}
+
+// hurry reports whether the table is crowded, pressure is at the mark of evict and the last scan, if
+// there was one, found somebody above a fair share.
 func (m *Machine) hurry(r reading) bool {
 	step, on := m.engaged(Evict)
-	return on && r.pressure >= step.Enter && (m.offenders.last == nil || m.offenders.found)
+	return on && m.crowded(r) && r.pressure >= step.Enter && (m.offenders.last == nil || m.offenders.found)
 }
 
 // stamp writes the numbers of this tick into its events.

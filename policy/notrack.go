@@ -101,6 +101,16 @@ func (u *untracker) adopt() []Selector {
 	return list
 }
 
+// moving reports whether some selector is between two stages.
+func (u *untracker) moving() bool {
+	for _, t := range u.selectors {
+		if t.stage == Trial || t.stage == Leaving {
+			return true
+		}
+	}
+	return len(u.owed) > 0
+}
+
 // untracked reports whether some TCP service lives untracked. The management lane does not count: its
 // few connections are given entries before the rules that leave it untracked go.
 func (u *untracker) untracked() bool {

@@ -58,6 +58,8 @@ func (m *Machine) stepReason(r rung, engaged bool) string {
 			}
 		}
 		return fmt.Sprintf("%d of %d selectors untracked", n, len(m.last.Services))
+	case r.Name == Synproxy && len(p.Synproxy) == 0:
+		return fmt.Sprintf("waits for handshakes under way to hold %d %% of the capacity, now %.0f %%", halfOpenEnter, m.halfOpen)
 	case r.Name == Synproxy:
 		return fmt.Sprintf("in front of %d ports", len(p.Synproxy))
 	case r.Name == Evict:

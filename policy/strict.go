@@ -7,7 +7,8 @@ import "slices"
 // any of it.
 func (m *Machine) strict(p *Posture, o Observation) []Event {
 	_, invalid := m.works(DropInvalid, o)
-	_, proxy := m.works(Synproxy, o)
+	step, proxy := m.works(Synproxy, o)
+	proxy = m.proxier.call(o.Time, proxy && m.synFlood, m.proxyQuiet(o), step.Hold) && proxy
 	owing := len(m.untracker.owed) > 0
 	p.DropInvalid = invalid && !owing
 	loose := o.Admin[tcpLoose] != 0 && (owing || m.untracker.untracked() || m.untracks(p.Notrack))

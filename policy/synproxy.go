@@ -11,7 +11,10 @@ import (
 // the listener comes by way of the loopback interface, and rules that know nothing of it may drop it.
 type proxier struct {
 	engaged bool
-	start   Proxied // the counters when it was engaged
+	wanted  bool      // a SYN flood has called for it, and it is not over
+	quiet   time.Time // since when the flood seems over; zero while it does not
+	since   time.Time // when it was last engaged
+	start   Proxied   // the counters when it was engaged
 	failed  failure
 	ports   []uint16  // that it was last in front of
 	left    time.Time // when it last was
@@ -30,6 +33,9 @@ const (
 // update notes what synproxy does and takes it back when what it accepts does not arrive.
 func (p *proxier) update(o Observation, on bool, c Config) []Event {
 	if !on || !p.engaged {
+		if on {
+			p.since = o.Time
+		}
 		p.engaged, p.start = on, o.Work.Proxied
 		return nil
 	}
@@ -40,6 +46,17 @@ func (p *proxier) update(o Observation, on bool, c Config) []Event {
 	p.engaged, p.failed = false, failure{reason, o.Time.Add(c.RetryTrial)}
 	return []Event{{Kind: StepEvent, Step: Synproxy, Reason: "taken back: " + reason}}
 }
+
+// call notes whether a SYN flood calls for synproxy: from when handshakes under way hold too much of the
+// table until those that nobody finishes would no longer, for the step's hold.
+func (p *proxier) call(now time.Time, flood, quiet bool, hold time.Duration) bool {
+	keepSince(&p.quiet, now, quiet && !flood)
+	p.wanted = flood || p.wanted && (p.quiet.IsZero() || now.Sub(p.quiet) < hold)
+	return p.wanted
+}
+
+// young reports whether synproxy was engaged just now: whether it works shows in its first second.
+func (p *proxier) young(now time.Time) bool { return p.engaged && now.Sub(p.since) < time.Second }
 
 // closing wants what takes the last cookies, for a moment after synproxy was in front of ports, and reports
 // whether it does.
