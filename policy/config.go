@@ -101,7 +101,7 @@ func Defaults(p Profile) Config {
 		Trial:        time.Second,
 		RetryTrial:   time.Hour,
 		CalmInvalid:  20,
-		Floors:       timeoutFloors(),
+		Floors:       timeoutFloors(p),
 		Target:       58, // just below the enter mark of drop-invalid, so that the ladder can come down
 		Floor:        16,
 		SpareAssured: p == NATGateway,
