@@ -160,7 +160,7 @@ func (f *flooder) one() {
 	case UDP:
 		b = packet.AppendUDP(b, h, payload)
 	case Odd:
-		b = packet.AppendOther(b, h, packet.ProtoTest1+byte(f.rng.IntN(2)), payload)
+		b = packet.AppendOther(b, h, packet.ProtoTest, payload)
 	case ACK:
 		b = packet.AppendTCP(b, h, packet.Segment{Flags: packet.ACK, Seq: f.rng.Uint32(), Ack: f.rng.Uint32()}, nil)
 	default:

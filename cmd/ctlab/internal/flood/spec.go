@@ -26,7 +26,7 @@ const (
 	UDP Kind = "udp"
 	// ACK sends stray ACKs that belong to no connection.
 	ACK Kind = "ack"
-	// Odd sends packets of the protocols for experiments, which have no ports.
+	// Odd sends packets of a protocol for experiments, which has no ports.
 	Odd Kind = "odd"
 )
 
@@ -42,9 +42,6 @@ type Spec struct {
 	// TargetPorts is how many ports are hit at random, from each target's own upwards; zero
 	// is its own alone.
 	TargetPorts int `json:"target_ports"`
-	// TargetNet, if it is one, is where the packets go instead, each to a random address; the
-	// targets give the ports alone.
-	TargetNet netip.Prefix `json:"target_net"`
 	// Sources is where source addresses are taken from. With Count above zero the
 	// first Count addresses (IPv6: the first Count /64s) are used in turn;
 	// with Count zero each packet has a random one.
@@ -103,22 +100,15 @@ func (s *Spec) checkTargets() error {
 	if len(s.Targets) == 0 {
 		return errors.New("no target")
 	}
-	var nets []netip.Prefix
 	for _, t := range s.Targets {
-		nets = append(nets, netip.PrefixFrom(t.Addr(), t.Addr().BitLen()))
 		if int(t.Port())+s.TargetPorts > 1<<16 {
 			return fmt.Errorf("target %s has no %d ports above it", t, s.TargetPorts)
 		}
-	}
-	if s.TargetNet.IsValid() {
-		nets = append(nets, s.TargetNet)
-	}
-	for _, n := range nets {
-		if !packet.Documentation(n) {
-			return fmt.Errorf("refusing to send to %s: not a documentation address range", n)
+		if !packet.Documentation(netip.PrefixFrom(t.Addr(), t.Addr().BitLen())) {
+			return fmt.Errorf("refusing to send to %s: not a documentation address", t)
 		}
-		if n.Addr().Is6() != s.Sources.Addr().Is6() {
-			return fmt.Errorf("target %s and sources %s are of different families", n, s.Sources)
+		if t.Addr().Is6() != s.Sources.Addr().Is6() {
+			return fmt.Errorf("target %s and sources %s are of different families", t, s.Sources)
 		}
 	}
 	return nil

@@ -25,10 +25,9 @@ type Attack struct {
 	from    netip.Prefix // where sources are taken from, if not all of the side's
 	port    uint16
 	ipv6    bool
-	span    int          // how many ports are hit, from port upwards; 0: port alone
-	to      netip.Prefix // where packets go to, if not to the side's own targets
-	silent  bool         // at targets that answer nothing
-	far     bool         // from the far side of a gateway
+	span    int  // how many ports are hit, from port upwards; 0: port alone
+	silent  bool // at targets that answer nothing
+	far     bool // from the far side of a gateway
 	on, off time.Duration
 	lasts   time.Duration // where the usual time would show too little
 	briefly time.Duration // the least that shows anything, where that is no matter of rate
@@ -99,8 +98,10 @@ var Attacks = []Attack{
 		Topologies: onGateway, kind: flood.ACK, rate: 20000, port: service.HTTPPort, silent: true,
 	},
 	{
-		Name: "odd-protocol", Summary: "packets of protocols without ports, between random addresses, never answered",
-		Topologies: onGateway, kind: flood.Odd, rate: 20000, to: outsideSilent, silent: true,
+		// Over IPv6: where addresses are translated, a protocol without ports has one flow for each
+		// outside address, and the kernel refuses the rest.
+		Name: "odd-protocol", Summary: "packets of protocol 253, without ports, each from a random inside address over IPv6, never answered",
+		Topologies: onGateway, kind: flood.Odd, rate: 20000, ipv6: true, silent: true,
 	},
 	{
 		Name: "forwarded", Summary: "200 outside sources hold 5 000 handshakes a second on the forwarded port",
@@ -128,7 +129,7 @@ func (a Attack) spec(sc Scenario, s *site) flood.Spec {
 		Kind: a.kind, Interface: from.dev, GatewayMAC: from.gateway,
 		Sources: from.sources4, Count: a.sources, Ports: a.ports,
 		Rate: a.rate, Duration: sc.AttackFor, On: a.on, Off: a.off,
-		TargetPorts: a.span, TargetNet: a.to, Forbidden: s.outside,
+		TargetPorts: a.span, Forbidden: s.outside,
 	}
 	if a.ipv6 {
 		sp.Sources = from.sources6

@@ -47,10 +47,11 @@ table ip nat {
 // silentRules make some outside addresses swallow what comes, as most of the internet
 // does: an answer of any kind would free the entry again.
 const silentRules = `
-table ip silent {
+table inet silent {
 	chain input {
 		type filter hook input priority filter; policy accept;
 		ip daddr 192.0.2.200-192.0.2.203 drop
+		ip6 daddr 2001:db8:3::200 drop
 	}
 }
 `
@@ -68,10 +69,8 @@ var (
 	// Who is inside: the clients, the attackers, everybody else.
 	insideClients = netip.MustParsePrefix("203.0.113.0/24")
 	insideAll     = netip.MustParsePrefix("198.18.0.0/16")
-	outsideAll    = netip.MustParsePrefix("198.19.64.0/18")
-	// outsideSilent is a network whose hosts answer nothing.
-	outsideSilent = netip.MustParsePrefix("198.19.128.0/17")
-	insideUsers   = netip.MustParsePrefix("198.19.0.0/18")
+	outsideAll    = netip.MustParsePrefix("198.19.128.0/17")
+	insideUsers   = netip.MustParsePrefix("198.19.0.0/17")
 	insideAll6    = netip.MustParsePrefix("2001:db8:a000::/48")
 	insideUser6   = netip.MustParsePrefix("2001:db8:a000:7::/64")
 	anywhere6     = netip.MustParsePrefix("::/0")
@@ -98,7 +97,7 @@ func buildGateway(s *site) error {
 	s.inside = []netip.Prefix{insideClients, insideAll, insideUsers}
 	s.outer = []link{{wan, "eth0"}, {s.attacker, "eth1"}}
 
-	silent := addrs("192.0.2.0/24", 200, 4)
+	silent := append(addrs("192.0.2.0/24", 200, 4), netip.MustParseAddr("2001:db8:3::200"))
 	servers := addrs("192.0.2.0/24", 10, 20)
 	server6 := netip.MustParseAddr("2001:db8:3::10")
 	s.clientTargets = []netip.Addr{servers[0], server6}
@@ -163,7 +162,6 @@ func (s *site) routeGateway(wan *ns.Namespace) error {
 		{s.protected, ns.Route{Dst: insideAll, Via: netip.MustParseAddr("192.0.2.254"), Dev: "atk0", GatewayMAC: hw(mac(2, 2))}},
 		{s.protected, ns.Route{Dst: insideAll6, Via: netip.MustParseAddr("2001:db8:1::2"), Dev: "atk0", GatewayMAC: hw(mac(2, 2))}},
 		{s.protected, ns.Route{Dst: outsideAll, Via: netip.MustParseAddr("198.51.100.2"), Dev: "wan1", GatewayMAC: hw(mac(4, 2))}},
-		{s.protected, ns.Route{Dst: outsideSilent, Via: netip.MustParseAddr("192.0.2.253"), Dev: "wan0", GatewayMAC: hw(mac(3, 2))}},
 		{s.clients, ns.Route{Dst: anywhere4, Via: gwInside4, Dev: "eth0"}},
 		{s.clients, ns.Route{Dst: anywhere6, Via: gwInside6, Dev: "eth0"}},
 		{wan, ns.Route{Dst: anywhere6, Via: gwOutside6, Dev: "eth0"}},

@@ -18,9 +18,8 @@ const (
 const (
 	ProtoTCP = 6
 	ProtoUDP = 17
-	// ProtoTest1 and ProtoTest2 are for experiments and testing (RFC 3692).
-	ProtoTest1 = 253
-	ProtoTest2 = 254
+	// ProtoTest is for experiments and testing (RFC 3692).
+	ProtoTest = 253
 
 	EtherIPv4 = 0x0800
 	EtherIPv6 = 0x86dd

@@ -41,7 +41,7 @@ func TestChecksumsSumToZero(t *testing.T) {
 			if got := transportSum(h, ProtoUDP, udp[ethLen+ip:]); got != 0 {
 				t.Errorf("udp from %v with %q: checksum is off by %#x", h.Src, payload, got)
 			}
-			other := AppendOther(nil, h, ProtoTest1, []byte(payload))
+			other := AppendOther(nil, h, ProtoTest, []byte(payload))
 			if got := len(other); got != ethLen+ip+len(payload) {
 				t.Errorf("other from %v with %q: %d bytes", h.Src, payload, got)
 			}
