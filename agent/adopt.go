@@ -46,36 +46,66 @@ func (a *Agent) adoption() walk {
 
 // adopt lists the connections of the selectors and gives them entries.
 func (l *live) adopt(ctx context.Context, selectors []policy.Selector) (int, error) {
-	ports := make(map[uint16]bool)
-	for _, s := range selectors {
-		ports[s.Port] = true
-	}
-	found, err := l.connections(ports, mostAdopted)
+	found, err := l.connections(portsOf(selectors), mostAdopted)
 	if err != nil {
 		return 0, err
 	}
 	return l.Adopt(ctx, flowsOf(found, selectors), l.adopting)
 }
 
-// flowsOf returns those of the connections that one of the selectors is about.
+// portsOf returns the ports of selectors as [host.Host.Established] takes them.
+func portsOf(selectors []policy.Selector) map[uint16]bool {
+	ports := make(map[uint16]bool)
+	for _, s := range selectors {
+		if s.Whole() {
+			return map[uint16]bool{0: true}
+		}
+		first, last := s.Ports()
+		for port := int(first); port <= int(last); port++ {
+			ports[uint16(port)] = true
+		}
+	}
+	return ports
+}
+
+// flowsOf returns those of the connections that one of the selectors is about. A socket does not say by
+// which interface its packets go, and connections that were tracked all the time keep the entries
+// they have, so interfaces make no difference here.
 func flowsOf(found []host.Live, selectors []policy.Selector) []conntrack.Flow {
 	flows := make([]conntrack.Flow, 0, len(found))
 	for _, c := range found {
-		if slices.ContainsFunc(selectors, func(s policy.Selector) bool {
-			return s.Port == c.Local.Port() && (!s.Remote.IsValid() || s.Remote.Contains(c.Remote.Addr()))
-		}) {
-			flows = append(flows, conntrack.Flow{Local: c.Local, Remote: c.Remote,
+		if c.Remote.Addr().IsLoopback() {
+			continue
+		}
+		ours, named := false, false
+		for _, s := range selectors {
+			if lives(c, s) {
+				ours, named = true, named || !s.Whole()
+			}
+		}
+		if ours {
+			// To a port that a selector names others connect, even if nothing listens there any more.
+			flows = append(flows, conntrack.Flow{Local: c.Local, Remote: c.Remote, Outgoing: c.Outgoing && !named,
 				Scaled: c.Scales.Agreed, LocalScale: c.Scales.Local, RemoteScale: c.Scales.Remote})
 		}
 	}
 	return flows
 }
 
+// lives says whether a selector is about a connection.
+func lives(c host.Live, s policy.Selector) bool {
+	first, last := s.Ports()
+	port := c.Local.Port()
+	return first <= port && port <= last &&
+		(!s.Remote.IsValid() || s.Remote.Contains(c.Remote.Addr())) &&
+		(!s.Local.IsValid() || s.Local.Contains(c.Local.Addr()))
+}
+
 // untracked returns the TCP selectors of a posture whose connections live untracked.
 func untracked(p policy.Posture) []policy.Selector {
 	list := slices.Clone(p.Adopt)
 	for _, n := range p.Notrack {
-		if n.Selector.Protocol == policy.TCP && n.Stage != policy.Watched && !slices.Contains(list, n.Selector) {
+		if n.Selector.OfTCP() && n.Stage != policy.Watched && !slices.Contains(list, n.Selector) {
 			list = append(list, n.Selector)
 		}
 	}

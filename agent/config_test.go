@@ -137,8 +137,9 @@ func TestBadConfig(t *testing.T) {
 			`bad.toml:2: evict.weights."10.0.0.0/8": +Inf is not a number above 0`}},
 		{"bad port", "[management]\nports = [22, 65536]", []string{
 			`bad.toml:2: management.ports: 65536 is no port`}},
-		{"bad selector", "[notrack]\nservices = [\"auto\", \"tcp\"]", []string{
-			`bad.toml:2: notrack.services: selector "tcp" is none of "tcp/PORT", "udp/PORT", "echo", "multicast", or one of the first three followed by " with PREFIX"; or "auto"`}},
+		{"bad selector", "[notrack]\nservices = [\"auto\", \"sctp\"]", []string{
+			`bad.toml:2: notrack.services: selector "sctp" is none of "tcp", "tcp/PORT", "tcp/FIRST-LAST", the same of udp, "echo", each of them also followed by ` +
+				`"with REMOTE-PREFIX", "at OWN-PREFIX" or "on INTERFACE"; "multicast"; "all"; or "auto"`}},
 		{"bad exception", "[notrack]\nexcept = [\"auto\"]", []string{
 			`bad.toml:2: notrack.except: selector "auto" is none of`}},
 		{"bad prefix length", "[sources]\nipv4_prefix = 33\nipv6_prefix = 0", []string{

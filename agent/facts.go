@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -77,6 +78,7 @@ func (s *surveyor) survey() facts {
 		note(err)
 		f.Services, f.Lane = nil, nil // unknown NAT: nothing goes untracked
 	}
+	s.excepted(&f)
 	for _, one := range s.managed(f.Services) {
 		if f.Refused[one] == "" {
 			f.Refused[one] = "a management port: the host's own limits on new connections stay in force; list it in notrack.services to leave it untracked"
@@ -93,6 +95,16 @@ func (s *surveyor) survey() facts {
 	f.Unfit, f.Room, err = s.unfit()
 	note(err)
 	return f
+}
+
+// excepted refuses selectors that have some of the traffic which is to stay tracked: what a rule matches it
+// leaves untracked without exception.
+func (s *surveyor) excepted(f *facts) {
+	for _, one := range f.Services {
+		if i := slices.IndexFunc(s.config.Except, one.Swallows); i >= 0 && f.Refused[one] == "" {
+			f.Refused[one] = fmt.Sprintf("notrack.except keeps %s tracked, which is part of it", s.config.Except[i])
+		}
+	}
 }
 
 // listeners returns the TCP ports that synproxy may stand in front of, and why it can't of some of

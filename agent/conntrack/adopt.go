@@ -10,9 +10,10 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Flow is a live TCP connection of this host, made by the other side.
+// Flow is a live TCP connection of this host.
 type Flow struct {
 	Local, Remote netip.AddrPort
+	Outgoing      bool // made by this host, not by the other side
 
 	// The window scales that each side announced, if both did (tcp_info(7)). Without them conntrack
 	// can't tell what is acknowledged, and keeps the entry of a connection that falls idle no longer
@@ -75,8 +76,12 @@ func (t *Table) Adopt(ctx context.Context, flows []Flow, r *rate.Limiter) (creat
 // appendEntry appends the attributes of f's entry; see ctnetlink_create_conntrack in
 // net/netfilter/nf_conntrack_netlink.c.
 func (f Flow) appendEntry(b []byte, timeout uint32) []byte {
-	b = appendTuple(b, attrTupleOrig, f.Remote, f.Local)
-	b = appendTuple(b, attrTupleReply, f.Local, f.Remote)
+	from, to, fromScale, toScale := f.Remote, f.Local, f.RemoteScale, f.LocalScale
+	if f.Outgoing {
+		from, to, fromScale, toScale = f.Local, f.Remote, f.LocalScale, f.RemoteScale
+	}
+	b = appendTuple(b, attrTupleOrig, from, to)
+	b = appendTuple(b, attrTupleReply, to, from)
 	b = appendAttr(b, attrStatus, 0, 0, 0, statusConfirmed|statusSeenReply|statusAssured)
 	b = appendAttr(b, attrTimeout, binary.BigEndian.AppendUint32(nil, timeout)...)
 	b, info := openNest(b, attrProtoInfo)
@@ -85,8 +90,8 @@ func (f Flow) appendEntry(b []byte, timeout uint32) []byte {
 	flags := byte(tcpBeLiberal)
 	if f.Scaled {
 		flags |= tcpWindowScale
-		b = appendAttr(b, protoInfoScaleOrig, f.RemoteScale)
-		b = appendAttr(b, protoInfoScaleRepl, f.LocalScale)
+		b = appendAttr(b, protoInfoScaleOrig, fromScale)
+		b = appendAttr(b, protoInfoScaleRepl, toScale)
 	}
 	b = appendAttr(b, protoInfoFlagsOrig, flags, flags) // struct nf_ct_tcp_flags: flags and mask
 	b = appendAttr(b, protoInfoFlagsRepl, flags, flags)

@@ -105,7 +105,7 @@ func live(t *testing.T) (flows []Flow) {
 		t.Fatal(err)
 	}
 	for _, c := range list {
-		flows = append(flows, Flow{c.Local, c.Remote, c.Scales.Agreed, c.Scales.Local, c.Scales.Remote})
+		flows = append(flows, Flow{c.Local, c.Remote, c.Outgoing, c.Scales.Agreed, c.Scales.Local, c.Scales.Remote})
 	}
 	return flows
 }

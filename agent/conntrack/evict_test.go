@@ -189,6 +189,16 @@ func TestEvictSelectors(t *testing.T) {
 		zoned,                                                   // 13
 	}
 	web := policy.Selector{Protocol: policy.TCP, Port: 80}
+	form := func(texts ...string) (list []policy.Selector) {
+		for _, text := range texts {
+			s, err := policy.ParseSelector(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, s)
+		}
+		return list
+	}
 	for _, c := range []struct {
 		name      string
 		selectors []policy.Selector
@@ -201,6 +211,13 @@ func TestEvictSelectors(t *testing.T) {
 		{"udp", []policy.Selector{{Protocol: policy.UDP, Port: 80}}, nil, []int{6}},
 		{"echo", []policy.Selector{{Protocol: policy.ICMP}}, nil, []int{7, 9}},
 		{"group", []policy.Selector{{Group: true}}, nil, []int{10, 11}},
+		{"ports", form("tcp/1-80", "tcp/82-65535"), nil, []int{0, 12, 13}},
+		{"all ports", form("tcp"), nil, []int{0, 1, 3, 12, 13}},
+		{"all ports for one remote", form("tcp with 203.0.113.0/24"), nil, []int{3, 12}},
+		{"own address", form("tcp/80 with 192.0.2.1/32 at 198.51.100.0/24", "udp at 198.51.100.1/32", "echo at 2001:db8:1::/64"), nil, []int{0, 6, 9, 13}},
+		{"another own address", form("tcp/80 at 198.51.100.2/31", "tcp at 192.0.2.0/24", "echo at 10.0.0.0/8", "udp/1-99 at ::/0"), nil, nil},
+		{"everything", form("all"), nil, []int{0, 1, 3, 6, 7, 8, 9, 12, 13}},
+		{"an interface, which entries don't tell", form("tcp/80 on eth0", "udp on eth0", "echo on eth0"), nil, nil},
 		{"several", []policy.Selector{web, {Protocol: policy.TCP, Port: 81}, {Group: true}}, nil, []int{0, 1, 10, 11, 12, 13}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -19,21 +19,39 @@ func (h *Host) Connections(port uint16) ([]Connection, error) {
 
 // Established returns the connections to the local TCP ports that are true in ports over which data
 // may still go, half-closed ones included; at most most of them, so that as many mean that there may
-// be more. Those whose handshake is not finished are left out: under a SYN flood they are the
-// flood's. So a caller that must miss none asks again a moment later. IPv4 connections of IPv6 sockets
-// have IPv4 addresses.
+// be more. Port 0 stands for all ports. Those whose handshake is not finished are left out: under a SYN
+// flood they are the flood's. So a caller that must miss none asks again a moment later. IPv4
+// connections of IPv6 sockets have IPv4 addresses.
 func (h *Host) Established(ports map[uint16]bool, most int) ([]Live, error) {
 	wanted := slices.DeleteFunc(slices.Sorted(maps.Keys(ports)), func(p uint16) bool { return !ports[p] })
 	if len(wanted) == 0 || most <= 0 {
 		return nil, nil
 	}
+	listening, err := listeningPorts()
+	if err != nil {
+		return nil, err
+	}
+	if ports[0] {
+		wanted = nil
+	}
 	const states = stateEstablished | stateFinWait1 | stateFinWait2 | stateCloseWait | stateLastAck | stateClosing
 	var list []Live
-	err := query{protocol: unix.IPPROTO_TCP, states: states, ports: wanted, info: true}.list(func(s Live) bool {
-		if ports[s.Local.Port()] {
+	err = query{protocol: unix.IPPROTO_TCP, states: states, ports: wanted, info: true}.list(func(s Live) bool {
+		if ports[0] || ports[s.Local.Port()] {
+			s.Outgoing = !listening[s.Local.Port()]
 			list = append(list, s)
 		}
 		return len(list) < most
 	})
 	return list, err
+}
+
+// listeningPorts returns the local TCP ports that something listens on.
+func listeningPorts() (map[uint16]bool, error) {
+	ports := make(map[uint16]bool)
+	err := query{protocol: unix.IPPROTO_TCP, states: stateListen}.list(func(s Live) bool {
+		ports[s.Local.Port()] = true
+		return true
+	})
+	return ports, err
 }

@@ -23,7 +23,7 @@ type translation struct {
 // touches says whether leaving s untracked would keep t from translating something that it should.
 func (t translation) touches(s policy.Selector, multicastRouter bool) bool {
 	switch {
-	case t.everything:
+	case t.everything || s.Protocol == policy.All:
 		return true
 	case s.Group:
 		return t.touchesGroups(multicastRouter)
@@ -36,7 +36,7 @@ func (t translation) touches(s policy.Selector, multicastRouter bool) bool {
 		return false
 	}
 	// A flow whose source is translated may get any port of this host, to which its answers come.
-	return t.hook == input || t.hook == postrouting || t.port(s.Port)
+	return t.hook == input || t.hook == postrouting || t.anyPort(s.Ports())
 }
 
 // touchesGroups is touches for multicast and broadcast. What this host sends there has the address of

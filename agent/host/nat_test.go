@@ -181,6 +181,86 @@ func TestRefusedForLegacyNAT(t *testing.T) {
 	wantRefused(t, h, "masquerade", asked, "NAT on this host: iptables-legacy has a nat table (ip_tables_names)")
 }
 
+// Selectors without a port, or with several, are refused for whatever may touch one of their packets,
+// and all for anything.
+func TestRefusedForms(t *testing.T) {
+	enter(t, "nft")
+	h, _ := fixture(t, nil)
+	const (
+		forms = "tcp, udp, all, tcp/8000-9000, udp/50-60, tcp/80 at 203.0.113.0/28, tcp/8080 on eth0, tcp/8080 with 192.0.2.0/24 on eth0, " +
+			"tcp with 192.0.2.0/24, udp/50-60 with 192.0.2.0/24, udp at 203.0.113.0/28, echo at 203.0.113.0/28"
+		pre    = "table inet home {\n chain pre {\n type nat hook prerouting priority dstnat\n"
+		post   = "table inet home {\n chain post {\n type nat hook postrouting priority srcnat\n"
+		allTCP = "tcp, all, tcp/8000-9000, tcp/80 at 203.0.113.0/28, tcp/8080 on eth0"
+	)
+	for rules, want := range map[string]string{
+		post + "}}": "",
+		pre + "tcp dport 8080 redirect to :80\n}}":               "tcp, all, tcp/8000-9000, tcp/8080 on eth0, tcp/8080 with 192.0.2.0/24 on eth0, tcp with 192.0.2.0/24",
+		pre + "tcp dport 9001 redirect to :80\n}}":               "tcp, all, tcp with 192.0.2.0/24",
+		pre + "tcp dport 1-8000 redirect to :80\n}}":             allTCP[:len(allTCP)-len(", tcp/8080 on eth0")] + ", tcp with 192.0.2.0/24",
+		pre + "udp dport { 60-99, 200 } redirect to :80\n}}":     "udp, all, udp/50-60, udp/50-60 with 192.0.2.0/24, udp at 203.0.113.0/28",
+		pre + "meta l4proto icmp dnat ip to 10.0.0.1\n}}":        "all, echo at 203.0.113.0/28",
+		pre + "meta l4proto sctp dnat ip to 10.0.0.1\n}}":        "all",
+		post + "meta l4proto tcp masquerade\n}}":                 allTCP + ", tcp with 192.0.2.0/24",
+		post + "ip saddr 10.0.0.0/8 udp dport 53 masquerade\n}}": "udp, all, udp/50-60, udp/50-60 with 192.0.2.0/24, udp at 203.0.113.0/28",
+	} {
+		feed(t, rules)
+		refused, err := h.Refused(selectors(t, forms))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range selectors(t, forms) {
+			if refused[s] != "" {
+				got = append(got, s.String())
+			}
+		}
+		if diff := cmp.Diff(want, strings.Join(got, ", ")); diff != "" {
+			t.Errorf("%s: refused (-want +got):\n%s", rules, diff)
+		}
+	}
+}
+
+// What else keeps everything tracked: helpers of any port of theirs, IPVS and tproxy.
+func TestRefusedWhole(t *testing.T) {
+	enter(t, "nft")
+	const list = "tcp, udp, all, tcp/20-22, tcp/22-30, tcp/21 on eth0, tcp at 203.0.113.0/28, udp/53"
+	const tproxy = "table ip home {\n chain pre {\n type filter hook prerouting priority mangle\n tcp dport 80 tproxy to :3128\n}\n}\n"
+	const ipvs = "IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n"
+	ftp := "a conntrack helper watches it: nf_conntrack_ftp"
+	for _, c := range []struct {
+		name, file, text, rules string
+		want                    map[string]string
+	}{
+		{"nothing", "etc/hostname", "", "", map[string]string{}},
+		{"a helper of TCP", "sys/module/nf_conntrack_ftp/refcnt", "0", "", map[string]string{
+			"tcp": ftp, "all": ftp, "tcp/20-22": ftp, "tcp/21 on eth0": ftp, "tcp at 203.0.113.0/28": ftp}},
+		{"a helper of UDP", "sys/module/nf_conntrack_tftp/refcnt", "0", "", map[string]string{
+			"udp": "a conntrack helper watches it: nf_conntrack_tftp", "all": "a conntrack helper watches it: nf_conntrack_tftp"}},
+		{"IPVS without services", "proc/thread-self/net/ip_vs", ipvs, "", map[string]string{}},
+		{"IPVS", "proc/thread-self/net/ip_vs", ipvs + "TCP  C6336401:0050 rr\n", "", map[string]string{
+			"tcp": "IPVS has services on this host (ip_vs)", "udp": "IPVS has services on this host (ip_vs)",
+			"all": "IPVS has services on this host (ip_vs)", "tcp at 203.0.113.0/28": "IPVS has services on this host (ip_vs)"}},
+		{"tproxy", "etc/hostname", "", tproxy, map[string]string{
+			"tcp": "tproxy on this host: chain pre of table home", "udp": "tproxy on this host: chain pre of table home",
+			"all": "tproxy on this host: chain pre of table home", "tcp at 203.0.113.0/28": "tproxy on this host: chain pre of table home"}},
+	} {
+		feed(t, c.rules)
+		h, _ := fixture(t, map[string]string{c.file: c.text})
+		refused, err := h.Refused(selectors(t, list))
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		got := map[string]string{}
+		for s, reason := range refused {
+			got[s.String()] = reason
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("%s: refused (-want +got):\n%s", c.name, diff)
+		}
+	}
+}
+
 // Where multicast is routed, masquerading changes it.
 func TestRefusedForMulticastRouting(t *testing.T) {
 	enter(t, "nft")

@@ -26,9 +26,9 @@ func (p pins) protocol(number uint8) bool {
 	return p.protocols == nil || slices.Contains(p.protocols, number)
 }
 
-// port says whether a packet to that port can come.
-func (p pins) port(number uint16) bool {
-	return p.ports == nil || slices.ContainsFunc(p.ports, func(r ports) bool { return r.first <= number && number <= r.last })
+// anyPort says whether a packet to one of the ports from first to last can come.
+func (p pins) anyPort(first, last uint16) bool {
+	return p.ports == nil || slices.ContainsFunc(p.ports, func(r ports) bool { return r.first <= last && first <= r.last })
 }
 
 // and returns what is known where both p and q are.

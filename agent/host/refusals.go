@@ -36,32 +36,47 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 	multicast := h.routesMulticast()
 	refused := make(map[policy.Selector]string)
 	for _, s := range services {
-		for _, t := range found.nat {
-			// With one remote side named, only a redirection of the port itself is left to fear.
-			if s.Remote.IsValid() && t.redirects(s) || !s.Remote.IsValid() && t.touches(s, multicast) {
-				refused[s] = "NAT on this host: " + t.where
-				break
-			}
-		}
-		if refused[s] == "" {
-			if module := h.helper(s); module != "" {
-				refused[s] = "a conntrack helper watches it: " + module
-			}
+		switch module := h.helper(s); {
+		case found.natOf(s, multicast) != "":
+			refused[s] = "NAT on this host: " + found.natOf(s, multicast)
+		case module != "":
+			refused[s] = "a conntrack helper watches it: " + module
+		case s.Whole() && found.tproxy != "":
+			refused[s] = "tproxy on this host: " + found.tproxy // what leaves this host may have others' addresses
+		case s.Whole() && h.balances():
+			refused[s] = "IPVS has services on this host (ip_vs)"
 		}
 	}
 	return refused, nil
 }
 
-// helper names the loaded conntrack helper that watches a selector's port, if any.
-func (h *Host) helper(s policy.Selector) string {
-	module := helperPorts[policy.Selector{Protocol: s.Protocol, Port: s.Port}]
-	if module == "" {
-		return ""
+// natOf names the rule that keeps s tracked for fear of a translation; empty if there is none.
+func (r rewrites) natOf(s policy.Selector, multicast bool) string {
+	// With one port and one remote side named, only a redirection of the port itself is left to fear.
+	// With several ports it may be the remote side that answers what was translated.
+	first, last := s.Ports()
+	narrow := s.Remote.IsValid() && (first == last || s.Protocol == policy.ICMP)
+	for _, t := range r.nat {
+		if narrow && t.redirects(s) || !narrow && t.touches(s, multicast) {
+			return t.where
+		}
 	}
-	if _, err := os.Stat(filepath.Join(h.sys, "module", module)); err != nil {
-		return ""
+	return ""
+}
+
+// helper names a loaded conntrack helper that watches one of a selector's ports, if any; of several the
+// first by name.
+func (h *Host) helper(s policy.Selector) (name string) {
+	one := policy.Selector{Protocol: s.Protocol, Port: s.Port}
+	for watched, module := range helperPorts {
+		if watched != one && !s.Swallows(watched) || name != "" && name <= module {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(h.sys, "module", module)); err == nil {
+			name = module
+		}
 	}
-	return module
+	return name
 }
 
 // routesMulticast says whether this host forwards multicast: whether the kernel lists interfaces of

@@ -57,7 +57,8 @@ type query struct {
 // Live is what the kernel says of one socket.
 type Live struct {
 	Connection
-	Scales Scales // of TCP
+	Scales   Scales // of TCP
+	Outgoing bool   // nothing listens on the local port; [Host.Established] alone finds out
 }
 
 // list calls each for every socket that q asks for until it returns false; see sock_diag(7). It
