@@ -204,6 +204,24 @@ func TestSynproxyComesAndGoes(t *testing.T) {
 	exchange(t, l.mustDial("tcp", client2, 80))
 }
 
+// TestLastCookies: on its way out synproxy hands out no more cookies, and takes those that come back.
+func TestLastCookies(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	stateful(t, "tcp dport 80 accept")
+	strict(t)
+	table := open(t)
+	d := proxy(t)
+	d.Posture.LastCookies = true
+	apply(t, table, d)
+	mustEcho(t, l.mustDial("tcp", client2, 80))
+	l.strayACK(client3, 80)
+	mustEcho(t, l.mustDial("udp", client3, 80)) // what came before it has been through
+	if w := work(t, table).Proxied; w.SYNs != 0 || w.Completed != 0 || w.Checked != 1 {
+		t.Errorf("counted %+v, want one packet checked for a cookie and nothing else", w)
+	}
+}
+
 // TestSynproxyIsStopped: where the host's own rules stop what synproxy needs, the counters show it.
 func TestSynproxyIsStopped(t *testing.T) {
 	t.Run("lo", func(t *testing.T) {
