@@ -52,6 +52,7 @@ func TestScripts(t *testing.T) {
 			"flood":    flood,
 			"handles":  handles,
 			"hold":     hold,
+			"keepmax":  keepMax,
 			"listen":   listen,
 			"listing":  listing,
 			"metrics":  metrics,
@@ -118,6 +119,41 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		if time.Now().After(end) {
 			ts.Fatalf("%s: %q in its output is still %t (%v)", strings.Join(args[1:], " "), args[0], neg, err)
+		}
+	}
+}
+
+// keepmax sees to it that the size of every namespace's table, which a script is about to change, is put back
+// however the script ends. It sets $initial to the network namespace that the tests were started in.
+func keepMax(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Defer(aloneWithTheTable(ts))
+	initial := fmt.Sprintf("/proc/%d/ns/net", os.Getppid())
+	ts.Setenv("initial", initial)
+	for _, path := range []string{"/proc/sys/net/netfilter/nf_conntrack_max", "/sys/module/nf_conntrack/parameters/hashsize"} {
+		before, err := os.ReadFile(path)
+		ts.Check(err)
+		ts.Defer(func() {
+			// The file in /proc can be written in the initial namespace only.
+			out, err := exec.Command("nsenter", "--net="+initial, "sh", "-c", "echo "+strings.TrimSpace(string(before))+" >"+path).CombinedOutput()
+			if err != nil {
+				ts.Logf("put %s back: %v: %s", path, err, out)
+			}
+		})
+	}
+}
+
+// labLock is what the attack lab holds while it runs: an abstract socket.
+const labLock = "@ctguard-ctlab"
+
+// aloneWithTheTable waits until no lab runs, and keeps others from starting until what it returns is called.
+func aloneWithTheTable(ts *testscript.TestScript) (release func()) {
+	for end := time.Now().Add(10 * patience); ; time.Sleep(100 * time.Millisecond) {
+		l, err := net.Listen("unix", labLock)
+		if err == nil {
+			return func() { l.Close() }
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("the lab does not end: %v", err)
 		}
 	}
 }
