@@ -40,6 +40,14 @@ func TestDropCost(t *testing.T) {
 	}
 }
 
+// Where noise makes the early drop as fast as the ingress, there is no figure, and no infinite one.
+func TestDropCostOfNoise(t *testing.T) {
+	d := dropCost([]float64{1e6}, []float64{2e6}, []float64{2e5}, []float64{1e6})
+	if d.BlockedNet != 0 || d.LimitedNet != 0 {
+		t.Errorf("net ratios are %v and %v, want none", d.BlockedNet, d.LimitedNet)
+	}
+}
+
 // Every way to drop drops all of the flood, and is gone afterwards.
 func TestWaysToDrop(t *testing.T) {
 	labtest.Privileged(t, "nft")

@@ -21,7 +21,7 @@ import (
 
 // DropCost is how many packets a second of one source network one processor sends and drops: by
 // ctguard's own rules before conntrack, where the network is blocked or where a rate is left to it,
-// and by a rule of the host's at input, after conntrack. Rates are medians, ratios those of rounds.
+// and by a rule of the host's at input, after conntrack. Rates are medians, plain ratios those of rounds.
 //
 // The processor that sends is the one that receives, so a rate has the sender's own time in it.
 // Ingress is therefore measured too, a drop at the link's ingress before the kernel has looked at
@@ -37,8 +37,10 @@ type DropCost struct {
 
 	BlockedRatio float64 `json:"blocked_ratio"` // to Late
 	LimitedRatio float64 `json:"limited_ratio"`
-	BlockedNet   float64 `json:"blocked_net_ratio"` // time of Late to time of this one, both beyond Ingress
-	LimitedNet   float64 `json:"limited_net_ratio"`
+	// BlockedNet and LimitedNet are the time of Late to the time of the other, both beyond Ingress;
+	// 0 where the machine was too busy to tell.
+	BlockedNet float64 `json:"blocked_net_ratio"`
+	LimitedNet float64 `json:"limited_net_ratio"`
 }
 
 // dropSlice is how long each flood lasts.
@@ -108,22 +110,28 @@ func (b *dataBench) drops(ctx context.Context) (err error) {
 	return nil
 }
 
-// dropCost makes figures of rates that were measured in rounds.
+// dropCost makes figures of rates that were measured in rounds. The net ratios are of medians: in a
+// single round the differences they are made of can be next to nothing.
 func dropCost(blocked, limited, late, ingress []float64) DropCost {
-	ratios := func(rates []float64) (raw, net float64) {
-		var raws, nets []float64
-		for i, r := range rates {
-			raws = append(raws, r/late[i])
-			nets = append(nets, (1/late[i]-1/ingress[i])/(1/r-1/ingress[i]))
-		}
-		return measure.Median(raws), measure.Median(nets)
-	}
 	d := DropCost{
 		Blocked: measure.Median(blocked), Limited: measure.Median(limited),
 		Late: measure.Median(late), Ingress: measure.Median(ingress),
 	}
-	d.BlockedRatio, d.BlockedNet = ratios(blocked)
-	d.LimitedRatio, d.LimitedNet = ratios(limited)
+	toLate := func(rates []float64) float64 {
+		var ratios []float64
+		for i, r := range rates {
+			ratios = append(ratios, r/late[i])
+		}
+		return measure.Median(ratios)
+	}
+	net := func(rate float64) float64 {
+		if rate >= d.Ingress {
+			return 0
+		}
+		return (1/d.Late - 1/d.Ingress) / (1/rate - 1/d.Ingress)
+	}
+	d.BlockedRatio, d.BlockedNet = toLate(blocked), net(d.Blocked)
+	d.LimitedRatio, d.LimitedNet = toLate(limited), net(d.Limited)
 	return d
 }
 

@@ -55,7 +55,8 @@ func (d *Data) Drops(c lab.DropCost) {
 	d.printf("\n| packets of one source network, dropped | on one processor | against input | a packet, beyond sending | against input |\n")
 	d.printf("| --- | --- | --- | --- | --- |\n")
 	row := func(name string, rate, ratio, net float64) {
-		d.printf("| %s | %.0f /s | %.2f × | %.0f ns | %.2f × cheaper |\n", name, rate, ratio, 1e9/rate-1e9/c.Ingress, net)
+		cheaper := choose(net > 0, fmt.Sprintf("%.2f × cheaper", net), "–")
+		d.printf("| %s | %.0f /s | %.2f × | %.0f ns | %s |\n", name, rate, ratio, 1e9/rate-1e9/c.Ingress, cheaper)
 	}
 	row("blocked by ctguard, before conntrack", c.Blocked, c.BlockedRatio, c.BlockedNet)
 	row("limited by ctguard, before conntrack", c.Limited, c.LimitedRatio, c.LimitedNet)
