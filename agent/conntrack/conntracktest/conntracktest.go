@@ -35,6 +35,7 @@ type Flow struct {
 	Unacked          bool       // TCP data waits for an acknowledgement
 	ReplySrc         netip.Addr // who answers, if not Dst: a translated destination
 	Type             uint8      // ICMP type if not echo request
+	NewSrc, NewDst   netip.Addr // what the kernel translates to, if valid; it then marks the entry
 }
 
 // Enter locks the calling goroutine to its thread and moves that to a new network namespace. The
@@ -132,6 +133,7 @@ func (f Flow) message() ([]byte, error) {
 	if f.Zone != 0 {
 		ae.Uint16(18, f.Zone)
 	}
+	f.nat(ae)
 	f.protoInfo(ae)
 	attrs, err := ae.Encode()
 	if err != nil {
@@ -186,6 +188,23 @@ func (f Flow) icmp(ae *netlink.AttributeEncoder, first uint16, request, answer u
 	ae.Uint16(first, f.SrcPort)
 	ae.Uint8(first+1, kind)
 	ae.Uint8(first+2, 0)
+}
+
+// nat writes the translations, CTA_NAT_SRC and CTA_NAT_DST, each an address without a port.
+func (f Flow) nat(ae *netlink.AttributeEncoder) {
+	for kind, to := range map[uint16]netip.Addr{6: f.NewSrc, 13: f.NewDst} {
+		if !to.IsValid() {
+			continue
+		}
+		ae.Nested(kind, func(ae *netlink.AttributeEncoder) error {
+			if to.Is4() {
+				ae.Bytes(1, to.AsSlice())
+			} else {
+				ae.Bytes(4, to.AsSlice())
+			}
+			return nil
+		})
+	}
 }
 
 func (f Flow) protoInfo(ae *netlink.AttributeEncoder) {
