@@ -4,7 +4,8 @@
 // everything: a whole [Table.Scan] costs hardly more than receiving the dump, allocates nothing per
 // entry and holds a bounded amount of memory whatever the number of sources; a sampled one costs the
 // same at a million entries as at a thousand. [Table.Evict] and [Table.Retime] change entries in
-// batches beside the dump that finds them, [Table.Adopt] makes some. Everything speaks ctnetlink on raw netlink sockets
+// batches beside the dump that finds them, [Table.Purge] leaves the finding to kernels that can, and
+// [Table.Adopt] makes some. Everything speaks ctnetlink on raw netlink sockets
 // (net/netfilter/nf_conntrack_netlink.c); nothing here decides anything.
 //
 // The files, each with one subject:
@@ -17,9 +18,12 @@
 //	scan.go      a dump to a census; sources.go counts sources on fixed memory
 //	changes.go   creations, deletes and updates in batches, and what became of each
 //	evict.go     who goes; ranks.go in which order
+//	purge.go     what a flood from spoofed addresses left goes
+//	flush.go     deletions for which the kernel finds the entries itself
 //	retime.go    shorter timeouts for entries that exist; timeouts.go names them
 //	adopt.go     entries for connections that lived untracked
-//	probe.go     what this kernel can do, tried in a throw-away namespace
+//	probe.go     what this kernel can do, tried in a throw-away namespace; probepurge.go for a purge
+//	sample.go    entries to try it on
 //
 // What a caller can get wrong:
 //

@@ -1,0 +1,233 @@
+package conntrack
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/policy"
+)
+
+// purgeWays are the two ways of a purge and their mixtures, as far as this kernel has them.
+func purgeWays(t *testing.T) map[string]Capabilities {
+	t.Helper()
+	here, err := Probe()
+	if err != nil {
+		t.Log(err)
+	}
+	ways := map[string]Capabilities{"walk": {}}
+	if can := here.FilteredPurge; can.IPv4 && can.IPv6 {
+		ways["flush"] = Capabilities{FilteredPurge: can}
+		ways["flush IPv4, walk IPv6"] = Capabilities{FilteredPurge: Families{IPv4: true}}
+		ways["flush IPv6, walk IPv4"] = Capabilities{FilteredPurge: Families{IPv6: true}}
+	} else {
+		t.Logf("this kernel purges by flush: %+v", can)
+	}
+	return ways
+}
+
+// litter is one flow of everything that a purge must tell apart, between two addresses. What stays
+// whatever the class is at the end: assured, and translated both ways.
+func litter(src, dst netip.Addr) []flow {
+	icmp := uint8(protoICMP)
+	if src.Is6() {
+		icmp = protoICMPv6
+	}
+	flows := []flow{
+		{Proto: unix.IPPROTO_UDP, DstPort: 53},
+		{Proto: unix.IPPROTO_UDP, DstPort: 53, Status: conntracktest.SeenReply},
+		{Proto: unix.IPPROTO_UDP, DstPort: 53, Zone: 7},
+		{Proto: unix.IPPROTO_UDP, DstPort: 54},
+		{Proto: unix.IPPROTO_TCP, DstPort: 53, State: tcpSynSent},
+		{Proto: unix.IPPROTO_SCTP, DstPort: 53, State: 4},
+		{Proto: unix.IPPROTO_SCTP, DstPort: 54, State: 4},
+		{Proto: icmp},
+		{Proto: unix.IPPROTO_ESP},
+		{Proto: unix.IPPROTO_UDP, DstPort: 53, Status: busy},
+		{Proto: unix.IPPROTO_UDP, DstPort: 53, NewDst: dst.Next()},
+		{Proto: unix.IPPROTO_UDP, DstPort: 53, NewSrc: src.Next()},
+	}
+	for i := range flows {
+		flows[i].Src, flows[i].Dst, flows[i].SrcPort, flows[i].Timeout = src, dst, uint16(100+i), 60
+	}
+	return flows
+}
+
+// kept says which of the flows are in the table, by their place.
+func kept(tb testing.TB, table *Table, flows []flow) (places []int) {
+	tb.Helper()
+	left := dump(tb, table)
+	for i, f := range flows {
+		if slices.ContainsFunc(left, func(e entry) bool {
+			return e.orig.proto == f.Proto && e.orig.src == addressOf(f.Src) && (e.orig.srcPort == f.SrcPort || e.orig.srcPort == 0)
+		}) {
+			places = append(places, i)
+		}
+	}
+	return places
+}
+
+// Either way takes of each family exactly what the class names, and leaves what lasts.
+func TestPurge(t *testing.T) {
+	four := litter(addr("192.0.2.1"), addr("198.51.100.1"))
+	six := litter(addr("2001:db8::1"), addr("2001:db8:1::1"))
+	for name, force := range purgeWays(t) {
+		for _, c := range []struct {
+			class     policy.FlowClass
+			four, six []int // places in litter
+		}{
+			{policy.FlowClass{Protocol: protoUDP, Port: 53}, []int{0, 1, 2}, []int{0, 1, 2}},
+			{policy.FlowClass{Protocol: protoUDP, Port: 55}, nil, nil},
+			{policy.FlowClass{Protocol: protoUDP}, []int{0, 1, 2, 3}, []int{0, 1, 2, 3}},
+			{policy.FlowClass{Protocol: protoTCP, Port: 53}, []int{4}, []int{4}},
+			{policy.FlowClass{Protocol: protoSCTP, Port: 53}, []int{5}, []int{5}}, // the kernel's filter would take both
+			{policy.FlowClass{Protocol: protoSCTP}, []int{5, 6}, []int{5, 6}},
+			{policy.FlowClass{Protocol: protoICMP}, []int{7}, nil},
+			{policy.FlowClass{Protocol: protoICMPv6}, nil, []int{7}},
+			{policy.FlowClass{Protocol: protoICMP, Port: 53}, nil, nil},
+			{policy.FlowClass{Protocol: unix.IPPROTO_ESP}, []int{8}, []int{8}},
+		} {
+			t.Run(name+", "+c.class.String(), func(t *testing.T) {
+				table := openTable(t)
+				table.force = &force
+				fill(t, four...)
+				fill(t, six...)
+				n, err := table.Purge(t.Context(), c.class, nil)
+				if want := len(c.four) + len(c.six); err != nil || n != want {
+					t.Errorf("deleted %d, %v; want %d", n, err, want)
+				}
+				if left := kept(t, table, four); !slices.Equal(left, without(len(four), c.four)) {
+					t.Errorf("of IPv4: kept %v, want all but %v", left, c.four)
+				}
+				if left := kept(t, table, six); !slices.Equal(left, without(len(six), c.six)) {
+					t.Errorf("of IPv6: kept %v, want all but %v", left, c.six)
+				}
+			})
+		}
+	}
+}
+
+// without counts to n and leaves some out.
+func without(n int, out []int) (rest []int) {
+	for i := range n {
+		if !slices.Contains(out, i) {
+			rest = append(rest, i)
+		}
+	}
+	return rest
+}
+
+// flood is n unreplied UDP flows to one port, from an address each, of both families in turn.
+func flood(n int, port uint16) (flows []flow) {
+	for i := range n {
+		f := flow{Src: nth(addr("10.0.0.1"), i), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_UDP, SrcPort: 9, DstPort: port, Timeout: 600}
+		if i%2 == 1 {
+			f.Src, f.Dst = nth(addr("2001:db8::1"), i), addr("2001:db8:1::1")
+		}
+		flows = append(flows, f)
+	}
+	return flows
+}
+
+func TestPurgeMany(t *testing.T) {
+	for name, force := range purgeWays(t) {
+		t.Run(name, func(t *testing.T) {
+			table := openTable(t)
+			table.force = &force
+			fill(t, flood(3000, 53)...)
+			fill(t, tcp("192.0.2.1", 100, tcpEstablished, busy, 600)...)
+			for _, want := range []int{3000, 0} {
+				if n, err := table.Purge(t.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil); err != nil || n != want {
+					t.Errorf("deleted %d, %v; want %d", n, err, want)
+				}
+			}
+			if n, err := table.Count(); err != nil || n != 100 {
+				t.Errorf("%d entries left, %v; want 100", n, err)
+			}
+		})
+	}
+}
+
+func TestPurgeBudget(t *testing.T) {
+	table := openTable(t)
+	table.force = &Capabilities{}
+	fill(t, flood(300, 53)...)
+	class := policy.FlowClass{Protocol: protoUDP, Port: 53}
+	if n, err := table.Purge(t.Context(), class, rate.NewLimiter(0, 0)); err != nil || n != 0 {
+		t.Errorf("without any budget: deleted %d, %v", n, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	context.AfterFunc(waitFor(func() bool { n, _ := table.Count(); return n <= 200 }), cancel)
+	if n, err := table.Purge(ctx, class, rate.NewLimiter(1e-9, 100)); err == nil || n != 100 {
+		t.Errorf("with a budget of 100: deleted %d, %v", n, err)
+	}
+	if n, err := table.Purge(t.Context(), class, rate.NewLimiter(1e6, 64)); err != nil || n != 200 {
+		t.Errorf("with a large budget: deleted %d, %v", n, err)
+	}
+}
+
+func TestPurgeEndsWithContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, force := range purgeWays(t) {
+		t.Run(name, func(t *testing.T) {
+			table := openTable(t)
+			table.force = &force
+			fill(t, flood(10, 53)...)
+			if n, err := table.Purge(ctx, policy.FlowClass{Protocol: protoUDP, Port: 53}, nil); !errors.Is(err, context.Canceled) || n != 0 {
+				t.Errorf("deleted %d, %v", n, err)
+			}
+		})
+	}
+}
+
+// BenchmarkPurge purges 30 000 entries of a table of 65 000.
+func BenchmarkPurge(b *testing.B) {
+	here, err := Probe()
+	if err != nil {
+		b.Skip(err)
+	}
+	for name, force := range map[string]Capabilities{"flush": here, "walk": {}} {
+		b.Run(name, func(b *testing.B) {
+			if name == "flush" && here.FilteredPurge != (Families{IPv4: true, IPv6: true}) {
+				b.Skip("this kernel cannot")
+			}
+			table := openTable(b)
+			table.force = &force
+			fill(b, flood(35_000, 54)...)
+			litter := flood(30_000, 53)
+			var cpu time.Duration
+			for b.Loop() {
+				b.StopTimer()
+				fill(b, litter...)
+				before := cpuTime(b)
+				b.StartTimer()
+				n, err := table.Purge(b.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil)
+				b.StopTimer()
+				cpu += cpuTime(b) - before
+				if err != nil || n != len(litter) {
+					b.Fatalf("deleted %d, %v", n, err)
+				}
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(cpu.Milliseconds())/float64(b.N), "cpu-ms/op")
+		})
+	}
+}
+
+// cpuTime is what this process has used, in the kernel and outside.
+func cpuTime(tb testing.TB) time.Duration {
+	tb.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
