@@ -101,6 +101,45 @@ func TestExcepted(t *testing.T) {
 	}
 }
 
+// A selector without a port brings along what listens here of it.
+func TestParts(t *testing.T) {
+	enter(t)
+	listener, err := net.Listen("tcp4", "0.0.0.0:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	for listed, want := range map[string]string{
+		"udp/53": "udp/53",
+		"udp":    "udp",
+		"tcp":    "tcp, tcp/8080",
+		"all":    "all, tcp/8080, echo, multicast",
+		"tcp on eth0,tcp with 10.0.0.0/8 at 10.1.0.0/16": "tcp on eth0, tcp with 10.0.0.0/8 at 10.1.0.0/16, tcp/8080 on eth0, tcp/8080 with 10.0.0.0/8 at 10.1.0.0/16",
+		"all,auto": "all, tcp/8080, echo, multicast",
+	} {
+		s := surveyor{host: host.New("/"), config: Config{Services: strings.Split(listed, ",")}}
+		found, err := s.services()
+		var got []string
+		for _, one := range found {
+			got = append(got, one.String())
+		}
+		if diff := cmp.Diff(want, strings.Join(got, ", ")); diff != "" || err != nil {
+			t.Errorf("%s (-want +got), error %v:\n%s", listed, err, diff)
+		}
+	}
+}
+
+// A management port stays tracked unless it is named, by itself or with others.
+func TestManaged(t *testing.T) {
+	found := selectorsOf(t, "tcp/22", "tcp/80")
+	for listed, managed := range map[string]bool{"auto": true, "tcp/80": true, "tcp/22": false, "tcp/22 with 192.0.2.0/24": true, "tcp/20-30": false, "tcp": false, "all": false, "udp": true, "tcp on eth0": true} {
+		s := surveyor{config: Config{Ports: []uint16{22, 2222}, Services: []string{"auto", listed}}}
+		if got := s.managed(found); len(got) > 0 != managed {
+			t.Errorf("with %s listed, %v stay tracked", listed, got)
+		}
+	}
+}
+
 // strictRules let nothing pass that conntrack can't place, except what is untracked.
 const strictRules = `table inet strict {
 	chain in {

@@ -146,7 +146,8 @@ func (s *surveyor) unfit() (map[policy.StepName]string, int, error) {
 	return unfit, room, err
 }
 
-// services returns the candidates for notrack: what the config names, and what is found for "auto".
+// services returns the candidates for notrack: what the config names with its parts, and what is found for
+// "auto".
 func (s *surveyor) services() ([]policy.Selector, error) {
 	var all []policy.Selector
 	for _, text := range s.config.Services {
@@ -164,6 +165,11 @@ func (s *surveyor) services() ([]policy.Selector, error) {
 		}
 		all = append(all, one)
 	}
+	parts, err := s.parts(all)
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, parts...)
 	seen := make(map[policy.Selector]bool)
 	return slices.DeleteFunc(all, func(one policy.Selector) bool {
 		again := seen[one]
@@ -172,16 +178,44 @@ func (s *surveyor) services() ([]policy.Selector, error) {
 	}), nil
 }
 
-// managed returns the services on management ports that the configuration does not name.
+// managed returns the services on management ports that the configuration names neither by themselves nor
+// with others.
 func (s *surveyor) managed(services []policy.Selector) []policy.Selector {
 	var list []policy.Selector
 	for _, port := range s.config.Ports {
 		one := policy.Selector{Protocol: policy.TCP, Port: port}
-		if slices.Contains(services, one) && !slices.Contains(s.config.Services, one.String()) {
+		if slices.Contains(services, one) && !slices.ContainsFunc(s.config.Services, func(text string) bool {
+			named, err := policy.ParseSelector(text)
+			everywhere := named == policy.Selector{Protocol: named.Protocol, Port: named.Port, Last: named.Last}
+			return err == nil && (named == one || everywhere && named.Swallows(one))
+		}) {
 			list = append(list, one)
 		}
 	}
 	return list
+}
+
+// parts returns the services found here as far as selectors without a port take them in: each is judged by
+// itself as well, lest a busy one hide what becomes of the others.
+func (s *surveyor) parts(all []policy.Selector) (parts []policy.Selector, err error) {
+	var found []policy.Selector
+	for _, whole := range all {
+		if !whole.Whole() {
+			continue
+		}
+		if found == nil {
+			if found, err = s.host.Services(); err != nil {
+				return nil, err
+			}
+		}
+		for _, part := range found {
+			if whole.Swallows(part) {
+				part.Remote, part.Local, part.Device = whole.Remote, whole.Local, whole.Device
+				parts = append(parts, part)
+			}
+		}
+	}
+	return parts, nil
 }
 
 // mostLane bounds the management lane: each selector is a rule.

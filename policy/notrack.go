@@ -136,7 +136,36 @@ func (u *untracker) refusal(s Selector, o Observation) string {
 	if loose, known := o.Admin[tcpLoose]; known && loose == 0 && s.OfTCP() {
 		return "tcp_loose is 0 here: should ctguard be killed, connections that live untracked would end"
 	}
+	if s.Whole() {
+		return u.partRefusal(s, o)
+	}
 	return ""
+}
+
+// partRefusal says which part of a selector without a port must stay tracked, and why. Its own counters may
+// not tell: one busy service hides that the host's own rules drop all the others.
+func (u *untracker) partRefusal(s Selector, o Observation) string {
+	for _, part := range slices.Concat(o.Services, o.Lane) {
+		if !s.Swallows(part) {
+			continue
+		}
+		if reason := u.refusal(part, o); reason != "" {
+			return fmt.Sprintf("%s, which is part of it, must stay tracked: %s", part, reason)
+		}
+	}
+	return ""
+}
+
+// early reports whether parts of s have yet to show in trials of their own that they can go untracked. One
+// that nobody uses shows nothing, so it is waited for no longer than a trial lasts.
+func (u *untracker) early(s Selector, o Observation, c Config) bool {
+	return s.Whole() && slices.ContainsFunc(o.Services, func(part Selector) bool {
+		if !s.Swallows(part) {
+			return false
+		}
+		t := u.selectors[part]
+		return t == nil || t.stage != Freed && (t.stage != Trial || o.Time.Sub(t.since) < c.Trial)
+	})
 }
 
 // advance moves one selector on through its stages and says what changed, if anything did.
@@ -156,6 +185,9 @@ func (u *untracker) advance(s Selector, o Observation, c Config) string {
 	seen := work.minus(t.start)
 	switch t.stage {
 	case Watched, Leaving:
+		if u.early(s, o, c) {
+			return ""
+		}
 		if t.stage == Watched {
 			t.before = seen
 		}
@@ -282,15 +314,20 @@ func fell(passed, of, passedBefore, ofBefore uint64) bool {
 	return float64(passed)/float64(of) < before/2
 }
 
-// opened returns how many packets came in that would have opened a flow had they been tracked.
+// opened returns how many packets came in that would have opened a flow had they been tracked. What is
+// part of a selector without a port is counted there too, so of the two sums the greater one counts.
 func (u *untracker) opened(o Observation) uint64 {
-	var n uint64
+	var whole, parts uint64
 	for s, t := range u.selectors {
-		if t.stage != Watched {
-			n += o.Work.Selectors[s].New
+		switch {
+		case t.stage == Watched:
+		case s.Whole():
+			whole += o.Work.Selectors[s].New
+		default:
+			parts += o.Work.Selectors[s].New
 		}
 	}
-	return n
+	return max(whole, parts)
 }
 
 // minus returns what w counted since before.

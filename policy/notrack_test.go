@@ -1,0 +1,117 @@
+package policy
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// trialHost plays a host whose rules drop, of what is untracked, the packets of some selectors.
+type trialHost struct {
+	t       *testing.T
+	u       untracker
+	o       Observation
+	drops   map[string]bool
+	idle    map[string]bool
+	unheard bool // nothing that the host asks for gets through
+}
+
+func newTrialHost(t *testing.T, services ...string) *trialHost {
+	h := &trialHost{t: t, drops: map[string]bool{}, idle: map[string]bool{}}
+	h.o = Observation{Time: time.Unix(1000, 0), Host: Host{Admin: map[string]int{tcpLoose: 1}}, Work: Work{Selectors: map[Selector]SelectorWork{}}}
+	for _, name := range services {
+		h.o.Services = append(h.o.Services, parsed(t, name))
+	}
+	return h
+}
+
+// pass lets time pass, with ten packets a tick to and from each selector, and returns the stages.
+func (h *trialHost) pass(d time.Duration) (stages map[string]string, told string) {
+	for end := h.o.Time.Add(d); h.o.Time.Before(end); h.o.Time = h.o.Time.Add(50 * time.Millisecond) {
+		wanted, events := h.u.update(h.o, Defaults(Server), h.o.Services, func(Selector) bool { return true })
+		stages = map[string]string{}
+		for _, e := range events {
+			told += e.Reason + "\n"
+		}
+		for _, n := range wanted {
+			name := n.Selector.String()
+			stages[name] = n.Stage.String()
+			w := h.o.Work.Selectors[n.Selector]
+			if !h.idle[name] {
+				w.Requests, w.New, w.Replies, w.Sent = w.Requests+10, w.New+1, w.Replies+10, w.Sent+10
+				if n.Stage == Watched || !h.drops[name] {
+					w.Delivered += 10
+				}
+			}
+			if n.Selector.Whole() && h.o.Time.UnixMilli()%1000 == 0 { // one connection a second
+				w.Answers++
+				if n.Stage == Watched || !h.unheard {
+					w.Heard++
+				}
+			}
+			h.o.Work.Selectors[n.Selector] = w
+		}
+	}
+	return stages, told
+}
+
+// A selector without a port waits for the trials of its parts, but not for those that nobody uses.
+func TestWholeWaitsForItsParts(t *testing.T) {
+	h := newTrialHost(t, "all", "tcp/80", "tcp/22")
+	h.idle["tcp/22"] = true
+	if stages, _ := h.pass(900 * time.Millisecond); stages["all"] != "watched" || stages["tcp/80"] != "trial" {
+		t.Errorf("in the first trial: %v", stages)
+	}
+	stages, _ := h.pass(4 * time.Second)
+	if stages["all"] != "freed" || stages["tcp/80"] != "freed" || stages["tcp/22"] != "trial" {
+		t.Errorf("a few seconds later: %v", stages)
+	}
+	// Now somebody tries ssh, which the host's own rules know only as tracked.
+	h.idle["tcp/22"], h.drops["tcp/22"] = false, true
+	stages, told := h.pass(time.Second)
+	if stages["all"] != "" || stages["tcp/22"] != "" || stages["tcp/80"] != "freed" {
+		t.Errorf("after ssh was dropped: %v", stages)
+	}
+	if want := "tcp/22, which is part of it, must stay tracked: the host's own rules let 0 of"; !strings.HasPrefix(h.u.refusal(parsed(t, "all"), h.o), want) {
+		t.Errorf("all is refused for %q, want %q; told\n%s", h.u.refusal(parsed(t, "all"), h.o), want, told)
+	}
+	if _, owes := h.u.owed[parsed(t, "all")]; !owes {
+		t.Error("nobody gives the connections of all entries")
+	}
+}
+
+// A part that is refused on the host, or on its management lane, keeps the whole tracked.
+func TestWholeRefusedForAPart(t *testing.T) {
+	h := newTrialHost(t, "tcp", "udp", "udp/53")
+	lane := parsed(t, "tcp/22 with 192.0.2.0/24")
+	h.o.Lane, h.o.Refused = []Selector{lane}, map[Selector]string{lane: "NAT"}
+	stages, _ := h.pass(5 * time.Second)
+	if stages["tcp"] != "" || stages["udp"] != "freed" {
+		t.Errorf("stages %v", stages)
+	}
+}
+
+// What the host asks and does not hear ends a whole selector, however rarely it asks, and only that.
+func TestWholeMustHear(t *testing.T) {
+	for _, unheard := range []bool{false, true} {
+		h := newTrialHost(t, "all", "tcp/80")
+		h.unheard = unheard
+		stages, told := h.pass(10 * time.Second)
+		if freed := stages["all"] == "freed"; freed == unheard || stages["tcp/80"] != "freed" {
+			t.Errorf("unheard %v: %v\n%s", unheard, stages, told)
+		}
+		if want := "all taken back: the host's own rules let 0 of 3 untracked answers to what it asked through"; unheard && !strings.Contains(told, want) {
+			t.Errorf("told\n%s\nwant %s", told, want)
+		}
+	}
+}
+
+// What a selector without a port has opened is not counted again for its parts.
+func TestOpenedOnce(t *testing.T) {
+	h := newTrialHost(t, "all", "tcp/80", "tcp/22")
+	h.pass(5 * time.Second)
+	all, part := h.o.Work.Selectors[parsed(t, "all")].New, h.o.Work.Selectors[parsed(t, "tcp/80")].New
+	if got := h.u.opened(h.o); all == 0 || got != max(all, 2*part) {
+		t.Errorf("opened %d, want the greater of %d and twice %d", got, all, part)
+	}
+}
