@@ -30,6 +30,7 @@ type walker interface {
 	Evict(context.Context, conntrack.Eviction) (conntrack.Evicted, error)
 	Retime(context.Context, conntrack.Retiming) (int, error)
 	Adopt(context.Context, []conntrack.Flow, *rate.Limiter) (int, error)
+	Purge(context.Context, policy.FlowClass, *rate.Limiter) (int, error)
 }
 
 // ruleset keeps the rules; *nft.Table is one.
@@ -80,6 +81,7 @@ type actuator interface {
 	evict(context.Context, conntrack.Eviction, *policy.Census) (conntrack.Evicted, error)
 	retime(context.Context, map[string]int, []netip.Prefix) (int, error)
 	adopt(context.Context, []policy.Selector) (int, error)
+	purge(context.Context, policy.FlowClass) error
 }
 
 func (l *live) rules(d nft.Desired, now time.Time) error { return l.Apply(d, now) }
@@ -103,6 +105,12 @@ func (l *live) evict(ctx context.Context, e conntrack.Eviction, _ *policy.Census
 
 func (l *live) retime(ctx context.Context, timeouts map[string]int, spare []netip.Prefix) (int, error) {
 	return l.Retime(ctx, conntrack.Retiming{Timeouts: timeouts, Spare: spare, Rate: l.retiming})
+}
+
+func (l *live) purge(ctx context.Context, class policy.FlowClass) error {
+	n, err := l.Purge(ctx, class, l.evicting)
+	l.evicted.Add(uint64(n))
+	return err
 }
 
 func (*dry) rules(nft.Desired, time.Time) error { return nil }
@@ -161,3 +169,5 @@ func (*dry) evict(_ context.Context, e conntrack.Eviction, census *policy.Census
 func (*dry) retime(context.Context, map[string]int, []netip.Prefix) (int, error) { return 0, nil }
 
 func (*dry) adopt(context.Context, []policy.Selector) (int, error) { return 0, nil }
+
+func (*dry) purge(context.Context, policy.FlowClass) error { return nil }

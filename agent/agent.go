@@ -50,6 +50,7 @@ type Agent struct {
 	fresh      bool           // no tick has seen census yet
 	evictedFor *policy.Census
 	freed      map[policy.Selector]bool
+	purged     time.Time         // when classes were last purged
 	adopted    time.Time         // when the newest adoption that has ended began
 	noted      []policy.Selector // what is on disk as living untracked
 	slowest    time.Duration     // the longest from an observation to its rules in the kernel

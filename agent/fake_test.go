@@ -39,6 +39,7 @@ type kernel struct {
 	retimings []map[string]int
 	live      []host.Live
 	adopted   []conntrack.Flow
+	purged    []policy.FlowClass
 	scans     int
 }
 
@@ -94,6 +95,11 @@ func (k *kernel) Retime(_ context.Context, r conntrack.Retiming) (int, error) {
 func (k *kernel) Adopt(_ context.Context, flows []conntrack.Flow, _ *rate.Limiter) (int, error) {
 	k.adopted = append(k.adopted, flows...)
 	return len(flows), k.change("adopt")
+}
+
+func (k *kernel) Purge(_ context.Context, class policy.FlowClass, _ *rate.Limiter) (int, error) {
+	k.purged = append(k.purged, class)
+	return 1, k.change("purge")
 }
 
 // established are the connections that there are.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -24,6 +25,7 @@ const (
 	retimePause    = time.Second      // timeouts follow pressure in several steps: one walk serves them all
 	idlePause      = 10 * time.Second // between samples at level 0, of a table that is half full
 	samplePause    = 2 * time.Second
+	purgePause     = 100 * time.Millisecond
 )
 
 // walk is one pass over the table; it runs beside the loop. It returns what it learnt as a function
@@ -36,6 +38,9 @@ func (a *Agent) nextWalk(now time.Time) walk {
 		return w
 	}
 	if w := a.eviction(); w != nil {
+		return w
+	}
+	if w := a.purging(now); w != nil {
 		return w
 	}
 	// While the rules can't be written, what is freed is still tracked: leave it where it is.
@@ -65,6 +70,25 @@ func (a *Agent) eviction() walk {
 		return policy.Event{Kind: policy.EvictEvent, Step: policy.Evict, Entries: freed.Entries,
 			Reason: fmt.Sprintf("%d entries of %d heavy sources above their fair share", freed.Entries, len(caps))}
 	})
+}
+
+// purging deletes what a flood left of the classes that are to be purged.
+func (a *Agent) purging(now time.Time) walk {
+	classes := a.decision.Posture.Purges
+	if len(classes) == 0 || now.Sub(a.purged) < purgePause || a.purged.After(a.last.Time) {
+		return nil
+	}
+	a.purged = now
+	return func(ctx context.Context) func(*Agent) {
+		var err error
+		for _, class := range classes {
+			err = errors.Join(err, a.actuator.purge(ctx, class))
+		}
+		return func(a *Agent) {
+			a.purged, a.due = time.Now(), true // what is left shows at the next tick
+			a.trouble("purge", err)
+		}
+	}
 }
 
 // freeing takes the entries of selectors out of the table that were untracked for good.

@@ -40,14 +40,14 @@ var unansweredLife = map[uint8]struct {
 }
 
 // update judges a census, if there is a new one, and returns the budgets in a stable order.
-func (a *admitter) update(o Observation, on bool, c Config) ([]Budget, []Event) {
+func (a *admitter) update(o Observation, r reading, on bool, c Config) ([]Budget, []Event) {
 	if !on {
 		a.budgets = nil
 		return nil, nil
 	}
 	var events []Event
 	if o.Census != nil {
-		events = a.judge(o, c)
+		events = a.judge(o, r, c)
 	}
 	list := make([]Budget, 0, len(a.budgets))
 	for _, b := range a.budgets {
@@ -59,16 +59,15 @@ func (a *admitter) update(o Observation, on bool, c Config) ([]Budget, []Event) 
 	return list, events
 }
 
-// judge gives budgets to classes that hold a large part of the table and have no answers, and takes
+// judge gives budgets to classes that hold a large part of the table, or are about to, and have no answers, and takes
 // them from classes that have some by now.
-func (a *admitter) judge(o Observation, c Config) []Event {
+func (a *admitter) judge(o Observation, r reading, c Config) []Event {
 	var events []Event
 	tell := func(class FlowClass, format string, args ...any) {
 		events = append(events, Event{Kind: StepEvent, Step: Admit, Reason: class.String() + " " + fmt.Sprintf(format, args...)})
 	}
 	for _, f := range classes(o.Census) {
-		mid, _, _ := o.Census.Estimate(f.entries)
-		share := 100 * float64(mid) / float64(max(o.Capacity, 1))
+		share := o.Census.shareAhead(f.entries, o, r)
 		answered := float64(f.replied) > answeredPart*float64(f.entries)
 		switch b := a.budgets[f.class]; {
 		case b != nil && answered:
@@ -80,7 +79,7 @@ func (a *admitter) judge(o Observation, c Config) []Event {
 			}
 			b = newBudget(f.class, o)
 			a.budgets[f.class] = b
-			tell(f.class, "may open %d flows a second: its flows hold %.0f %% of the capacity, and %d of %d seen are answered",
+			tell(f.class, "may open %d flows a second: its flows hold %.0f %% of the capacity, or are about to, and %d of %d seen are answered",
 				b.Rate, share, f.replied, f.entries)
 		}
 	}

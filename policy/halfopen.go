@@ -35,17 +35,25 @@ func (m *Machine) withHalfOpen(o Observation, r reading) reading {
 }
 
 // halfOpenShare returns the percentage of the capacity that handshakes under way hold by the newest
-// census; 0 if that is too old. What growth adds within the lookahead is taken to be of the same kinds
-// as the entries that are not assured: at the onset of a flood most of these are its own.
+// census, and are about to; 0 if that is too old.
 func (m *Machine) halfOpenShare(o Observation, r reading) float64 {
 	c := m.census
-	if c == nil || c.Seen == 0 || o.Time.Sub(c.Time) > halfOpenAge {
+	if c == nil || o.Time.Sub(c.Time) > halfOpenAge {
 		return 0
 	}
-	handshakes := float64(c.Classes[HalfOpen] + c.TCPStates[tcpSynSent])
-	share := r.fill * handshakes / float64(c.Seen)
+	return c.shareAhead(c.Classes[HalfOpen]+c.TCPStates[tcpSynSent], o, r)
+}
+
+// shareAhead returns the percentage of the capacity that n of the entries seen stand for. What growth
+// adds within the lookahead is taken to be of the same kinds as the entries that are not assured: at the
+// onset of a flood most of these are its own.
+func (c *Census) shareAhead(n int, o Observation, r reading) float64 {
+	if c.Seen == 0 {
+		return 0
+	}
+	share := r.fill * float64(n) / float64(c.Seen)
 	if passing := c.Seen - c.Classes[Assured]; r.growing() && passing > 0 && o.Time.Sub(c.Time) <= shapeFor {
-		share += max(0, min(r.pressure, 100)-r.fill) * handshakes / float64(passing)
+		share += max(0, min(r.pressure, 100)-r.fill) * min(1, float64(n)/float64(passing))
 	}
 	return share
 }

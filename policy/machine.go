@@ -49,6 +49,7 @@ type Machine struct {
 	tightener  tightener
 	offenders  offenders
 	admitter   admitter
+	purger     purger
 	calm       calm
 	work       map[StepName]*pace
 	started    map[StepName]*outcome
@@ -214,7 +215,7 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 		maps.Copy(p.Settings, m.tightener.settings(o.Time, r.pressure, step, m.cfg, o.Admin))
 	}
 	_, admit := m.works(Admit, o)
-	budgets, more := m.admitter.update(o, admit, m.cfg)
+	budgets, more := m.admitter.update(o, r, admit, m.cfg)
 	p.Budgets, events = budgets, append(events, more...)
 	if _, on := m.engaged(Evict); !on {
 		m.offenders.release(o.Time)
@@ -223,6 +224,9 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 		m.offenders.found = len(caps) > 0 || m.offenders.found && r.fill > m.cfg.Target
 		p.Caps, events = caps, append(events, held...)
 	}
+	_, evict := m.works(Evict, o)
+	purges, purged := m.purger.update(o, r, evict, m.crowded(r), m.cfg)
+	p.Purges, events = purges, append(events, purged...)
 	p.Limits = m.limits(o)
 	p.LimitRate = max(1, m.offenders.rate)
 	p.LimitBurst = burstSeconds * p.LimitRate
@@ -297,10 +301,11 @@ func (m *Machine) pressed(r reading) bool {
 
 // scan says which scan the next observations should bring. Who is heavy is worth a whole scan in the
 // upper half of the way from the fair share's target to evict's leave mark, and all the way down to
-// the target while somebody has just been found above a share; below that only the shape of the table
-// is of interest.
+// the target while somebody has just been found above a share; below that, and while a flood is purged that
+// comes from everywhere, only the shape of the table is of interest.
 func (m *Machine) scan(r reading) Scan {
-	if _, on := m.engaged(Evict); on && (m.crowded(r) || m.offenders.found && r.fill > m.cfg.Target) {
+	_, evict := m.engaged(Evict)
+	if evict && len(m.purger.classes) == 0 && (m.crowded(r) || m.offenders.found && r.fill > m.cfg.Target) {
 		return WholeScan
 	}
 	if m.ladder.level > 0 || r.pressure >= m.ladder.lowest() {

@@ -13,13 +13,14 @@ type Posture struct {
 	Settings    map[string]int // sysctl name (without net.netfilter.) to value; a name that is absent keeps the administrator's value
 	Notrack     []Notrack
 	Limits      []Limit
-	Caps        []Cap     // how many entries a source may keep; the excess is evicted
-	LimitRate   int       // new flows per second that a limited source may open
-	LimitBurst  int       // packets that it may open above the rate
-	Synproxy    []uint16  // TCP ports of this host whose handshakes are answered with SYN cookies
-	Handshake   Handshake // what synproxy says of this host
-	LastCookies bool      // synproxy answers no more handshakes, and only takes the cookies that are on their way
-	ClosedPorts bool      // drop local TCP and UDP packets that no socket waits for
+	Caps        []Cap       // how many entries a source may keep; the excess is evicted
+	Purges      []FlowClass // classes whose entries are deleted, those that are assured or have NAT apart
+	LimitRate   int         // new flows per second that a limited source may open
+	LimitBurst  int         // packets that it may open above the rate
+	Synproxy    []uint16    // TCP ports of this host whose handshakes are answered with SYN cookies
+	Handshake   Handshake   // what synproxy says of this host
+	LastCookies bool        // synproxy answers no more handshakes, and only takes the cookies that are on their way
+	ClosedPorts bool        // drop local TCP and UDP packets that no socket waits for
 	Budgets     []Budget
 	Adopt       []Selector // TCP services that lived untracked: their connections are given entries
 	Reject      bool       // answer dropped new flows of limited sources (TCP RST, ICMP) instead of dropping in silence

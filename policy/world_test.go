@@ -141,6 +141,7 @@ func (w *world) advance(d Decision) {
 	w.retime(p)
 	w.free(p)
 	w.evict(p)
+	w.purge(p)
 	w.count()
 	w.scan(d)
 	w.peak = max(w.peak, 100*w.total/float64(w.bound(p)))
@@ -305,6 +306,19 @@ func (w *world) evict(p Posture) {
 				w.work.Evicted += uint64(s.entries - float64(c.Keep))
 				s.entries = float64(c.Keep)
 			}
+		}
+	}
+}
+
+// purge deletes what is not assured of the classes that are to be purged.
+func (w *world) purge(p Posture) {
+	for _, g := range w.groups {
+		if g.class == Assured || !slices.Contains(p.Purges, g.flowClass()) {
+			continue
+		}
+		for _, s := range g.sources {
+			w.work.Evicted += uint64(s.entries)
+			s.entries = 0
 		}
 	}
 }

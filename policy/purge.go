@@ -1,0 +1,50 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+)
+
+// purger finds the classes of this host's own UDP services that a flood from spoofed addresses fills the
+// table with. Each of its packets is answered, so early drop and fair shares take it for a client's. But
+// a question and its answer need no entry afterwards: what is not assured can go as often as it must, and
+// nobody is held back.
+type purger struct {
+	classes []FlowClass // until evict is left
+}
+
+// udp is the IP protocol number of UDP.
+const udp = 17
+
+// update returns the classes whose entries are to be deleted now, those that are assured apart.
+func (u *purger) update(o Observation, r reading, on, crowded bool, c Config) ([]FlowClass, []Event) {
+	if !on || c.Profile != Server {
+		u.classes = nil
+		return nil, nil
+	}
+	var events []Event
+	if o.Census != nil && (crowded || r.growing()) {
+		events = u.judge(o, r, c)
+	}
+	if !crowded {
+		return nil, events
+	}
+	return u.classes, events
+}
+
+// judge takes up the services that hold a flood's share of the capacity, or are about to.
+func (u *purger) judge(o Observation, r reading, c Config) []Event {
+	var events []Event
+	for _, f := range classes(o.Census) {
+		service := Selector{Protocol: UDP, Port: f.class.Port}
+		if f.class.Protocol != udp || slices.Contains(u.classes, f.class) || !slices.Contains(o.Services, service) {
+			continue
+		}
+		if share := o.Census.shareAhead(f.entries, o, r); f.entries >= enoughSeen && share >= c.ClassShare {
+			u.classes = append(u.classes, f.class)
+			events = append(events, Event{Kind: StepEvent, Step: Evict, Reason: fmt.Sprintf(
+				"%s holds %.0f %% of the capacity, or is about to: its entries that are not assured are purged while the table is crowded", f.class, share)})
+		}
+	}
+	return events
+}
