@@ -214,3 +214,22 @@ func TestEnd(t *testing.T) {
 		}
 	}
 }
+
+// TestMeterFull: a limited source for which the meter has no room is refused, not let through.
+func TestMeterFull(t *testing.T) {
+	defer func(size uint32) { meterSize = size }(meterSize)
+	meterSize = 2
+	l := newLink(t)
+	l.serve(80)
+	table := open(t)
+	apply(t, table, Desired{Posture: policy.Posture{LimitRate: 100, LimitBurst: 100,
+		Limits: []policy.Limit{slow(client2 + "/32"), slow(client3 + "/32"), slow(client4 + "/32")}}})
+	mustEcho(t, l.mustDial("tcp", client2, 80))
+	mustEcho(t, l.mustDial("udp", client3, 80))
+	if _, err := l.dial("tcp", client4, 80, refuses); err == nil {
+		t.Error("the third source of a meter for two opens a connection")
+	}
+	if w := work(t, table); w.LimitedDropped == 0 {
+		t.Errorf("work %+v, want what was refused to be counted", w)
+	}
+}

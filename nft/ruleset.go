@@ -60,12 +60,12 @@ var (
 // addressSets lists the address sets in the order in which they are made.
 func addressSets() []addressSet { return slices.Concat(allow[:], blocked[:], limited[:], meters[:]) }
 
-// A meter holds one element for each limited source that was active within meterTimeout. The size
-// is far above the limits a posture has, and the rules fail closed if it is reached all the same.
-const (
-	meterSize    = 1 << 17
-	meterTimeout = time.Minute
-)
+// A meter holds one element for each limited prefix that was active within meterTimeout. It is the only
+// set that the kernel itself adds to. The size is twice the most limits that a posture may have
+// (evict.max_limited), and the rules fail closed if it is reached all the same.
+const meterTimeout = time.Minute
+
+var meterSize = uint32(1 << 17) // a variable for the test of what happens when it is reached
 
 // service is a protocol and one of this host's ports.
 type service struct {
