@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -114,4 +115,33 @@ func TestOneAtATime(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Error("the lock was not given back")
 	}
+}
+
+// A lab that takes over at once, with the same values, is no failure of the one before.
+func TestRestoreBeforeTheNextLab(t *testing.T) {
+	setting := filepath.Join(t.TempDir(), "max")
+	write(t, setting, "262144")
+	g, err := Protect(t.Context(), "", map[string]string{setting: "65536"}, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting, next := make(chan struct{}), make(chan error, 1)
+	var second *Guardian
+	go func() {
+		var err error
+		second, err = Protect(t.Context(), "", map[string]string{setting: "65536"}, sync.OnceFunc(func() { close(waiting) }))
+		next <- err
+	}()
+	<-waiting
+	if err := g.Restore(); err != nil {
+		t.Error(err)
+	}
+	if err := <-next; err != nil {
+		t.Fatal(err)
+	}
+	want(t, setting, "65536")
+	if err := second.Restore(); err != nil {
+		t.Error(err)
+	}
+	want(t, setting, "262144")
 }
