@@ -19,7 +19,7 @@ const (
 	scanBudget     = 500 * time.Millisecond
 	sampleSize     = 5_000 // entries: enough for what the table consists of, give or take 1.4 %
 	calmShare      = 40    // at most one part in this many of the time goes into scans
-	hurryShare     = 4     // the same while the table is about to fill up
+	hurryShare     = 7     // the same while the table is about to fill up
 	listedPerLimit = 4     // sources a scan lists for each that can be held back: more than that fold into networks
 	minScanPause   = 200 * time.Millisecond
 	retimePause    = time.Second      // timeouts follow pressure in several steps: one walk serves them all
