@@ -111,7 +111,7 @@ func Defaults(p Profile) Config {
 		LimitRate:    10,
 		FoldV4:       24,
 		FoldV6:       48,
-		ClassShare:   25,
+		ClassShare:   10,
 	}
 }
 

@@ -116,6 +116,9 @@ func (m *Machine) Manual() []Manual { return slices.Clone(m.manual) }
 
 // Tick takes one observation in and returns what is wanted now.
 func (m *Machine) Tick(o Observation) Decision {
+	if m.untracker.adopting() {
+		m.gauge.past = nil // what ctguard itself puts into the table is no growth to look ahead from
+	}
 	r := m.gauge.read(o, m.cfg.Lookahead, m.ladder.lowest())
 	if o.Census != nil {
 		m.census = o.Census
@@ -227,6 +230,11 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 	_, evict := m.works(Evict, o)
 	purges, purged := m.purger.update(o, r, evict, m.crowded(r), m.cfg)
 	p.Purges, events = purges, append(events, purged...)
+	if m.crowded(r) {
+		for _, b := range p.Budgets { // what nobody answers would stay for minutes
+			p.Purges = append(slices.Clone(p.Purges), b.Class)
+		}
+	}
 	p.Limits = m.limits(o)
 	p.LimitRate = max(1, m.offenders.rate)
 	p.LimitBurst = burstSeconds * p.LimitRate

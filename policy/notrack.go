@@ -104,7 +104,17 @@ func (u *untracker) adopt() []Selector {
 // moving reports whether some selector is between two stages.
 func (u *untracker) moving() bool {
 	for _, t := range u.selectors {
-		if t.stage == Trial || t.stage == Leaving {
+		if t.stage == Trial {
+			return true
+		}
+	}
+	return u.adopting()
+}
+
+// adopting reports whether connections are being given entries.
+func (u *untracker) adopting() bool {
+	for _, t := range u.selectors {
+		if t.stage == Leaving {
 			return true
 		}
 	}

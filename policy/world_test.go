@@ -61,8 +61,9 @@ type group struct {
 }
 
 type source struct {
-	prefix  netip.Prefix
-	entries float64
+	prefix    netip.Prefix
+	entries   float64
+	untracked float64 // connections without an entry
 }
 
 // timeouts of entries by class, for flows over TCP.
@@ -95,6 +96,13 @@ func (w *world) observe() Observation {
 			Unfit: w.unfit, Room: w.room, Listeners: w.listen, Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
 		}}
 	o.Capacity = w.bound(Posture{Settings: w.settings})
+	for _, g := range w.groups {
+		if g.class == Assured && slices.Contains(w.services, g.to) {
+			for _, s := range g.sources {
+				o.Sockets += int(s.entries + s.untracked)
+			}
+		}
+	}
 	o.Work.Selectors = maps.Clone(w.work.Selectors)
 	w.census = nil
 	return o
@@ -115,7 +123,7 @@ func (w *world) advance(d Decision) {
 	dt := d.Next.Seconds()
 	p := d.Posture
 	if len(p.Adopt) > 0 {
-		w.adopted = w.now
+		w.adopt(p.Adopt)
 	}
 	w.now = w.now.Add(d.Next)
 	limited := make(map[netip.Prefix]Limit)
@@ -130,6 +138,7 @@ func (w *world) advance(d Decision) {
 		stay := math.Exp(-dt / life)
 		for _, s := range g.sources {
 			s.entries *= stay
+			s.untracked *= math.Exp(-dt / g.life)
 		}
 	}
 	w.count()
@@ -145,6 +154,19 @@ func (w *world) advance(d Decision) {
 	w.count()
 	w.scan(d)
 	w.peak = max(w.peak, 100*w.total/float64(w.bound(p)))
+}
+
+// adopt gives the connections that were opened untracked and last their entries.
+func (w *world) adopt(selectors []Selector) {
+	for _, g := range w.groups {
+		if slices.Contains(selectors, g.to) {
+			for _, s := range g.sources {
+				s.entries += s.untracked
+				s.untracked = 0
+			}
+		}
+	}
+	w.adopted = w.now
 }
 
 // retime counts the entries that a shorter timeout reaches.
@@ -202,6 +224,9 @@ func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Li
 		}
 		w.work.Selectors[n.Selector] = c
 		if n.Stage != Watched {
+			if g.class == Assured && !w.broken[g.to] {
+				s.untracked += flows
+			}
 			return
 		}
 	}
@@ -285,6 +310,9 @@ func (w *world) free(p Posture) {
 			if g.to == n.Selector {
 				for _, s := range g.sources {
 					w.work.Evicted += uint64(s.entries)
+					if g.class == Assured {
+						s.untracked += s.entries
+					}
 					s.entries = 0
 				}
 			}
@@ -430,7 +458,7 @@ func (w *world) add(text string) error {
 	g.timeout = classTimeout[g.class]
 	addr := net.Addr()
 	for range n {
-		g.sources = append(g.sources, &source{netip.PrefixFrom(addr, addr.BitLen()), entries})
+		g.sources = append(g.sources, &source{prefix: netip.PrefixFrom(addr, addr.BitLen()), entries: entries})
 		addr = addr.Next()
 	}
 	w.groups = append(w.groups, g)
