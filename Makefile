@@ -60,6 +60,7 @@ fuzz: ## fuzz every parser for FUZZTIME (30s) each
 .PHONY: bench
 bench: deps build ## every figure of docs/performance.md: needs root
 	bin/ctlab bench-table
+	bin/ctlab bench-data
 
 .PHONY: demo
 demo: deps build ## a flood without and with ctguard, in under a minute: needs root
