@@ -38,7 +38,7 @@ func (a *Agent) adoption() walk {
 			a.adopted, a.due = began, true
 			if n > 0 {
 				a.emit(policy.Event{Kind: policy.StepEvent, Step: policy.NotrackStep, Entries: n,
-					Reason: fmt.Sprintf("%d connections that lived untracked given entries", n)})
+					Reason: adopted(n)})
 			}
 		}
 	}
@@ -145,7 +145,9 @@ func (a *Agent) takeLastCookies() {
 
 // notePath returns where it is noted which services live untracked: after a kill -9 the next start must
 // know.
-func (a *Agent) notePath() string { return filepath.Join(a.config.StateDir, "untracked.json") }
+func (a *Agent) notePath() string { return a.config.notePath() }
+
+func (c Config) notePath() string { return filepath.Join(c.StateDir, "untracked.json") }
 
 // note writes down which services live untracked, before they do. A reboot ends all connections, so
 // the note need not outlive one.
@@ -170,9 +172,26 @@ func (a *Agent) note(selectors []policy.Selector) error {
 
 // adoptOrphans gives the connections entries that an earlier process left untracked.
 func (a *Agent) adoptOrphans() {
-	text, err := os.ReadFile(a.notePath())
-	if a.dryRun || errors.Is(err, fs.ErrNotExist) {
+	if a.dryRun {
 		return
+	}
+	n, err := adoptNoted(a.notePath(), a.actuator.adopt)
+	a.trouble("adopt connections", err)
+	if n > 0 {
+		a.emit(policy.Event{Kind: policy.RepairEvent, Entries: n, Reason: "left by an earlier run: " + adopted(n)})
+	}
+}
+
+// adopted says what adoptNoted did.
+func adopted(n int) string {
+	return fmt.Sprintf("%d connections that lived untracked given entries", n)
+}
+
+// adoptNoted gives the connections entries that a note says live untracked, and takes the note away.
+func adoptNoted(path string, adopt func(context.Context, []policy.Selector) (int, error)) (int, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
 	}
 	var selectors []policy.Selector
 	if err == nil {
@@ -182,12 +201,7 @@ func (a *Agent) adoptOrphans() {
 	if err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), adoptPatience)
 		defer cancel()
-		n, err = a.actuator.adopt(ctx, selectors)
+		n, err = adopt(ctx, selectors)
 	}
-	a.trouble("adopt connections", err)
-	if n > 0 {
-		a.emit(policy.Event{Kind: policy.RepairEvent, Entries: n, Reason: fmt.Sprintf("left by an earlier run: %d connections that lived untracked given entries", n)})
-	}
-	a.noted = selectors
-	a.trouble("note", a.note(nil))
+	return n, errors.Join(err, os.Remove(path))
 }

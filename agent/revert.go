@@ -1,8 +1,15 @@
 package agent
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"time"
 
+	"golang.org/x/time/rate"
+
+	"ctguard/agent/conntrack"
+	"ctguard/agent/host"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
 	"ctguard/policy"
@@ -30,7 +37,25 @@ func Revert(c Config, root string) ([]string, error) {
 	for _, change := range changes {
 		done = append(done, change.String())
 	}
-	return done, err
+	n, late := revertUntracked(c, root)
+	if n > 0 {
+		done = append(done, adopted(n))
+	}
+	return done, errors.Join(err, late)
+}
+
+// revertUntracked gives connections entries that a daemon left untracked.
+func revertUntracked(c Config, root string) (int, error) {
+	if _, err := os.Stat(c.notePath()); errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	table, err := conntrack.Open()
+	if err != nil {
+		return 0, err
+	}
+	defer table.Close()
+	l := &live{walker: table, connections: host.New(root).Established, adopting: rate.NewLimiter(adoptionsPerSecond, adoptionsPerSecond)}
+	return adoptNoted(c.notePath(), l.adopt)
 }
 
 // backToBaseline drops every limit, the operator's too, and pins level 0 for a while.
