@@ -8,7 +8,8 @@ import "slices"
 func (m *Machine) strict(p *Posture, o Observation) []Event {
 	_, invalid := m.works(DropInvalid, o)
 	step, proxy := m.works(Synproxy, o)
-	proxy = m.proxier.call(o.Time, proxy && m.synFlood, m.proxyQuiet(o), step.Hold) && proxy
+	pinned := m.override != nil && m.override.Kind == Pin // an operator's word counts like a flood
+	proxy = m.proxier.call(o.Time, proxy && (m.synFlood || pinned), m.proxyQuiet(o), step.Hold) && proxy
 	owing := len(m.untracker.owed) > 0
 	p.DropInvalid = invalid && !owing
 	loose := o.Admin[tcpLoose] != 0 && (owing || m.untracker.untracked() || m.untracks(p.Notrack))
