@@ -21,21 +21,25 @@ import (
 const (
 	mostAdopted   = 1 << 20
 	adoptPatience = 10 * time.Second
+	adoptPause    = time.Second // before another try
 )
 
 // adoption gives the connections of services that lived untracked their entries, once per tick at
 // most: what policy makes of it shows only then.
 func (a *Agent) adoption() walk {
 	selectors := a.decision.Posture.Adopt
-	if len(selectors) == 0 || a.adopted.After(a.last.Time) {
+	if len(selectors) == 0 || a.adopted.After(a.last.Time) || time.Now().Before(a.adoptAgain) {
 		return nil
 	}
 	return func(ctx context.Context) func(*Agent) {
 		began := time.Now()
 		n, err := a.actuator.adopt(ctx, selectors)
 		return func(a *Agent) {
-			a.trouble("adopt connections", err)
-			a.adopted, a.due = began, true
+			if a.trouble("adopt connections", err); err != nil {
+				a.adoptAgain = time.Now().Add(adoptPause) // they are still owed
+			} else {
+				a.adopted, a.due = began, true
+			}
 			if n > 0 {
 				a.emit(policy.Event{Kind: policy.StepEvent, Step: policy.NotrackStep, Entries: n,
 					Reason: adopted(n)})
@@ -161,13 +165,21 @@ func (a *Agent) note(selectors []policy.Selector) error {
 			err = nil
 		}
 	} else if text, fault := json.Marshal(selectors); fault == nil {
-		err = os.WriteFile(a.notePath(), append(text, '\n'), 0o600)
+		err = replaceFile(a.notePath(), append(text, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("note what is untracked: %w", err)
 	}
 	a.noted = selectors
 	return nil
+}
+
+// replaceFile writes a file so that a kill leaves the old one or the new one.
+func replaceFile(path string, text []byte) error {
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 // adoptOrphans gives the connections entries that an earlier process left untracked.

@@ -52,6 +52,7 @@ type Agent struct {
 	freed      map[policy.Selector]bool
 	purged     time.Time         // when classes were last purged
 	adopted    time.Time         // when the newest adoption that has ended began
+	adoptAgain time.Time         // after a failure, when to try again
 	noted      []policy.Selector // what is on disk as living untracked
 	slowest    time.Duration     // the longest from an observation to its rules in the kernel
 	retimedTo  map[string]int

@@ -32,10 +32,7 @@ func (a *Agent) remember() error {
 	}
 	text, err := json.MarshalIndent(memory{a.machine.Override(), a.machine.Manual()}, "", "  ")
 	if err == nil {
-		err = os.WriteFile(a.memoryPath()+".new", append(text, '\n'), 0o600)
-	}
-	if err == nil {
-		err = os.Rename(a.memoryPath()+".new", a.memoryPath())
+		err = replaceFile(a.memoryPath(), append(text, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", errForgetful, err)

@@ -26,6 +26,7 @@ const (
 	idlePause      = 10 * time.Second // between samples at level 0, of a table that is half full
 	samplePause    = 2 * time.Second
 	purgePause     = 100 * time.Millisecond
+	staleCensus    = time.Second // while the table grows
 )
 
 // walk is one pass over the table; it runs beside the loop. It returns what it learnt as a function
@@ -46,6 +47,11 @@ func (a *Agent) nextWalk(now time.Time) walk {
 	// While the rules can't be written, what is freed is still tracked: leave it where it is.
 	if _, failing := a.troubles["rules"]; !failing {
 		if w := a.freeing(); w != nil {
+			return w
+		}
+	}
+	if a.decision.Growing && (a.census == nil || now.Sub(a.census.Time) >= staleCensus) {
+		if w := a.scanning(now); w != nil { // what a flood consists of decides more than how long its entries last
 			return w
 		}
 	}

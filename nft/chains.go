@@ -66,7 +66,7 @@ func (b builder) early() []rule {
 			newRule(protocol(unix.IPPROTO_UDP), going(toLocal), jump("closed")))
 	}
 	if len(b.posture.Budgets) > 0 {
-		list = append(list, newRule(jump("budgets")))
+		list = append(list, newRule(opensTCP(), jump("budgets")))
 	}
 	if b.services || len(b.special) > 0 {
 		list = append(list, newRule(goTo("arrive")))
@@ -82,8 +82,10 @@ func (b builder) closed() []rule {
 	return []rule{newRule(awaited(), back()), newRule(count(closedDropped), drop())}
 }
 
-// budgets drops what comes of a class above its budget. It has a chain of its own, so that a change
-// elsewhere does not start its budgets anew.
+// budgets drops what comes of a class above its budget: TCP before conntrack, where its first packet tells
+// itself; of other protocols only conntrack knows what belongs to a flow that there is already, and an entry
+// that is dropped before it is confirmed leaves nothing. It has a chain of its own, so that a change elsewhere
+// does not start its budgets anew.
 func (b builder) budgets() []rule {
 	var list []rule
 	for _, budget := range b.posture.Budgets {
@@ -106,17 +108,21 @@ func (b builder) late() []rule {
 	if b.posture.DropInvalid {
 		list = append(list, newRule(ctInvalid(), jump("invalid")))
 	}
+	if b.limits || len(b.posture.Budgets) > 0 {
+		list = append(list, newRule(opensTCP(), back())) // early has metered it
+	}
 	if b.limits {
-		list = append(list,
-			newRule(opensTCP(), back()), // early has metered it
-			newRule(ctOpens(), jump("opening")))
+		list = append(list, newRule(ctOpens(), jump("opening")))
+	}
+	if len(b.posture.Budgets) > 0 {
+		list = append(list, newRule(ctOpens(), jump("budgets")))
 	}
 	if len(list) > 0 {
 		list = append([]rule{newRule(sourceIn(allow[0]), back()), newRule(sourceIn(allow[1]), back())}, list...)
 	}
 	if b.proxies() {
 		// Before anything may drop it: whether cookies come back, and get to where they are checked.
-		list = append([]rule{newRule(ctInvalid(), answersTCP(), destination.tcpServiceIn(proxied), going(toLocal), count(proxyReturned), back())}, list...)
+		list = append([]rule{newRule(ctInvalid(), answersTCP(), destination.tcpServiceIn(proxied), going(toLocal), fromSomebody(), count(proxyReturned), back())}, list...)
 	}
 	return afterFirst(newRule(inLoopback(), back()), list)
 }
@@ -155,11 +161,11 @@ func (b builder) proxy() []rule {
 }
 
 // proxyOpens counts the connections that synproxy opens to this host's listeners by way of lo.
-func (b builder) proxyOpens(by clause, counter string) []rule {
+func (b builder) proxyOpens(by clause, set string) []rule {
 	if !b.proxies() {
 		return nil
 	}
-	return []rule{newRule(by, opensTCP(), destination.tcpServiceIn(proxied), fromElsewhere(), count(counter))}
+	return []rule{newRule(by, opensTCP(), fromElsewhere(), destination.tcpServiceIn(set))}
 }
 
 // afterFirst puts first before list unless list is empty.
@@ -199,7 +205,7 @@ func (b builder) service() []rule {
 	var list []rule
 	if b.services {
 		list = append(list,
-			newRule(destination.serviceIn(requests)),
+			newRule(fromSomebody(), destination.serviceIn(requests)),
 			newRule(opensTCP(), destination.tcpServiceIn(opened)),
 			newRule(destination.serviceIn(untracked), notrack()))
 	}
@@ -245,7 +251,8 @@ func (b builder) passedIn() []rule {
 		list = append(list, s.counting(delivered, s.received(), false)...)
 	}
 	if b.proxies() && !b.posture.LastCookies {
-		list = append(list, newRule(ctNew(), opensTCP(), destination.tcpServiceIn(proxied), count(proxySYNs), goTo("proxy")))
+		list = append(list, newRule(sourceIn(allow[0]), back()), newRule(sourceIn(allow[1]), back()),
+			newRule(ctNew(), opensTCP(), destination.tcpServiceIn(proxied), count(proxySYNs), goTo("proxy")))
 	}
 	return append(b.proxyOpens(inLoopback(), proxyDelivered), afterFirst(newRule(inLoopback(), back()), list)...)
 }

@@ -282,6 +282,18 @@ func fromElsewhere() clause {
 	}
 }
 
+// fromSomebody matches packets whose source is another host's address, as far as the routing table knows:
+// the kernel drops others between prerouting and input, so they say nothing about the host's rules.
+func fromSomebody() clause {
+	return clause{
+		text: "fib saddr type unicast",
+		exprs: []expr.Any{
+			&expr.Fib{Register: reg, FlagSADDR: true, ResultADDRTYPE: true},
+			equal(binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)),
+		},
+	}
+}
+
 // awaited matches packets that a socket of this host waits for, one that is closing or in the middle of
 // a handshake too: of the keys of the expression socket only this one can be read of every socket
 // (net/netfilter/nft_socket.c).

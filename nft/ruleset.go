@@ -75,13 +75,15 @@ type service struct {
 
 // The service sets. All but the last two count packets for each element.
 const (
-	requests  = "requests"
-	opened    = "opened"
-	delivered = "delivered"
-	replies   = "replies"
-	sent      = "sent"
-	untracked = "untracked"
-	proxied   = "proxied"
+	requests       = "requests"
+	opened         = "opened"
+	delivered      = "delivered"
+	replies        = "replies"
+	sent           = "sent"
+	proxyCompleted = "proxy_completed"
+	proxyDelivered = "proxy_delivered"
+	untracked      = "untracked"
+	proxied        = "proxied"
 )
 
 // What is counted besides of selectors without a port: answers to what this host asks.
@@ -96,7 +98,10 @@ func serviceSets() []string {
 }
 
 // countingSets lists those that count packets for each element.
-func countingSets() []string { return []string{requests, opened, delivered, replies, sent} }
+func countingSets() []string { return append(trialSets(), proxyCompleted, proxyDelivered) }
+
+// trialSets lists those that follow untracked services.
+func trialSets() []string { return []string{requests, opened, delivered, replies, sent} }
 
 // The counters that every table has.
 const (
@@ -108,15 +113,13 @@ const (
 	proxySYNs      = "proxy_syns"
 	proxyReturned  = "proxy_returned"
 	proxyChecked   = "proxy_checked"
-	proxyCompleted = "proxy_completed"
-	proxyDelivered = "proxy_delivered"
 )
 
 // namedCounters lists them.
 func namedCounters() []string {
 	return []string{
 		blockedDropped, invalidDropped, limitedDropped, closedDropped, budgetDropped,
-		proxySYNs, proxyReturned, proxyChecked, proxyCompleted, proxyDelivered,
+		proxySYNs, proxyReturned, proxyChecked,
 	}
 }
 
@@ -189,7 +192,9 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	r.counters = namedCounters()
 	r.addServices()
 	for _, port := range d.Posture.Synproxy {
-		r.services[proxied][service{policy.TCP, port}] = struct{}{}
+		for _, name := range []string{proxied, proxyCompleted, proxyDelivered} {
+			r.services[name][service{policy.TCP, port}] = struct{}{}
+		}
 	}
 	b := builder{
 		posture: d.Posture,
@@ -238,7 +243,7 @@ func (r *ruleset) addServices() {
 		if !ok {
 			continue
 		}
-		for _, name := range countingSets() {
+		for _, name := range trialSets() {
 			if name != opened || s.proto == policy.TCP { // of others every packet opens a flow
 				r.services[name][s] = struct{}{}
 			}

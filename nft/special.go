@@ -164,6 +164,11 @@ func rules(matches [][]clause, then ...clause) []rule {
 
 // counting returns rules that count into one of s's counters and, if asked, leave the packet untracked.
 func (s special) counting(kind string, matches [][]clause, untrack bool) []rule {
+	if kind == requests && !s.selector.Group {
+		for i := range matches {
+			matches[i] = append(matches[i][:len(matches[i]):len(matches[i])], fromSomebody())
+		}
+	}
 	if untrack && s.untracked {
 		return rules(matches, count(s.counter(kind)), notrack())
 	}

@@ -30,8 +30,7 @@ func (t *Table) Work() (policy.Work, error) {
 		ClosedDropped:  named[closedDropped],
 		BudgetDropped:  named[budgetDropped],
 		Proxied: policy.Proxied{
-			SYNs: named[proxySYNs], Returned: named[proxyReturned], Checked: named[proxyChecked],
-			Completed: named[proxyCompleted], Delivered: named[proxyDelivered],
+			SYNs: named[proxySYNs], Returned: named[proxyReturned], Checked: named[proxyChecked], Ports: t.proxiedPorts(byService),
 		},
 		Selectors: make(map[policy.Selector]policy.SelectorWork, len(t.have.selectors)),
 	}
@@ -54,6 +53,16 @@ func (t *Table) Work() (policy.Work, error) {
 		work.Selectors[sel] = w
 	}
 	return work, nil
+}
+
+// proxiedPorts returns the counters of the ports behind synproxy.
+func (t *Table) proxiedPorts(byService map[string]map[string]uint64) map[uint16]policy.ProxiedPort {
+	ports := make(map[uint16]policy.ProxiedPort, len(t.have.services[proxied]))
+	for s := range t.have.services[proxied] {
+		key := serviceKey(s)
+		ports[s.port] = policy.ProxiedPort{Completed: byService[proxyCompleted][string(key)], Delivered: byService[proxyDelivered][string(key)]}
+	}
+	return ports
 }
 
 // namedCounters returns the packets of each named counter.

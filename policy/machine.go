@@ -231,9 +231,7 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 	purges, purged := m.purger.update(o, r, evict, m.crowded(r), m.cfg)
 	p.Purges, events = purges, append(events, purged...)
 	if m.crowded(r) {
-		for _, b := range p.Budgets { // what nobody answers would stay for minutes
-			p.Purges = append(slices.Clone(p.Purges), b.Class)
-		}
+		p.Purges = p.withLeftovers()
 	}
 	p.Limits = m.limits(o)
 	p.LimitRate = max(1, m.offenders.rate)
@@ -241,18 +239,21 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 	return p, events
 }
 
-// laneFill is the fill in percent at which the management lane opens, whatever the level.
-const laneFill = 90
+// The fill in percent at which the management lane opens, whatever the level, and below which it closes:
+// while it is open, TCP can't be held to what conntrack knows.
+const (
+	laneFill  = 90
+	laneLeave = 75
+)
 
 // candidates returns what may go untracked now: nothing at level 0; above it the services, if
-// notrack is on the ladder, and the management lane once the table is about to be full. The lane
-// stays open until level 0: the flows on it live untracked.
+// notrack is on the ladder, and the management lane while the table is about to be full.
 func (m *Machine) candidates(o Observation, r reading) []Selector {
 	if m.ladder.level == 0 {
 		m.lane = false
 		return nil
 	}
-	m.lane = m.lane || m.ladder.level == len(m.ladder.rungs) || r.fill >= laneFill
+	m.lane = r.fill >= laneFill || m.lane && r.fill >= laneLeave
 	var all []Selector
 	if _, listed := m.cfg.Step(NotrackStep); listed {
 		all = slices.Clone(o.Services)

@@ -121,11 +121,11 @@ func (u *untracker) adopting() bool {
 	return len(u.owed) > 0
 }
 
-// untracked reports whether some TCP service lives untracked. The management lane does not count: its
-// few connections are given entries before the rules that leave it untracked go.
+// untracked reports whether some TCP service or the management lane lives untracked: should ctguard be
+// killed, their connections would meet what it left of its settings.
 func (u *untracker) untracked() bool {
 	for s, t := range u.selectors {
-		if s.connects() && t.stage != Watched {
+		if s.OfTCP() && t.stage != Watched {
 			return true
 		}
 	}
@@ -252,7 +252,7 @@ func (u *untracker) watch(s Selector, o Observation) string {
 	case t.stage != Leaving:
 		t.begin(Leaving, o, s)
 		return fmt.Sprintf("%s goes back: its connections are given entries", s)
-	case !o.Adopted.Before(t.since):
+	case !o.Adopted.Before(t.since) || o.Time.Sub(t.since) >= adoptWithin:
 		t.begin(Watched, o, s)
 		u.owed[s] = o.Time
 		return fmt.Sprintf("%s tracked again", s)
@@ -262,6 +262,10 @@ func (u *untracker) watch(s Selector, o Observation) string {
 	}
 	return ""
 }
+
+// adoptWithin is how long a selector waits for its connections to be given entries before it is tracked
+// again all the same; that they are owed entries is not forgotten.
+const adoptWithin = 10 * time.Second
 
 // drop has a selector tracked again at once: its rules must go.
 func (u *untracker) drop(s Selector, o Observation) {

@@ -77,11 +77,25 @@ type Work struct {
 
 // Proxied is what synproxy did.
 type Proxied struct {
-	SYNs      uint64 // answered in this host's place
-	Returned  uint64 // packets that may bring a cookie back, before any rule of this host that knows conntrack
-	Checked   uint64 // of them, those that got to where cookies are checked
+	SYNs     uint64 // answered in this host's place
+	Returned uint64 // packets that may bring a cookie back, before any rule of this host that knows conntrack
+	Checked  uint64 // of them, those that got to where cookies are checked
+	Ports    map[uint16]ProxiedPort
+}
+
+// ProxiedPort is what synproxy did for one port.
+type ProxiedPort struct {
 	Completed uint64 // connections opened for a good cookie
-	Delivered uint64 // of these, those whose connection the host's own rules let through to the listener
+	Delivered uint64 // of them, those that the host's own rules let through to the listener
+}
+
+// Completed returns how many connections were opened for a good cookie, to any port.
+func (p Proxied) Completed() uint64 {
+	var n uint64
+	for _, port := range p.Ports {
+		n += port.Completed
+	}
+	return n
 }
 
 // SelectorWork follows one selector's packets through the host's own rules. Delivered against

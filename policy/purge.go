@@ -13,8 +13,11 @@ type purger struct {
 	classes []FlowClass // until evict is left
 }
 
-// udp is the IP protocol number of UDP.
-const udp = 17
+// IP protocol numbers.
+const (
+	tcp = 6
+	udp = 17
+)
 
 // update returns the classes whose entries are to be deleted now, those that are assured apart.
 func (u *purger) update(o Observation, r reading, on, crowded bool, c Config) ([]FlowClass, []Event) {
@@ -47,4 +50,24 @@ func (u *purger) judge(o Observation, r reading, c Config) []Event {
 		}
 	}
 	return events
+}
+
+// withLeftovers returns the classes to be purged, and those of which no new entries come: what nobody
+// answers would stay for minutes, and so would the handshakes from before synproxy answered them.
+func (p Posture) withLeftovers() []FlowClass {
+	all := slices.Clone(p.Purges)
+	add := func(class FlowClass) {
+		if !slices.Contains(all, class) {
+			all = append(all, class)
+		}
+	}
+	for _, b := range p.Budgets {
+		add(b.Class)
+	}
+	if !p.LastCookies {
+		for _, port := range p.Synproxy {
+			add(FlowClass{tcp, port})
+		}
+	}
+	return all
 }

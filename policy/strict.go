@@ -20,7 +20,7 @@ func (m *Machine) strict(p *Posture, o Observation) []Event {
 	}
 	if (proxy || closing) && m.readyForProxy(p, o) && proxy {
 		p.Synproxy, p.Handshake = m.proxyable(o), o.Handshake
-		m.proxier.ports, m.proxier.left = p.Synproxy, o.Time
+		m.proxier.ports, m.proxier.handshake, m.proxier.left = p.Synproxy, p.Handshake, o.Time
 	}
 	return m.proxier.update(o, proxy && len(p.Synproxy) > 0, m.cfg)
 }

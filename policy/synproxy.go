@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -10,14 +12,16 @@ import (
 // SYN passes the host's own rules before it is answered; the connection that synproxy then opens to
 // the listener comes by way of the loopback interface, and rules that know nothing of it may drop it.
 type proxier struct {
-	engaged bool
-	wanted  bool      // a SYN flood has called for it, and it is not over
-	quiet   time.Time // since when the flood seems over; zero while it does not
-	since   time.Time // when it was last engaged
-	start   Proxied   // the counters when it was engaged
-	failed  failure
-	ports   []uint16  // that it was last in front of
-	left    time.Time // when it last was
+	engaged   bool
+	wanted    bool      // a SYN flood has called for it, and it is not over
+	quiet     time.Time // since when the flood seems over; zero while it does not
+	since     time.Time // when it was last engaged
+	start     Proxied   // the counters when it was engaged
+	failed    failure
+	refused   map[uint16]failure // ports whose connections do not arrive
+	ports     []uint16           // that it was last in front of
+	handshake Handshake          // what it last said
+	left      time.Time          // when it last was
 }
 
 // LastCookiesFor is how long cookies are taken after the last was handed out: a round trip of a second.
@@ -39,12 +43,31 @@ func (p *proxier) update(o Observation, on bool, c Config) []Event {
 		p.engaged, p.start = on, o.Work.Proxied
 		return nil
 	}
-	reason := o.Work.Proxied.fault(p.start)
-	if reason == "" {
-		return nil
+	if reason := o.Work.Proxied.fault(p.start); reason != "" {
+		p.engaged, p.failed = false, failure{reason, o.Time.Add(c.RetryTrial)}
+		return []Event{{Kind: StepEvent, Step: Synproxy, Reason: "taken back: " + reason}}
 	}
-	p.engaged, p.failed = false, failure{reason, o.Time.Add(c.RetryTrial)}
-	return []Event{{Kind: StepEvent, Step: Synproxy, Reason: "taken back: " + reason}}
+	var events []Event
+	for _, port := range slices.Sorted(maps.Keys(o.Work.Proxied.Ports)) {
+		reason := o.Work.Proxied.Ports[port].fault(p.start.Ports[port])
+		if reason == "" || p.refusal(port, o.Time) != "" {
+			continue
+		}
+		if p.refused == nil {
+			p.refused = make(map[uint16]failure)
+		}
+		p.refused[port] = failure{reason, o.Time.Add(c.RetryTrial)}
+		events = append(events, Event{Kind: StepEvent, Step: Synproxy, Reason: fmt.Sprintf("tcp/%d taken back: %s", port, reason)})
+	}
+	return events
+}
+
+// refusal says why a port must not be proxied now; it is empty when nothing speaks against it.
+func (p *proxier) refusal(port uint16, now time.Time) string {
+	if f, ok := p.refused[port]; ok && now.Before(f.until) {
+		return f.reason
+	}
+	return ""
 }
 
 // call notes whether a SYN flood calls for synproxy: from when handshakes under way hold too much of the
@@ -65,20 +88,26 @@ func (p *proxier) closing(wanted *Posture, o Observation) bool {
 		p.ports = nil
 		return false
 	}
-	wanted.Synproxy, wanted.Handshake, wanted.LastCookies = p.ports, o.Handshake, true
+	wanted.Synproxy, wanted.Handshake, wanted.LastCookies = p.ports, p.handshake, true
 	return true
 }
 
-// fault says what is wrong with the way from a client's cookie to the listener, from the counters since
-// before.
+// lost reports whether too little of something passes.
+func lost(passed, of uint64) bool {
+	return of >= fewCompleted && passed == 0 || of >= enoughCompleted && 2*passed < of
+}
+
+// fault says what is wrong with the way of cookies, from the counters since before.
 func (p Proxied) fault(before Proxied) string {
-	lost := func(passed, of uint64) bool {
-		return of >= fewCompleted && passed == 0 || of >= enoughCompleted && 2*passed < of
-	}
 	returned, checked := since(p.Returned, before.Returned), since(p.Checked, before.Checked)
 	if lost(checked, returned) {
 		return fmt.Sprintf("the host's own rules let %d of %d packets through that may bring cookies back", checked, returned)
 	}
+	return ""
+}
+
+// fault says what is wrong with the way from a good cookie to the listener.
+func (p ProxiedPort) fault(before ProxiedPort) string {
 	completed, delivered := since(p.Completed, before.Completed), since(p.Delivered, before.Delivered)
 	if lost(delivered, completed) {
 		return fmt.Sprintf("the host's own rules let %d of %d connections through that synproxy had accepted", delivered, completed)
@@ -90,6 +119,8 @@ func (m *Machine) synproxySkipped(o Observation) string {
 	switch {
 	case o.Time.Before(m.proxier.failed.until):
 		return m.proxier.failed.reason
+	case o.Handshake.WindowScale == 0:
+		return "tcp_window_scaling is off, and synproxy can't but scale windows"
 	case !o.Handshake.Timestamps:
 		return "tcp_timestamps is off: a SYN cookie could not carry window scale and SACK"
 	case len(o.Listeners) == 0:
@@ -98,7 +129,7 @@ func (m *Machine) synproxySkipped(o Observation) string {
 		return ""
 	}
 	for _, s := range o.Listeners {
-		if reason := o.Unproxied[s]; reason != "" {
+		if reason := cmp.Or(o.Unproxied[s], m.proxier.refusal(s.Port, o.Time)); reason != "" {
 			return fmt.Sprintf("no port can be proxied; %s: %s", s, reason)
 		}
 	}
@@ -117,7 +148,7 @@ func (m *Machine) proxyable(o Observation) []uint16 {
 		}) {
 			return nil
 		}
-		if o.Unproxied[s] == "" {
+		if o.Unproxied[s] == "" && m.proxier.refusal(s.Port, o.Time) == "" {
 			ports = append(ports, s.Port)
 		}
 	}
@@ -141,4 +172,4 @@ func (m *Machine) proxyQuiet(o Observation) bool {
 
 // unfinished returns how many handshakes synproxy answered that never came back. A cookie may come
 // back a little after its SYN was counted.
-func unfinished(p Proxied) uint64 { return since(p.SYNs, p.Completed) }
+func unfinished(p Proxied) uint64 { return since(p.SYNs, p.Completed()) }

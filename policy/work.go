@@ -170,7 +170,7 @@ func (m *Machine) brought(name StepName, was *outcome, o Observation) (string, b
 	case ClosedPorts:
 		return fmt.Sprintf("dropped %d packets that no socket waited for", done), true
 	case Synproxy:
-		return fmt.Sprintf("answered %d handshakes with cookies, %d came back", done, o.Work.Proxied.Completed), true
+		return fmt.Sprintf("answered %d handshakes with cookies, %d came back", done, o.Work.Proxied.Completed()), true
 	case Admit:
 		return fmt.Sprintf("dropped %d packets above the budgets of %d classes", done, len(m.decision.Posture.Budgets)), true
 	case DropInvalid:

@@ -274,11 +274,18 @@ func (w *world) passBefore(g *group, p Posture, flows, dt float64) float64 {
 	if g.class == HalfOpen {
 		return 0
 	}
-	w.work.Proxied.Completed += uint64(math.Ceil(flows))
-	if w.stuck {
-		return 0
+	ports := maps.Clone(w.work.Proxied.Ports)
+	if ports == nil {
+		ports = make(map[uint16]ProxiedPort)
 	}
-	w.work.Proxied.Delivered += uint64(math.Ceil(flows))
+	port := ports[g.to.Port]
+	port.Completed += uint64(math.Ceil(flows))
+	if w.stuck {
+		flows = 0
+	}
+	port.Delivered += uint64(math.Ceil(flows))
+	ports[g.to.Port] = port
+	w.work.Proxied.Ports = ports
 	return flows
 }
 
