@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"ctguard/policy"
 )
@@ -90,8 +91,9 @@ func TestBudgets(t *testing.T) {
 	l := newLink(t)
 	l.serve(80)
 	l.serve(443)
-	open80 := l.mustDial("tcp", client2, 80)
+	open80, stream := l.mustDial("tcp", client2, 80), l.mustDial("udp", client2, 80)
 	mustEcho(t, open80)
+	mustEcho(t, stream)
 	table := open(t)
 	const rate = 2
 	apply(t, table, Desired{Allow: []netip.Prefix{prefix(client4 + "/32")}, Posture: policy.Posture{Budgets: []policy.Budget{
@@ -100,6 +102,10 @@ func TestBudgets(t *testing.T) {
 	for i := range 100 {
 		l.segment(fmt.Sprintf("192.0.2.%d", 100+i), 80, 0x02)
 		mustEcho(t, open80)
+		mustEcho(t, stream) // a flow that there is
+	}
+	for range 10 {
+		echoed(l.mustDial("udp", client3, 80), time.Millisecond)
 	}
 	if w := work(t, table).BudgetDropped; w < 90 {
 		t.Errorf("%d SYNs dropped of 100 at once, with %d a second allowed", w, rate)
