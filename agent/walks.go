@@ -25,7 +25,7 @@ const (
 	retimePause    = time.Second      // timeouts follow pressure in several steps: one walk serves them all
 	idlePause      = 10 * time.Second // between samples at level 0, of a table that is half full
 	samplePause    = 2 * time.Second
-	purgePause     = 100 * time.Millisecond
+	purgePause     = 20 * time.Millisecond
 	staleCensus    = time.Second // while the table grows
 )
 

@@ -46,13 +46,13 @@ func (m *Machine) halfOpenShare(o Observation, r reading) float64 {
 
 // shareAhead returns the percentage of the capacity that n of the entries seen stand for. What growth
 // adds within the lookahead is taken to be of the same kinds as the entries that are not assured: at the
-// onset of a flood most of these are its own.
+// onset of a flood most of these are its own. A few prove nothing.
 func (c *Census) shareAhead(n int, o Observation, r reading) float64 {
 	if c.Seen == 0 {
 		return 0
 	}
 	share := r.fill * float64(n) / float64(c.Seen)
-	if passing := c.Seen - c.Classes[Assured]; r.growing() && passing > 0 && o.Time.Sub(c.Time) <= shapeFor {
+	if passing := c.Seen - c.Classes[Assured]; r.growing() && n >= enoughSeen && passing > 0 && o.Time.Sub(c.Time) <= shapeFor {
 		share += max(0, min(r.pressure, 100)-r.fill) * min(1, float64(n)/float64(passing))
 	}
 	return share

@@ -50,6 +50,7 @@ type Machine struct {
 	offenders  offenders
 	admitter   admitter
 	purger     purger
+	purging    bool // something is to be purged now
 	calm       calm
 	work       map[StepName]*pace
 	started    map[StepName]*outcome
@@ -131,6 +132,7 @@ func (m *Machine) Tick(o Observation) Decision {
 	events = append(events, m.expire(o.Time)...)
 	events = append(events, m.climb(o, r)...)
 	posture, more := m.posture(o, r)
+	m.purging = len(posture.Purges) > 0
 	events = append(events, more...)
 	events = append(events, m.report(o, r)...)
 	m.stamp(events, o, r)
@@ -302,10 +304,10 @@ func (m *Machine) next(o Observation, r reading) time.Duration {
 	return time.Duration(min(max(left, float64(m.cfg.Pressed)), float64(m.cfg.Calm)))
 }
 
-// pressed reports whether the next tick may have something to decide: the table grows, or something
-// is on trial. A table that is full, but grows no more, has every step engaged already.
+// pressed reports whether the next tick may have something to decide: the table grows or is purged, or
+// something is on trial. A table that is full, but grows no more, has every step engaged already.
 func (m *Machine) pressed(r reading) bool {
-	return r.pressure >= m.ladder.lowest() && r.growing() || m.untracker.moving() || m.proxier.young(m.last.Time)
+	return r.pressure >= m.ladder.lowest() && r.growing() || m.purging || m.untracker.moving() || m.proxier.young(m.last.Time)
 }
 
 // scan says which scan the next observations should bring. Who is heavy is worth a whole scan in the

@@ -3,7 +3,6 @@ package main
 import (
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -38,8 +37,6 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 		{Attack: "handshake", Guard: "ctguard-evict"},
 		{Attack: "udp", Guard: "ctguard"},
 		{Attack: "udp", Guard: "ctguard-evict"},
-		{Attack: "syn-spoofed", Guard: "ctguard-evict"},
-		{Attack: "udp-spoofed", Guard: "ctguard-evict"},
 		{Attack: "udp-ports", Guard: "ctguard-evict"},
 		{Topology: "nat-gateway", Attack: "odd-protocol", Guard: "ctguard"},
 		{Topology: "nat-gateway", Attack: "nat-user", Guard: "ctguard"},
@@ -61,12 +58,37 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 			if res.MaxLevel == 0 {
 				t.Error("the guard stayed at level 0: nothing was shown")
 			}
-			// A spoofed flood fills what is free in 0.7 s: it may, as long as everybody is served.
-			if spoofed := strings.HasSuffix(sc.Attack, "-spoofed"); res.Fill.Peak > 95 && !spoofed {
+			if res.Fill.Peak > 95 {
 				t.Errorf("fill reached %.0f %%", res.Fill.Peak)
 			}
 			if res.Fill.AttackEnd >= evictLeave {
 				t.Errorf("fill was still %.0f %% at the end of the attack, not below %d %%", res.Fill.AttackEnd, evictLeave)
+			}
+		})
+	}
+}
+
+// A spoofed flood fills what is free in 0.7 s, and what it fills is purged again and again: the table may be
+// anywhere, as long as clients are served. Without a guard early drop serves about 89 % of them: what does
+// not beat that by far does harm.
+func TestGuardBeatsEarlyDrop(t *testing.T) {
+	labtest.Privileged(t, "nft", "go")
+	if testing.Short() {
+		t.Skip("runs two attacks")
+	}
+	binary := guardBinary(t)
+	for _, attack := range []string{"syn-spoofed", "udp-spoofed"} {
+		t.Run(attack, func(t *testing.T) {
+			res, err := lab.Run(t.Context(), lab.Scenario{Attack: attack, Guard: "ctguard-evict", CTGuard: binary, AttackFor: 9 * time.Second})
+			if err != nil {
+				t.Fatal(err)
+			}
+			const far = 95
+			if res.HTTP.During == nil || *res.HTTP.During < far {
+				t.Errorf("less than %d %% of new connections were served: %+v\nevents: %v", far, res.HTTP.During, res.Events)
+			}
+			if res.Lasting.Lost > 0 || !res.Lasting.SessionAlive || len(res.LeftBehind) > 0 {
+				t.Errorf("lost %d connections, session alive %t, left behind %q", res.Lasting.Lost, res.Lasting.SessionAlive, res.LeftBehind)
 			}
 		})
 	}
