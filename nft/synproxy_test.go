@@ -124,7 +124,9 @@ func TestSynproxyDoesNotStall(t *testing.T) {
 			c.Close()
 		}
 	}
-	if n := retransmitted(t) - before; n > 0 {
+	// A busy machine may send one again; a stall does once in a hundred connections, and in each where the server
+	// speaks first.
+	if n := retransmitted(t) - before; n >= 4*connections/100 {
 		t.Errorf("%d segments sent again in %d connections", n, 4*connections)
 	}
 	if w := work(t, table).Proxied; w.Completed() != 4*connections {

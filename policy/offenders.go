@@ -176,7 +176,9 @@ func (f *offenders) divide(o Observation, c Config) ([]account, float64) {
 		a.keepHeld, a.keepPassing, a.keepOpens = fairHeld*a.weight, fairPassing*a.weight, fairOpens*a.weight
 		a.why = a.reason(census, c)
 	}
-	f.sweep(accounts, census.Time)
+	if census.Whole {
+		f.sweep(accounts, census.Time)
+	}
 	f.last = accounts
 	return accounts, min(fairHeld, fairOpens*flowLife)
 }
@@ -200,6 +202,9 @@ const comparableFor = 10 * time.Second
 // opens works out how fast each source makes passing entries since the last census, and returns the
 // fair share of what can be swept away. rest are the passing entries of sources that are not listed.
 func (f *offenders) opens(accounts []account, o Observation, rest float64) float64 {
+	if !o.Census.Whole {
+		return math.Inf(1) // the difference of two samples is mostly chance
+	}
 	before := f.rest
 	f.rest = rest
 	span := o.Census.Time.Sub(f.at).Seconds()
