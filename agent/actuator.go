@@ -30,7 +30,7 @@ type walker interface {
 	Evict(context.Context, conntrack.Eviction) (conntrack.Evicted, error)
 	Retime(context.Context, conntrack.Retiming) (int, error)
 	Adopt(context.Context, []conntrack.Flow, *rate.Limiter) (int, error)
-	Purge(context.Context, policy.FlowClass, *rate.Limiter) (int, error)
+	Purge(context.Context, policy.FlowClass, []netip.Prefix, *rate.Limiter) (int, error)
 }
 
 // ruleset keeps the rules; *nft.Table is one.
@@ -81,7 +81,7 @@ type actuator interface {
 	evict(context.Context, conntrack.Eviction, *policy.Census) (conntrack.Evicted, error)
 	retime(context.Context, map[string]int, []netip.Prefix) (int, error)
 	adopt(context.Context, []policy.Selector) (int, error)
-	purge(context.Context, policy.FlowClass) error
+	purge(context.Context, policy.FlowClass, []netip.Prefix) error
 }
 
 func (l *live) rules(d nft.Desired, now time.Time) error { return l.Apply(d, now) }
@@ -107,8 +107,8 @@ func (l *live) retime(ctx context.Context, timeouts map[string]int, spare []neti
 	return l.Retime(ctx, conntrack.Retiming{Timeouts: timeouts, Spare: spare, Rate: l.retiming})
 }
 
-func (l *live) purge(ctx context.Context, class policy.FlowClass) error {
-	n, err := l.Purge(ctx, class, l.evicting)
+func (l *live) purge(ctx context.Context, class policy.FlowClass, spare []netip.Prefix) error {
+	n, err := l.Purge(ctx, class, spare, l.evicting)
 	l.evicted.Add(uint64(n))
 	return err
 }
@@ -170,4 +170,4 @@ func (*dry) retime(context.Context, map[string]int, []netip.Prefix) (int, error)
 
 func (*dry) adopt(context.Context, []policy.Selector) (int, error) { return 0, nil }
 
-func (*dry) purge(context.Context, policy.FlowClass) error { return nil }
+func (*dry) purge(context.Context, policy.FlowClass, []netip.Prefix) error { return nil }

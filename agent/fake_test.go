@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -97,7 +98,7 @@ func (k *kernel) Adopt(_ context.Context, flows []conntrack.Flow, _ *rate.Limite
 	return len(flows), k.change("adopt")
 }
 
-func (k *kernel) Purge(_ context.Context, class policy.FlowClass, _ *rate.Limiter) (int, error) {
+func (k *kernel) Purge(_ context.Context, class policy.FlowClass, _ []netip.Prefix, _ *rate.Limiter) (int, error) {
 	k.purged = append(k.purged, class)
 	return 1, k.change("purge")
 }

@@ -85,10 +85,11 @@ func (a *Agent) purging(now time.Time) walk {
 		return nil
 	}
 	a.purged = now
+	spare := a.facts.Allow
 	return func(ctx context.Context) func(*Agent) {
 		var err error
 		for _, class := range classes {
-			err = errors.Join(err, a.actuator.purge(ctx, class))
+			err = errors.Join(err, a.actuator.purge(ctx, class, spare))
 		}
 		return func(a *Agent) {
 			a.purged, a.due = time.Now(), true // what is left shows at the next tick

@@ -13,8 +13,8 @@
 // Base chains are made with the table and stay until it goes, because taking a hook away drops
 // packets in flight. What changes is rules and set elements:
 //
-//	early       prerouting, before raw and conntrack: blocks, meters TCP SYN, drops what no socket waits for and what
-//	            a flood's class sends above its budget, leaves safe traffic untracked
+//	early       prerouting, before raw and conntrack: blocks, meters TCP SYN, drops what no socket waits for, leaves safe
+//	            traffic untracked
 //	late        prerouting, after conntrack: drops INVALID, meters every other packet that opens a flow
 //	outgoing    output, before raw and conntrack: leaves the answers to safe traffic untracked
 //	cookies     input, first: takes the cookies that synproxy handed out

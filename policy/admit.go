@@ -6,8 +6,7 @@ import (
 	"slices"
 )
 
-// admitter finds the class of a flood that nobody answers, and gives its new packets a budget before
-// conntrack. Where a class has answers it goes free: among its sources are those who are to be served,
+// admitter finds the class of a flood that nobody answers, and gives its new flows a budget. Where a class has answers it goes free: among its sources are those who are to be served,
 // and the kernel's early drop, which takes unanswered entries, serves more of them than a budget
 // that all of the flood's sources share.
 type admitter struct {
@@ -32,11 +31,11 @@ var unansweredLife = map[uint8]struct {
 	setting string
 	seconds int
 }{
-	1:  {"nf_conntrack_icmp_timeout", 30},
-	6:  {"nf_conntrack_tcp_timeout_syn_sent", 120},
-	17: {"nf_conntrack_udp_timeout", 30},
-	47: {"nf_conntrack_gre_timeout", 30},
-	58: {"nf_conntrack_icmpv6_timeout", 30},
+	1:   {"nf_conntrack_icmp_timeout", 30},
+	tcp: {"nf_conntrack_tcp_timeout_syn_sent", 120},
+	udp: {"nf_conntrack_udp_timeout", 30},
+	47:  {"nf_conntrack_gre_timeout", 30},
+	58:  {"nf_conntrack_icmpv6_timeout", 30},
 }
 
 // update judges a census, if there is a new one, and returns the budgets in a stable order.
@@ -53,9 +52,7 @@ func (a *admitter) update(o Observation, r reading, on bool, c Config) ([]Budget
 	for _, b := range a.budgets {
 		list = append(list, b.Budget)
 	}
-	slices.SortFunc(list, func(x, y Budget) int {
-		return cmp.Or(cmp.Compare(x.Class.Protocol, y.Class.Protocol), cmp.Compare(x.Class.Port, y.Class.Port))
-	})
+	slices.SortFunc(list, func(x, y Budget) int { return x.Class.compare(y.Class) })
 	return list, events
 }
 
@@ -110,13 +107,11 @@ func classes(c *Census) []found {
 		list = append(list, found{FlowClass{p.Protocol, p.Port}, p.Entries, p.Replied})
 	}
 	for protocol, n := range c.Protocols {
-		if protocol != 6 && protocol != 17 {
+		if protocol != tcp && protocol != udp {
 			list = append(list, found{FlowClass{Protocol: protocol}, n, c.ProtocolsReplied[protocol]})
 		}
 	}
-	slices.SortFunc(list, func(x, y found) int {
-		return cmp.Or(cmp.Compare(x.class.Protocol, y.class.Protocol), cmp.Compare(x.class.Port, y.class.Port))
-	})
+	slices.SortFunc(list, func(x, y found) int { return x.class.compare(y.class) })
 	return list
 }
 
@@ -126,15 +121,20 @@ func (a *admitter) quiet(o Observation, step Step, rate float64) bool {
 	for _, b := range a.budgets {
 		life = max(life, b.life)
 	}
-	return 100*(float64(o.Count)+rate*life) < step.Leave*float64(o.Capacity)
+	return roomBelow(step, o, rate*life)
+}
+
+// compare orders classes for reports.
+func (c FlowClass) compare(d FlowClass) int {
+	return cmp.Or(cmp.Compare(c.Protocol, d.Protocol), cmp.Compare(c.Port, d.Port))
 }
 
 // String returns the class as reports write it.
 func (c FlowClass) String() string {
 	switch c.Protocol {
-	case 6:
+	case tcp:
 		return fmt.Sprintf("tcp/%d", c.Port)
-	case 17:
+	case udp:
 		return fmt.Sprintf("udp/%d", c.Port)
 	}
 	return fmt.Sprintf("protocol %d", c.Protocol)

@@ -37,11 +37,10 @@ type FlowClass struct {
 	Port     uint16 // destination port; 0 for protocols without ports
 }
 
-// Budget is how many new packets of a class may go on to conntrack. Of TCP only packets that open a
-// connection are counted and dropped.
+// Budget is how many flows of a class may be opened; those that there are go on.
 type Budget struct {
 	Class FlowClass
-	Rate  int // packets per second
+	Rate  int // flows per second
 }
 
 // Notrack is one selector and how far its step has gone.

@@ -82,7 +82,7 @@ func (m *Machine) quiet(o Observation) func(StepName) bool {
 		case Grow:
 			return m.fitsBefore(o)
 		case ClosedPorts:
-			return 100*(float64(o.Count)+rate*unrepliedLife) < step.Leave*float64(o.Capacity)
+			return roomBelow(step, o, rate*unrepliedLife)
 		case Synproxy:
 			return m.proxyQuiet(o)
 		case Admit:
@@ -104,11 +104,16 @@ func (m *Machine) quiet(o Observation) func(StepName) bool {
 // ordinary day.
 func (m *Machine) retrackable(o Observation, rate float64) bool {
 	step, _ := m.cfg.Step(NotrackStep)
-	entries := float64(o.Count + o.Sockets)
+	more := float64(o.Sockets)
 	if rate > 5*quietRate+2*m.calm.arrivals {
-		entries += rate * newFlowLife
+		more += rate * newFlowLife
 	}
-	return 100*entries < step.Leave*float64(o.Capacity)
+	return roomBelow(step, o, more)
+}
+
+// roomBelow reports whether the table has room for more entries below a step's leave mark.
+func roomBelow(step Step, o Observation, more float64) bool {
+	return 100*(float64(o.Count)+more) < step.Leave*float64(o.Capacity)
 }
 
 // unrepliedLife is how many seconds a packet that nobody answers stays in the table at the kernel's

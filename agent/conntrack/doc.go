@@ -22,7 +22,7 @@
 //	flush.go     deletions for which the kernel finds the entries itself
 //	retime.go    shorter timeouts for entries that exist; timeouts.go names them
 //	adopt.go     entries for connections that lived untracked
-//	probe.go     what this kernel can do, tried in a throw-away namespace; probepurge.go for a purge
+//	probe.go     what this kernel can do, tried in a throw-away namespace
 //	sample.go    entries to try it on
 //
 // What a caller can get wrong:

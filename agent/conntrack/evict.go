@@ -325,3 +325,21 @@ func (t *Table) EvictPrefix(ctx context.Context, p netip.Prefix, spare []netip.P
 	after, err := t.Count()
 	return max(before-after, 0), err
 }
+
+// flushSource deletes all entries of one original source by a filtered flush. Never call it on a
+// kernel that has not been probed: one that does not know the filter flushes the whole table.
+func (t *Table) flushSource(source netip.Addr) error {
+	s, err := t.dial()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	// Version 1 of struct nfgenmsg makes the kernel heed the family of a flush.
+	b := appendMessage(nil, msgDelete, unix.NLM_F_ACK, 0, familyOf(source), 1)
+	b = appendSourceFilter(b, source)
+	closeMessage(b, 0)
+	if err := s.send(b); err != nil {
+		return err
+	}
+	return s.acknowledged()
+}

@@ -19,14 +19,12 @@ const (
 	attrHelp       = 5  // CTA_HELP
 	attrTimeout    = 7  // CTA_TIMEOUT, seconds
 	attrID         = 12 // CTA_ID
-	attrNATDst     = 13 // CTA_NAT_DST
 	attrZone       = 18 // CTA_ZONE
 	attrFilter     = 25 // CTA_FILTER
-	attrStatusMask = 26 // CTA_STATUS_MASK
 )
 
 // Attributes nested in the above: enums ctattr_tuple, ctattr_ip, ctattr_l4proto, ctattr_protoinfo,
-// ctattr_protoinfo_tcp, ctattr_filter and ctattr_nat in the same header.
+// ctattr_protoinfo_tcp and ctattr_filter in the same header.
 const (
 	tupleIP    = 1 // CTA_TUPLE_IP
 	tupleProto = 2 // CTA_TUPLE_PROTO
@@ -57,12 +55,7 @@ const (
 
 	filterOrigFlags  = 1      // CTA_FILTER_ORIG_FLAGS, host byte order
 	filterReplyFlags = 2      // CTA_FILTER_REPLY_FLAGS
-	filterSource     = 1 << 0 // CTA_FILTER_F_CTA_IP_SRC in net/netfilter/nf_internals.h, as the next two
-	filterProto      = 1 << 3 // CTA_FILTER_F_CTA_PROTO_NUM
-	filterDstPort    = 1 << 5 // CTA_FILTER_F_CTA_PROTO_DST_PORT
-
-	natV4First = 1 // CTA_NAT_V4_MINIP
-	natV6First = 4 // CTA_NAT_V6_MINIP
+	filterSource     = 1 << 0 // CTA_FILTER_FLAG(CTA_IP_SRC) in net/netfilter/nf_conntrack_netlink.c
 )
 
 // Attributes of the per-CPU statistics: enum ctattr_stats_cpu in the same header.

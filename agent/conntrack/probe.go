@@ -2,6 +2,7 @@ package conntrack
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -16,7 +17,6 @@ import (
 type Capabilities struct {
 	FilteredDump  Families // sends the entries of one source only: Linux 5.8
 	FilteredFlush Families // deletes all entries of one source by one request: merged in 2024, and ported back
-	FilteredPurge Families // does the same for the entries of a protocol and port that are neither assured nor translated
 }
 
 // Families says for which family a capability does what it should. The kernel's filter compares IPv6
@@ -43,13 +43,10 @@ func (c Capabilities) Missing() []string {
 	}
 	const readsAll = "evicting few sources reads the whole table"
 	const oneByOne = "evicting one source reads the table and deletes one by one"
-	const purgeReads = "purging what a flood left reads the table and deletes one by one"
 	name(c.FilteredDump.IPv4, "filtered dump of an IPv4 source", readsAll)
 	name(c.FilteredDump.IPv6, "filtered dump of an IPv6 source", readsAll)
 	name(c.FilteredFlush.IPv4, "filtered flush of an IPv4 source", oneByOne)
 	name(c.FilteredFlush.IPv6, "filtered flush of an IPv6 source", oneByOne)
-	name(c.FilteredPurge.IPv4, "filtered flush of an IPv4 protocol and port", purgeReads)
-	name(c.FilteredPurge.IPv6, "filtered flush of an IPv6 protocol and port", purgeReads)
 	return missing
 }
 
@@ -124,18 +121,13 @@ func probeHere() (found Capabilities, err error) {
 		return found, err
 	}
 	found.FilteredDump.IPv6, found.FilteredFlush.IPv6, err = t.probe(netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"))
-	if err != nil {
-		return found, err
-	}
-	found.FilteredPurge, err = t.probePurge()
 	return found, err
 }
 
 // probe fills the table with an entry of each source and asks for the first one's only.
 func (t *Table) probe(wanted, other netip.Addr) (dumps, flushes bool, err error) {
 	for _, source := range []netip.Addr{wanted, other} {
-		s := sample{src: netip.AddrPortFrom(source, 1), dst: netip.AddrPortFrom(source, 2), protocol: protoUDP}
-		if err := t.create(s); err != nil {
+		if err := t.create(source); err != nil {
 			return false, false, err
 		}
 	}
@@ -163,4 +155,44 @@ func (t *Table) sourcesOf(p part) (map[netip.Addr]int, error) {
 		return true
 	})
 	return counts, err
+}
+
+// create makes one UDP entry from source to itself, a minute long.
+func (t *Table) create(source netip.Addr) error {
+	s, err := t.dial()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	b := appendMessage(nil, msgNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK, 0, familyOf(source), 0)
+	b = appendUDPTuple(b, attrTupleOrig, source, 1, 2)
+	b = appendUDPTuple(b, attrTupleReply, source, 2, 1)
+	b = appendAttr(b, attrTimeout, 0, 0, 0, 60)
+	closeMessage(b, 0)
+	if err := s.send(b); err != nil {
+		return err
+	}
+	if err := s.acknowledged(); err != nil {
+		return fmt.Errorf("create an entry to probe with: %w", err)
+	}
+	return nil
+}
+
+func appendUDPTuple(b []byte, kind uint16, both netip.Addr, srcPort, dstPort uint16) []byte {
+	src, dst := uint16(ipV4Src), uint16(ipV4Dst)
+	if both.Is6() {
+		src, dst = ipV6Src, ipV6Dst
+	}
+	b, tuple := openNest(b, kind)
+	b, ip := openNest(b, tupleIP)
+	b = appendAttr(b, src, both.AsSlice()...)
+	b = appendAttr(b, dst, both.AsSlice()...)
+	closeNest(b, ip)
+	b, proto := openNest(b, tupleProto)
+	b = appendAttr(b, protoNum, protoUDP)
+	b = appendAttr(b, protoSrcPort, binary.BigEndian.AppendUint16(nil, srcPort)...)
+	b = appendAttr(b, protoDstPort, binary.BigEndian.AppendUint16(nil, dstPort)...)
+	closeNest(b, proto)
+	closeNest(b, tuple)
+	return b
 }

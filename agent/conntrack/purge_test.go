@@ -15,24 +15,6 @@ import (
 	"ctguard/policy"
 )
 
-// purgeWays are the two ways of a purge and their mixtures, as far as this kernel has them.
-func purgeWays(t *testing.T) map[string]Capabilities {
-	t.Helper()
-	here, err := Probe()
-	if err != nil {
-		t.Log(err)
-	}
-	ways := map[string]Capabilities{"walk": {}}
-	if can := here.FilteredPurge; can.IPv4 && can.IPv6 {
-		ways["flush"] = Capabilities{FilteredPurge: can}
-		ways["flush IPv4, walk IPv6"] = Capabilities{FilteredPurge: Families{IPv4: true}}
-		ways["flush IPv6, walk IPv4"] = Capabilities{FilteredPurge: Families{IPv6: true}}
-	} else {
-		t.Logf("this kernel purges by flush: %+v", can)
-	}
-	return ways
-}
-
 // litter is one flow of everything that a purge must tell apart, between two addresses. What stays
 // whatever the class is at the end: assured, and translated both ways.
 func litter(src, dst netip.Addr) []flow {
@@ -74,43 +56,47 @@ func kept(tb testing.TB, table *Table, flows []flow) (places []int) {
 	return places
 }
 
-// Either way takes of each family exactly what the class names, and leaves what lasts.
+// A purge takes of each family exactly what the class names, and leaves what lasts and what is spared.
 func TestPurge(t *testing.T) {
 	four := litter(addr("192.0.2.1"), addr("198.51.100.1"))
 	six := litter(addr("2001:db8::1"), addr("2001:db8:1::1"))
-	for name, force := range purgeWays(t) {
-		for _, c := range []struct {
-			class     policy.FlowClass
-			four, six []int // places in litter
-		}{
-			{policy.FlowClass{Protocol: protoUDP, Port: 53}, []int{0, 1, 2}, []int{0, 1, 2}},
-			{policy.FlowClass{Protocol: protoUDP, Port: 55}, nil, nil},
-			{policy.FlowClass{Protocol: protoUDP}, []int{0, 1, 2, 3}, []int{0, 1, 2, 3}},
-			{policy.FlowClass{Protocol: protoTCP, Port: 53}, []int{4}, []int{4}},
-			{policy.FlowClass{Protocol: protoSCTP, Port: 53}, []int{5}, []int{5}}, // the kernel's filter would take both
-			{policy.FlowClass{Protocol: protoSCTP}, []int{5, 6}, []int{5, 6}},
-			{policy.FlowClass{Protocol: protoICMP}, []int{7}, nil},
-			{policy.FlowClass{Protocol: protoICMPv6}, nil, []int{7}},
-			{policy.FlowClass{Protocol: protoICMP, Port: 53}, nil, nil},
-			{policy.FlowClass{Protocol: unix.IPPROTO_ESP}, []int{8}, []int{8}},
-		} {
-			t.Run(name+", "+c.class.String(), func(t *testing.T) {
-				table := openTable(t)
-				table.force = &force
-				fill(t, four...)
-				fill(t, six...)
-				n, err := table.Purge(t.Context(), c.class, nil)
-				if want := len(c.four) + len(c.six); err != nil || n != want {
-					t.Errorf("deleted %d, %v; want %d", n, err, want)
-				}
-				if left := kept(t, table, four); !slices.Equal(left, without(len(four), c.four)) {
-					t.Errorf("of IPv4: kept %v, want all but %v", left, c.four)
-				}
-				if left := kept(t, table, six); !slices.Equal(left, without(len(six), c.six)) {
-					t.Errorf("of IPv6: kept %v, want all but %v", left, c.six)
-				}
-			})
-		}
+	for _, c := range []struct {
+		class     policy.FlowClass
+		spare     string
+		four, six []int // places in litter
+	}{
+		{policy.FlowClass{Protocol: protoUDP, Port: 53}, "", []int{0, 1, 2}, []int{0, 1, 2}},
+		{policy.FlowClass{Protocol: protoUDP, Port: 53}, "192.0.2.0/24", nil, []int{0, 1, 2}},
+		{policy.FlowClass{Protocol: protoUDP, Port: 53}, "2001:db8::/64", []int{0, 1, 2}, nil},
+		{policy.FlowClass{Protocol: protoUDP, Port: 55}, "", nil, nil},
+		{policy.FlowClass{Protocol: protoUDP}, "", []int{0, 1, 2, 3}, []int{0, 1, 2, 3}},
+		{policy.FlowClass{Protocol: protoTCP, Port: 53}, "", []int{4}, []int{4}},
+		{policy.FlowClass{Protocol: protoSCTP, Port: 53}, "", []int{5}, []int{5}},
+		{policy.FlowClass{Protocol: protoSCTP}, "", []int{5, 6}, []int{5, 6}},
+		{policy.FlowClass{Protocol: protoICMP}, "", []int{7}, nil},
+		{policy.FlowClass{Protocol: protoICMPv6}, "", nil, []int{7}},
+		{policy.FlowClass{Protocol: protoICMP, Port: 53}, "", nil, nil},
+		{policy.FlowClass{Protocol: unix.IPPROTO_ESP}, "", []int{8}, []int{8}},
+	} {
+		t.Run(c.class.String()+", spare "+c.spare, func(t *testing.T) {
+			table := openTable(t)
+			fill(t, four...)
+			fill(t, six...)
+			var spare []netip.Prefix
+			if c.spare != "" {
+				spare = []netip.Prefix{netip.MustParsePrefix(c.spare)}
+			}
+			n, err := table.Purge(t.Context(), c.class, spare, nil)
+			if want := len(c.four) + len(c.six); err != nil || n != want {
+				t.Errorf("deleted %d, %v; want %d", n, err, want)
+			}
+			if left := kept(t, table, four); !slices.Equal(left, without(len(four), c.four)) {
+				t.Errorf("of IPv4: kept %v, want all but %v", left, c.four)
+			}
+			if left := kept(t, table, six); !slices.Equal(left, without(len(six), c.six)) {
+				t.Errorf("of IPv6: kept %v, want all but %v", left, c.six)
+			}
+		})
 	}
 }
 
@@ -137,38 +123,32 @@ func flood(n int, port uint16) (flows []flow) {
 }
 
 func TestPurgeMany(t *testing.T) {
-	for name, force := range purgeWays(t) {
-		t.Run(name, func(t *testing.T) {
-			table := openTable(t)
-			table.force = &force
-			fill(t, flood(3000, 53)...)
-			fill(t, tcp("192.0.2.1", 100, tcpEstablished, busy, 600)...)
-			for _, want := range []int{3000, 0} {
-				if n, err := table.Purge(t.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil); err != nil || n != want {
-					t.Errorf("deleted %d, %v; want %d", n, err, want)
-				}
-			}
-			if n, err := table.Count(); err != nil || n != 100 {
-				t.Errorf("%d entries left, %v; want 100", n, err)
-			}
-		})
+	table := openTable(t)
+	fill(t, flood(3000, 53)...)
+	fill(t, tcp("192.0.2.1", 100, tcpEstablished, busy, 600)...)
+	for _, want := range []int{3000, 0} {
+		if n, err := table.Purge(t.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil, nil); err != nil || n != want {
+			t.Errorf("deleted %d, %v; want %d", n, err, want)
+		}
+	}
+	if n, err := table.Count(); err != nil || n != 100 {
+		t.Errorf("%d entries left, %v; want 100", n, err)
 	}
 }
 
 func TestPurgeBudget(t *testing.T) {
 	table := openTable(t)
-	table.force = &Capabilities{}
 	fill(t, flood(300, 53)...)
 	class := policy.FlowClass{Protocol: protoUDP, Port: 53}
-	if n, err := table.Purge(t.Context(), class, rate.NewLimiter(0, 0)); err != nil || n != 0 {
+	if n, err := table.Purge(t.Context(), class, nil, rate.NewLimiter(0, 0)); err != nil || n != 0 {
 		t.Errorf("without any budget: deleted %d, %v", n, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	context.AfterFunc(waitFor(func() bool { n, _ := table.Count(); return n <= 200 }), cancel)
-	if n, err := table.Purge(ctx, class, rate.NewLimiter(1e-9, 100)); err == nil || n != 100 {
+	if n, err := table.Purge(ctx, class, nil, rate.NewLimiter(1e-9, 100)); err == nil || n != 100 {
 		t.Errorf("with a budget of 100: deleted %d, %v", n, err)
 	}
-	if n, err := table.Purge(t.Context(), class, rate.NewLimiter(1e6, 64)); err != nil || n != 200 {
+	if n, err := table.Purge(t.Context(), class, nil, rate.NewLimiter(1e6, 64)); err != nil || n != 200 {
 		t.Errorf("with a large budget: deleted %d, %v", n, err)
 	}
 }
@@ -176,58 +156,24 @@ func TestPurgeBudget(t *testing.T) {
 func TestPurgeEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	for name, force := range purgeWays(t) {
-		t.Run(name, func(t *testing.T) {
-			table := openTable(t)
-			table.force = &force
-			fill(t, flood(10, 53)...)
-			if n, err := table.Purge(ctx, policy.FlowClass{Protocol: protoUDP, Port: 53}, nil); !errors.Is(err, context.Canceled) || n != 0 {
-				t.Errorf("deleted %d, %v", n, err)
-			}
-		})
+	table := openTable(t)
+	fill(t, flood(10, 53)...)
+	if n, err := table.Purge(ctx, policy.FlowClass{Protocol: protoUDP, Port: 53}, nil, nil); !errors.Is(err, context.Canceled) || n != 0 {
+		t.Errorf("deleted %d, %v", n, err)
 	}
 }
 
 // BenchmarkPurge purges 30 000 entries of a table of 65 000.
 func BenchmarkPurge(b *testing.B) {
-	here, err := Probe()
-	if err != nil {
-		b.Skip(err)
+	table := openTable(b)
+	fill(b, flood(35_000, 54)...)
+	litter := flood(30_000, 53)
+	for b.Loop() {
+		b.StopTimer()
+		fill(b, litter...)
+		b.StartTimer()
+		if n, err := table.Purge(b.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil, nil); err != nil || n != len(litter) {
+			b.Fatalf("deleted %d, %v", n, err)
+		}
 	}
-	for name, force := range map[string]Capabilities{"flush": here, "walk": {}} {
-		b.Run(name, func(b *testing.B) {
-			if name == "flush" && here.FilteredPurge != (Families{IPv4: true, IPv6: true}) {
-				b.Skip("this kernel cannot")
-			}
-			table := openTable(b)
-			table.force = &force
-			fill(b, flood(35_000, 54)...)
-			litter := flood(30_000, 53)
-			var cpu time.Duration
-			for b.Loop() {
-				b.StopTimer()
-				fill(b, litter...)
-				before := cpuTime(b)
-				b.StartTimer()
-				n, err := table.Purge(b.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil)
-				b.StopTimer()
-				cpu += cpuTime(b) - before
-				if err != nil || n != len(litter) {
-					b.Fatalf("deleted %d, %v", n, err)
-				}
-				b.StartTimer()
-			}
-			b.ReportMetric(float64(cpu.Milliseconds())/float64(b.N), "cpu-ms/op")
-		})
-	}
-}
-
-// cpuTime is what this process has used, in the kernel and outside.
-func cpuTime(tb testing.TB) time.Duration {
-	tb.Helper()
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		tb.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
