@@ -49,6 +49,8 @@ type Agent struct {
 	census     *policy.Census // the newest scan
 	fresh      bool           // no tick has seen census yet
 	evictedFor *policy.Census
+	evicting   time.Duration // how long that took
+	scans      *rate.Limiter // see newAllowance
 	freed      map[policy.Selector]bool
 	purged     time.Time         // when classes were last purged
 	adopted    time.Time         // when the newest adoption that has ended began
@@ -90,7 +92,7 @@ var ErrRunning = errors.New("another ctguard guards this network namespace")
 // back what an earlier process left behind. Nothing else is changed before [Agent.Run].
 func New(c Config, o Options) (*Agent, error) {
 	a := &Agent{config: c, dryRun: o.DryRun, log: o.Log, ready: o.Ready,
-		asks: make(chan func(*Agent)), changed: make(chan struct{}), troubles: make(map[string]string)}
+		asks: make(chan func(*Agent)), changed: make(chan struct{}), troubles: make(map[string]string), scans: newAllowance()}
 	if err := a.open(o); err != nil {
 		return nil, errors.Join(err, a.close())
 	}

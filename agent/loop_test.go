@@ -417,7 +417,19 @@ func TestScanPace(t *testing.T) {
 		if !due() {
 			t.Error("no haste")
 		}
-		a.decision.Hurry = false
+		a.spend(hurryBurst + took) // all that may come at once
+		if due() {
+			t.Error("haste has no bound")
+		}
+		time.Sleep(hurryShare*took + time.Millisecond)
+		if !due() {
+			t.Errorf("haste is not worth one part in %d of the time", hurryShare)
+		}
+		a.decision.Hurry, a.census.Time, a.evicting = false, time.Now(), took
+		time.Sleep((2*calmShare - 1) * took)
+		if due() {
+			t.Error("what evicting takes does not count")
+		}
 		time.Sleep(took)
 		if !due() {
 			t.Error("no scan after the pause")

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"ctguard/agent/conntrack"
 	"ctguard/policy"
 )
@@ -17,10 +19,12 @@ import (
 // machine of 2020; what does not fit ends as a sample.
 const (
 	scanBudget     = 500 * time.Millisecond
-	sampleSize     = 5_000 // entries: enough for what the table consists of, give or take 1.4 %
-	calmShare      = 40    // at most one part in this many of the time goes into scans
-	hurryShare     = 7     // the same while the table is about to fill up
-	listedPerLimit = 4     // sources a scan lists for each that can be held back: more than that fold into networks
+	sampleSize     = 5_000                  // entries: enough for what the table consists of, give or take 1.4 %
+	calmShare      = 40                     // one part in this many of the time goes into scans and evictions at most
+	hurryShare     = 6                      // the same while the table is about to fill up, in the long run
+	hurryBurst     = time.Second            // of them that may come at once then, at an onset
+	hurryPause     = 500 * time.Millisecond // between two of them then: flows a second can't be told from less
+	listedPerLimit = 4                      // sources a scan lists for each that can be held back: more than that fold into networks
 	minScanPause   = 200 * time.Millisecond
 	retimePause    = time.Second      // timeouts follow pressure in several steps: one walk serves them all
 	idlePause      = 10 * time.Second // between samples at level 0, of a table that is half full
@@ -72,10 +76,32 @@ func (a *Agent) eviction() walk {
 	}
 	a.evictedFor = a.census
 	e := conntrack.Eviction{Caps: caps, Spare: a.facts.Allow}
-	return a.evict(e, func(freed conntrack.Evicted) policy.Event {
+	evict := a.evict(e, func(freed conntrack.Evicted) policy.Event {
 		return policy.Event{Kind: policy.EvictEvent, Step: policy.Evict, Entries: freed.Entries,
 			Reason: fmt.Sprintf("%d entries of %d heavy sources above their fair share", freed.Entries, len(caps))}
 	})
+	return func(ctx context.Context) func(*Agent) {
+		start := time.Now()
+		tell := evict(ctx)
+		took := time.Since(start)
+		return func(a *Agent) {
+			a.evicting = took
+			a.spend(took)
+			tell(a)
+		}
+	}
+}
+
+// newAllowance bounds the nanoseconds that go into scans, and into evicting what they find.
+func newAllowance() *rate.Limiter {
+	return rate.NewLimiter(rate.Limit(time.Second)/hurryShare, int(hurryBurst))
+}
+
+// spend takes what a walk took from the allowance, which may go below zero.
+func (a *Agent) spend(took time.Duration) {
+	for ; took > 0; took -= hurryBurst {
+		a.scans.ReserveN(time.Now(), int(min(took, hurryBurst)))
+	}
 }
 
 // purging deletes what a flood left of the classes that are to be purged.
@@ -186,21 +212,23 @@ func (a *Agent) scanning(now time.Time) walk {
 		}
 	case policy.WholeScan:
 	}
-	share := time.Duration(calmShare)
-	if a.decision.Hurry {
-		share = hurryShare
+	switch {
+	case a.census == nil:
+		pause = 0
+	case a.decision.Hurry:
+		pause = max(pause, hurryPause)
+	default:
+		pause = max(pause, calmShare*(a.census.Took+a.evicting))
 	}
-	if a.census != nil {
-		pause = max(pause, share*a.census.Took)
-		if now.Sub(a.census.Time) < pause {
-			return nil
-		}
+	if a.scans.TokensAt(now) < 0 || a.census != nil && now.Sub(a.census.Time) < pause {
+		return nil
 	}
 	return func(ctx context.Context) func(*Agent) {
 		census, err := a.table.Scan(ctx, options)
 		return func(a *Agent) {
 			if a.trouble("scan", err); err == nil {
-				a.census, a.fresh = census, true
+				a.spend(census.Took)
+				a.census, a.fresh, a.evicting = census, true, 0
 			}
 		}
 	}

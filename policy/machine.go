@@ -230,7 +230,7 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 		p.Caps, events = caps, append(events, held...)
 	}
 	_, evict := m.works(Evict, o)
-	purges, purged := m.purger.update(o, r, evict, m.crowded(r), m.cfg)
+	purges, purged := m.purger.update(o, r, evict, m.crowded(r), m.offenders.heavy, m.cfg)
 	p.Purges, events = purges, append(events, purged...)
 	if m.crowded(r) {
 		p.Purges = p.withLeftovers()

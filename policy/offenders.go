@@ -24,6 +24,7 @@ type offenders struct {
 	at    time.Time            // of that census
 	last  []account            // how the table was divided then
 	found bool                 // somebody was above a fair share, and the target is not reached yet
+	heavy float64              // passing entries of all sources above the fair share then
 	rate  int                  // new flows per second that a limited source may open
 	more  bool                 // more sources were due than may be limited
 }
@@ -171,10 +172,14 @@ func (f *offenders) divide(o Observation, c Config) ([]account, float64) {
 	room := target - restHeld - taken(held, fairHeld)
 	fairPassing := worthwhileShare(passing, restPassing, room, floor)
 	fairOpens := f.opens(accounts, o, restPassing)
+	f.heavy = 0
 	for i := range accounts {
 		a := &accounts[i]
 		a.keepHeld, a.keepPassing, a.keepOpens = fairHeld*a.weight, fairPassing*a.weight, fairOpens*a.weight
 		a.why = a.reason(census, c)
+		if a.passing > a.keepPassing {
+			f.heavy += a.passing
+		}
 	}
 	if census.Whole {
 		f.sweep(accounts, census.Time)

@@ -21,6 +21,7 @@ const (
 	attrID         = 12 // CTA_ID
 	attrZone       = 18 // CTA_ZONE
 	attrFilter     = 25 // CTA_FILTER
+	attrStatusMask = 26 // CTA_STATUS_MASK
 )
 
 // Attributes nested in the above: enums ctattr_tuple, ctattr_ip, ctattr_l4proto, ctattr_protoinfo,

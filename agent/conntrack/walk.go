@@ -14,6 +14,7 @@ import (
 type part struct {
 	family uint8      // AF_INET or AF_INET6; 0 means both
 	source netip.Addr // one original source; kernels that cannot filter send everything
+	lacks  byte       // no entry with one of these bits of its status, the lowest eight; older kernels send them too
 }
 
 // ending is how a walk went.
@@ -94,8 +95,8 @@ func (t *Table) visitAll(datagram []byte, end *ending, visit func(*entry) bool) 
 const dumpSeq = 1
 
 // dumpRequest asks for a part of the table. The filter is CTA_FILTER with the flag of the source
-// address, and the address in a tuple; see ctnetlink_alloc_filter in
-// net/netfilter/nf_conntrack_netlink.c.
+// address, and the address in a tuple, or a mask and the value of the status under it; see
+// ctnetlink_alloc_filter in net/netfilter/nf_conntrack_netlink.c.
 func dumpRequest(p part) []byte {
 	family := p.family
 	if p.source.IsValid() {
@@ -104,6 +105,10 @@ func dumpRequest(p part) []byte {
 	b := appendMessage(nil, msgGet, unix.NLM_F_DUMP, dumpSeq, family, 0)
 	if p.source.IsValid() {
 		b = appendSourceFilter(b, p.source)
+	}
+	if p.lacks != 0 {
+		b = appendAttr(b, attrStatus, 0, 0, 0, 0)
+		b = appendAttr(b, attrStatusMask, 0, 0, 0, p.lacks)
 	}
 	closeMessage(b, 0)
 	return b
