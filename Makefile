@@ -10,7 +10,7 @@ LINT_VERSION := v2.6.2
 LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
 
 # What the tests and the lab use besides Go: program names and the Debian packages they are in.
-PROGRAMS := nft:nftables conntrack:conntrack ip:iproute2 iptables-legacy:iptables ufw:ufw promtool:prometheus rsvg-convert:librsvg2-bin firewalld:firewalld
+PROGRAMS := nft:nftables conntrack:conntrack ip:iproute2 iptables-legacy:iptables ufw:ufw promtool:prometheus rsvg-convert:librsvg2-bin firewalld:firewalld fail2ban-server:fail2ban
 
 .PHONY: help
 help: ## print the targets
@@ -23,8 +23,9 @@ build: ## static bin/ctguard and bin/ctlab
 
 .PHONY: deps
 deps: ## install the Debian packages that the tests and the lab use
-	@# firewalld must never begin to rule this host: the tests start one of their own.
-	@command -v firewalld >/dev/null || { mkdir -p /etc/systemd/system; ln -sf /dev/null /etc/systemd/system/firewalld.service; }
+	@# These two must never begin to rule this host: the tests start some of their own.
+	@mkdir -p /etc/systemd/system; for s in firewalld:firewalld fail2ban-server:fail2ban; do \
+		command -v "$${s%%:*}" >/dev/null || ln -sf /dev/null "/etc/systemd/system/$${s##*:}.service"; done
 	@missing=(); for p in $(PROGRAMS); do \
 		command -v "$${p%%:*}" >/dev/null || missing+=("$${p##*:}"); done; \
 	if [ $${#missing[@]} -gt 0 ]; then \

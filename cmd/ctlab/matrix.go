@@ -41,7 +41,7 @@ func matrixCommand() *cobra.Command {
 	fs := cmd.Flags()
 	fs.StringSliceVar(&o.topologies, "topology", slices.Sorted(maps.Keys(lab.Topologies)), "topologies")
 	fs.StringSliceVar(&o.attacks, "attacks", nil, "attacks (default all of the topology)")
-	fs.StringSliceVar(&o.guards, "guards", nil, "guards (default all that differ, without the control run)")
+	fs.StringSliceVar(&o.guards, "guards", nil, "guards (default all that differ, without the control run and fail2ban)")
 	fs.StringVar(&o.out, "out", "", "directory for JSON and charts")
 	f.add(fs)
 	return cmd
@@ -82,7 +82,7 @@ func (o matrixFlags) plan() []contest {
 func matrixGuards(topology string, a lab.Attack) []string {
 	var names []string
 	for _, g := range lab.Guards {
-		if g.Name == "control" || g.Name == "ctguard-evict" && topology == "nat-gateway" || g.Name == "advice" && a.Variant {
+		if g.Optional || g.Name == "control" || g.Name == "ctguard-evict" && topology == "nat-gateway" || g.Name == "advice" && a.Variant {
 			continue
 		}
 		names = append(names, g.Name)

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,10 +23,9 @@ import (
 const (
 	socketName    = "ctguard.sock"
 	pollTimeout   = 2 * time.Second
-	pollEvery     = 100 * time.Millisecond
+	pollEvery     = 250 * time.Millisecond
 	startPatience = 10 * time.Second
 	stopPatience  = 15 * time.Second
-	clockTicks    = 100 // USER_HZ, fixed in the kernel's interface
 )
 
 // ctguard is the agent itself, run as a child in the protected namespace.
@@ -245,28 +243,7 @@ func (g *ctguard) log(r *run) string {
 	return string(bytes.TrimSpace(b[max(0, len(b)-2000):]))
 }
 
-// cost reads the agent's own figures from /proc. The high-water mark there is the
-// program's, while that of wait would include the moment before exec.
-func (g *ctguard) cost() Cost {
-	var c Cost
-	dir := fmt.Sprintf("/proc/%d/", g.cmd.Process.Pid)
-	if b, err := os.ReadFile(dir + "stat"); err == nil {
-		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-		user, _ := strconv.ParseFloat(f[11], 64) // the kernel writes numbers
-		sys, _ := strconv.ParseFloat(f[12], 64)
-		c.CPUSeconds = (user + sys) / clockTicks
-	}
-	b, err := os.ReadFile(dir + "status")
-	if err != nil {
-		return c
-	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			c.PeakRSSKiB, _ = strconv.Atoi(strings.Fields(v)[0])
-		}
-	}
-	return c
-}
+func (g *ctguard) cost() Cost { return processCost(g.cmd.Process.Pid) }
 
 func (g *ctguard) stop(r *run) error {
 	if g.polls != nil {

@@ -60,6 +60,8 @@ func (r *run) result(out outcome) *Result {
 	if g, ok := r.guard.(*ctguard); ok {
 		res.Events = g.status().Events
 		res.Guard.StopSeconds = g.took
+	}
+	if _, ok := r.guard.(passive); !ok {
 		res.AtWork = r.before.diff(r.atWork)
 		res.LeftBehind = r.before.diff(r.after)
 	}

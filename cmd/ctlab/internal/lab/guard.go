@@ -22,6 +22,9 @@ type GuardInfo struct {
 	Name    string
 	Summary string
 
+	// Optional guards need a program that may not be there: the matrix leaves them out unless asked.
+	Optional bool
+
 	agent    bool // it goes on working while the table is full
 	capacity int  // of the table, 0: the scenario's
 	make     func(Scenario) guard
@@ -45,6 +48,10 @@ var Guards = []GuardInfo{
 	{
 		Name: "static", Summary: "a competent static ruleset: at most 100 connections a source, strict TCP pick-up",
 		make: func(Scenario) guard { return passive{sysctls: staticSysctls, rules: staticRules} },
+	},
+	{
+		Name: "fail2ban", Summary: "fail2ban on the log of new connections, where it is installed", Optional: true,
+		make: func(Scenario) guard { return &fail2ban{} },
 	},
 	{Name: "ctguard", Summary: "ctguard with its default configuration", agent: true, make: newCTGuard("")},
 	{

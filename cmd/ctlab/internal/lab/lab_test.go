@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -132,4 +133,25 @@ func share(t *testing.T, v *float64) float64 {
 		t.Fatal("the clients asked for nothing")
 	}
 	return *v
+}
+
+// fail2ban bans the sources of a flood, and takes that back.
+func TestFail2banIsARealGuard(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a flood of seconds")
+	}
+	labtest.Privileged(t, fail2banPrograms...)
+	sc := small("fail2ban")
+	sc.Attack, sc.Sources, sc.AttackFor = "handshake", 20, 8*time.Second
+	res, err := Run(t.Context(), sc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	banned := func(line string) bool { return strings.Contains(line, "198.18.") }
+	if !slices.ContainsFunc(res.AtWork, banned) || len(res.LeftBehind) > 0 {
+		t.Errorf("at work %q, left behind %q", res.AtWork, res.LeftBehind)
+	}
+	if res.Guard.CPUSeconds == 0 || res.Guard.PeakRSSKiB == 0 {
+		t.Errorf("its cost is %+v", res.Guard)
+	}
 }
