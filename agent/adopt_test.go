@@ -103,7 +103,7 @@ func TestExcepted(t *testing.T) {
 
 // A selector without a port brings along what listens here of it.
 func TestParts(t *testing.T) {
-	enter(t)
+	conntracktest.Own(t)
 	listener, err := net.Listen("tcp4", "0.0.0.0:8080")
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +159,7 @@ const strictRules = `table inet strict {
 // On a host where everything lived untracked, connections that others opened, those that it opened itself
 // and those with itself go on when tracking begins again, each in the direction in which it was opened.
 func TestAdoptAll(t *testing.T) {
-	enter(t)
+	conntracktest.Own(t)
 	peer, err := conntracktest.NewPeer()
 	if err != nil {
 		t.Fatal(err)

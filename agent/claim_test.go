@@ -34,23 +34,9 @@ func claimant(t *testing.T) *Agent {
 	return a
 }
 
-// enter gives the test a network namespace of its own.
-func enter(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
-			t.Fatal("needs root: it makes a network namespace")
-		}
-		t.Skip("needs root: it makes a network namespace")
-	}
-	if err := conntracktest.Enter(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // Anybody may hold the name; only root's process is an agent.
 func TestClaimDespiteSquatter(t *testing.T) {
-	enter(t)
+	conntracktest.Own(t)
 	cmd := exec.CommandContext(t.Context(), reachable(t))
 	cmd.Env, cmd.Dir = []string{"CTGUARD_TEST_SQUAT=1"}, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -77,7 +63,7 @@ func TestClaimDespiteSquatter(t *testing.T) {
 
 // However often somebody connects, the agent is still seen to run.
 func TestRunningIsSeen(t *testing.T) {
-	enter(t)
+	conntracktest.Own(t)
 	if Running() {
 		t.Error("an agent runs in a new namespace")
 	}

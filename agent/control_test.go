@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/policy"
 )
 
@@ -214,12 +215,7 @@ func TestRefusedRequests(t *testing.T) {
 // Who may change things is judged by the credentials of the other end: root, and the group of the
 // config by its members' own ids.
 func TestPeers(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
-			t.Fatal("needs root: it asks as other users")
-		}
-		t.Skip("needs root: it asks as other users")
-	}
+	conntracktest.Privileged(t)
 	const nobody, daemon, hold = 65534, 1, `/v1/hold {"kind":"pin","level":1,"for":"30m","reason":"test"}`
 	open := func(t *testing.T, edit func(*Config)) string {
 		socket := start(t, newKernel(t), edit)

@@ -7,13 +7,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ctguard/agent/conntrack/conntracktest"
 )
 
 // Addresses of the two hosts of a link. The client has several so that it can be several sources.
@@ -42,8 +43,7 @@ func newLink(t *testing.T) *link {
 	t.Cleanup(func() { close(l.client) })
 	thread := make(chan int)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the namespace ends with the thread
-		if err := unshare(); err != nil {
+		if err := conntracktest.Enter(); err != nil {
 			close(thread)
 			return
 		}

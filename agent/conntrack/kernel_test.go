@@ -2,7 +2,6 @@ package conntrack
 
 import (
 	"net/netip"
-	"os"
 	"slices"
 	"testing"
 	"time"
@@ -14,20 +13,10 @@ import (
 
 type flow = conntracktest.Flow
 
-// openTable makes a network namespace for the calling test and opens its table. Tests that need
-// the kernel are skipped without privileges, unless CTGUARD_REQUIRE_PRIVILEGED=1 says that they
-// must run.
+// openTable makes a network namespace for the calling test and opens its table.
 func openTable(tb testing.TB) *Table {
 	tb.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
-			tb.Fatal("needs root: it makes a network namespace and fills its conntrack table")
-		}
-		tb.Skip("needs root: it makes a network namespace and fills its conntrack table")
-	}
-	if err := conntracktest.Enter(); err != nil {
-		tb.Fatal(err)
-	}
+	conntracktest.Own(tb)
 	table, err := Open()
 	if err != nil {
 		tb.Fatal(err)

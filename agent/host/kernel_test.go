@@ -4,7 +4,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -20,21 +19,7 @@ import (
 // loopback and one with addresses and a route to the world.
 func enter(t *testing.T, programs ...string) {
 	t.Helper()
-	give := t.Skip
-	if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
-		give = t.Fatal
-	}
-	if os.Geteuid() != 0 {
-		give("needs root: it makes a network namespace")
-	}
-	for _, program := range append(programs, "ip") {
-		if _, err := exec.LookPath(program); err != nil {
-			give(err)
-		}
-	}
-	if err := conntracktest.Enter(); err != nil {
-		t.Fatal(err)
-	}
+	conntracktest.Own(t, append(programs, "ip")...)
 	run(t, "ip link set lo up",
 		"ip link add world type veth peer name away",
 		"ip addr add 198.51.100.1/24 dev world",

@@ -9,20 +9,6 @@ import (
 	"ctguard/agent/conntrack/conntracktest"
 )
 
-// enter moves the test into a network namespace of its own, which ends with it.
-func enter(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
-			t.Fatal("needs root: it makes a network namespace")
-		}
-		t.Skip("needs root: it makes a network namespace")
-	}
-	if err := conntracktest.Enter(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // all reads every setting of the calling thread's namespace.
 func all(t *testing.T) map[string]int {
 	t.Helper()
@@ -43,7 +29,7 @@ func all(t *testing.T) map[string]int {
 // On the real kernel: a process changes settings and is killed, the next one puts them back, and no
 // other namespace notices.
 func TestKernel(t *testing.T) {
-	enter(t)
+	conntracktest.Own(t)
 	dir := t.TempDir()
 	before := all(t)
 	killed, err := NewKeeper("/proc", dir)
@@ -108,7 +94,7 @@ func TestKernel(t *testing.T) {
 
 // The kernel refuses a value: the error names it, nothing is claimed for long.
 func TestKernelRefuses(t *testing.T) {
-	enter(t)
+	conntracktest.Own(t)
 	k, err := NewKeeper("/proc", t.TempDir())
 	if err != nil {
 		t.Fatal(err)

@@ -25,15 +25,8 @@ import (
 // its own state directory and socket. What they claim about the kernel is seen with nft and /proc.
 func TestScripts(t *testing.T) {
 	if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
-		if os.Geteuid() != 0 {
-			t.Fatal("needs root: it makes network namespaces")
-		}
-		for _, program := range []string{"nft", "ip", "unshare", "setpriv", "promtool", "iptables-nft", "iptables-legacy",
-			"ufw", "firewalld", "dbus-daemon"} {
-			if _, err := exec.LookPath(program); err != nil {
-				t.Fatal(err)
-			}
-		}
+		conntracktest.Privileged(t, "nft", "ip", "unshare", "setpriv", "promtool", "iptables-nft", "iptables-legacy",
+			"ufw", "firewalld", "dbus-daemon")
 	}
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata/script",

@@ -15,9 +15,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/cmd/ctlab/internal/guardian"
 	"ctguard/cmd/ctlab/internal/lab"
-	"ctguard/cmd/ctlab/internal/labtest"
 	"ctguard/cmd/ctlab/internal/role"
 )
 
@@ -161,7 +161,7 @@ func TestNothingStays(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			labtest.Privileged(t, "nft")
+			conntracktest.Privileged(t, "nft")
 			before := idleMax(t)
 			c := startAttack(t)
 			if now := readMax(t); now == before {
@@ -178,7 +178,7 @@ func TestNothingStays(t *testing.T) {
 
 // A guard at work dies with the lab.
 func TestNothingStaysOfTheGuard(t *testing.T) {
-	labtest.Privileged(t, "nft", "go")
+	conntracktest.Privileged(t, "nft", "go")
 	before := idleMax(t)
 	c := startAttack(t, "--guard", "ctguard", "--ctguard", guardBinary(t))
 	if len(c.children) != 5 {

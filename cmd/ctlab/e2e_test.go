@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/cmd/ctlab/internal/lab"
-	"ctguard/cmd/ctlab/internal/labtest"
 )
 
 // guardBinary builds ctguard for a test.
@@ -27,7 +27,7 @@ const evictLeave = 75
 // The promise, on the real kernel: under attack clients are served, with notrack and
 // without it, on a server and on a gateway, and nothing is left behind.
 func TestGuardKeepsClientsServed(t *testing.T) {
-	labtest.Privileged(t, "nft", "go")
+	conntracktest.Privileged(t, "nft", "go")
 	if testing.Short() {
 		t.Skip("takes two minutes")
 	}
@@ -72,7 +72,7 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 // anywhere, as long as clients are served. Without a guard early drop serves about 89 % of them: what does
 // not beat that by far does harm.
 func TestGuardBeatsEarlyDrop(t *testing.T) {
-	labtest.Privileged(t, "nft", "go")
+	conntracktest.Privileged(t, "nft", "go")
 	if testing.Short() {
 		t.Skip("runs two attacks")
 	}
@@ -97,7 +97,7 @@ func TestGuardBeatsEarlyDrop(t *testing.T) {
 // A dry run goes through the same flood without one write, takes nobody's entries and tells what it
 // would have done.
 func TestDryRunWritesNothing(t *testing.T) {
-	labtest.Privileged(t, "nft", "go")
+	conntracktest.Privileged(t, "nft", "go")
 	if testing.Short() {
 		t.Skip("runs an attack")
 	}
@@ -129,7 +129,7 @@ func TestDryRunWritesNothing(t *testing.T) {
 // After an attack the guard comes down to level 0 by itself. The attack is one whose connections end with
 // it: as long as a botnet's live, they are in the table or keep it up.
 func TestGuardComesDown(t *testing.T) {
-	labtest.Privileged(t, "nft", "go")
+	conntracktest.Privileged(t, "nft", "go")
 	if testing.Short() {
 		t.Skip("waits for the holds")
 	}
@@ -150,7 +150,7 @@ func TestGuardComesDown(t *testing.T) {
 // The benchmark of the data path measures with ctguard at a level and without it, and puts
 // everything back.
 func TestBenchData(t *testing.T) {
-	labtest.Privileged(t, "nft", "go")
+	conntracktest.Privileged(t, "nft", "go")
 	before := idleMax(t)
 	for _, topology := range []string{"server", "nat-gateway"} {
 		out, err := lab.BenchData(t.Context(), lab.BenchOptions{

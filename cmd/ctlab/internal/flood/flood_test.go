@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"ctguard/cmd/ctlab/internal/labtest"
+	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/cmd/ctlab/internal/ns"
 	"ctguard/cmd/ctlab/internal/packet"
 	"ctguard/cmd/ctlab/internal/role"
@@ -150,7 +150,7 @@ func TestActiveTimeOfPulses(t *testing.T) {
 // wire is a pair of namespaces with an attacker's end that has no address.
 func wire(t *testing.T) (attacker, victim *ns.Namespace) {
 	t.Helper()
-	labtest.Privileged(t)
+	conntracktest.Privileged(t)
 	var err error
 	if attacker, err = ns.New("attacker"); err != nil {
 		t.Fatal(err)

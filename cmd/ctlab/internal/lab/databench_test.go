@@ -4,7 +4,7 @@ import (
 	"math"
 	"testing"
 
-	"ctguard/cmd/ctlab/internal/labtest"
+	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/cmd/ctlab/internal/load"
 )
 
@@ -50,7 +50,7 @@ func TestDropCostOfNoise(t *testing.T) {
 
 // Every way to drop drops all of the flood, and is gone afterwards.
 func TestWaysToDrop(t *testing.T) {
-	labtest.Privileged(t, "nft")
+	conntracktest.Privileged(t, "nft")
 	var got []DropCost
 	out, err := BenchData(t.Context(), BenchOptions{
 		Rounds: 1, OnlyDrops: true, OnDrops: func(d DropCost) { got = append(got, d) },

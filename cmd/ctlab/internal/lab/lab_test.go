@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/cmd/ctlab/internal/flood"
-	"ctguard/cmd/ctlab/internal/labtest"
 	"ctguard/cmd/ctlab/internal/role"
 )
 
@@ -79,7 +79,7 @@ func small(guard string) Scenario {
 // The damage is real: without a guard new connections fail, during the attack and after it,
 // while those that stood go on.
 func TestFloodsHurtAnUnprotectedHost(t *testing.T) {
-	labtest.Privileged(t, "nft")
+	conntracktest.Privileged(t, "nft")
 	for _, attack := range []string{"handshake", "udp"} {
 		t.Run(attack, func(t *testing.T) {
 			sc := small("none")
@@ -117,7 +117,7 @@ func testDamage(t *testing.T, sc Scenario) {
 // The same flood against a table that has room hurts nobody: what the test above sees
 // is the table, not the machine.
 func TestControlRunIsUnharmed(t *testing.T) {
-	labtest.Privileged(t, "nft")
+	conntracktest.Privileged(t, "nft")
 	res, err := Run(t.Context(), small("control"))
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func TestFail2banIsARealGuard(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a flood of seconds")
 	}
-	labtest.Privileged(t, fail2banPrograms...)
+	conntracktest.Privileged(t, fail2banPrograms...)
 	sc := small("fail2ban")
 	sc.Attack, sc.Sources, sc.AttackFor = "handshake", 20, 8*time.Second
 	res, err := Run(t.Context(), sc)

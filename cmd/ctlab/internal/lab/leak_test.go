@@ -7,7 +7,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"github.com/ti-mo/conntrack"
 
-	"ctguard/cmd/ctlab/internal/labtest"
+	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/cmd/ctlab/internal/measure"
 )
 
@@ -22,7 +22,7 @@ func quietGateway() Scenario {
 // runWith runs a scenario with a guard that is in no list.
 func runWith(t *testing.T, sc Scenario, g guard) *Result {
 	t.Helper()
-	labtest.Privileged(t, "nft")
+	conntracktest.Privileged(t, "nft")
 	r := &run{sc: sc, guard: g}
 	r.attack, _ = attackNamed(sc.Attack)
 	res, err := r.protectedRun(t.Context())
@@ -63,7 +63,7 @@ func TestNothingLeaksByItself(t *testing.T) {
 // When the gateway has forgotten a connection and the server speaks first, it answers the server
 // with a reset, and the lab sees the loss.
 func TestForgottenConnectionsAreLost(t *testing.T) {
-	labtest.Privileged(t, "nft")
+	conntracktest.Privileged(t, "nft")
 	sc := quietGateway()
 	r := &run{sc: sc, guard: passive{}}
 	r.attack, _ = attackNamed(sc.Attack)

@@ -10,12 +10,12 @@ import (
 	"strings"
 	"testing"
 
-	"ctguard/cmd/ctlab/internal/labtest"
+	"ctguard/agent/conntrack/conntracktest"
 )
 
 func newNamespace(t *testing.T, name string) *Namespace {
 	t.Helper()
-	labtest.Privileged(t)
+	conntracktest.Privileged(t)
 	n, err := New(name)
 	if err != nil {
 		t.Fatal(err)
