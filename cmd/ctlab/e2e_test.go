@@ -39,6 +39,7 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 		{Attack: "udp", Guard: "ctguard-evict"},
 		{Attack: "udp-ports", Guard: "ctguard-evict"},
 		{Topology: "nat-gateway", Attack: "odd-protocol", Guard: "ctguard"},
+		{Topology: "nat-gateway", Attack: "nat-scan", Guard: "ctguard"},
 		{Topology: "nat-gateway", Attack: "nat-user", Guard: "ctguard"},
 		{Topology: "nat-gateway", Attack: "nat-user6", Guard: "ctguard"},
 		{Topology: "nat-gateway", Attack: "forwarded", Guard: "ctguard"},

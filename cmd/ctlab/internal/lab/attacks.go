@@ -94,6 +94,10 @@ var Attacks = []Attack{
 		Topologies: onGateway, kind: flood.UDP, rate: 20000, sources: 20, ports: 3000, port: service.UDPPort,
 	},
 	{
+		Name: "nat-scan", Summary: "20 users of the gateway, 1 000 UDP flows a second each, to where nobody answers",
+		Topologies: onGateway, kind: flood.UDP, rate: 20000, sources: 20, port: service.UDPPort, silent: true,
+	},
+	{
 		Name: "nat-ack", Summary: "stray ACKs through the gateway, each from a random inside address, never answered",
 		Topologies: onGateway, kind: flood.ACK, rate: 20000, port: service.HTTPPort, silent: true,
 	},

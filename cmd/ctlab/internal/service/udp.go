@@ -15,7 +15,8 @@ const (
 	udpBuffer = 32 << 20
 )
 
-// udpEcho sends every datagram back.
+// udpEcho sends every datagram back, from the address that it was sent to: a host with several would
+// otherwise answer from its first, and nobody would take that for an answer.
 type udpEcho struct {
 	conn *net.UDPConn
 	msgs []ipv6.Message
@@ -38,6 +39,10 @@ func newUDPEcho(port int) (*udpEcho, error) {
 	e := &udpEcho{conn: pc.(*net.UDPConn), msgs: make([]ipv6.Message, udpBatch)}
 	for i := range e.msgs {
 		e.msgs[i].Buffers = [][]byte{make([]byte, readMax)}
+		e.msgs[i].OOB = ipv6.NewControlMessage(ipv6.FlagDst)
+	}
+	if err := ipv6.NewPacketConn(pc).SetControlMessage(ipv6.FlagDst, true); err != nil {
+		return nil, fmt.Errorf("learn where datagrams were sent to: %w", err)
 	}
 	return e, nil
 }
@@ -57,7 +62,7 @@ func (e *udpEcho) serve(ctx context.Context) {
 		}
 		for i := range n {
 			m := &e.msgs[i]
-			out[i] = ipv6.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, Addr: m.Addr}
+			out[i] = ipv6.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, OOB: answerFrom(m), Addr: m.Addr}
 		}
 		for at := 0; at < n; {
 			w, err := p.WriteBatch(out[at:n], 0)
@@ -67,4 +72,13 @@ func (e *udpEcho) serve(ctx context.Context) {
 			at += w
 		}
 	}
+}
+
+// answerFrom is what makes the answer to a datagram leave from the address that it came to.
+func answerFrom(m *ipv6.Message) []byte {
+	var cm ipv6.ControlMessage
+	if cm.Parse(m.OOB[:m.NN]) != nil || cm.Dst == nil {
+		return nil
+	}
+	return (&ipv6.ControlMessage{Src: cm.Dst}).Marshal()
 }
