@@ -150,7 +150,7 @@ func (f fakeSettings) Admin() (map[string]int, error) { return maps.Clone(f.admi
 func newAgent(k *kernel, c Config, dryRun bool) *Agent {
 	a := &Agent{config: c, dryRun: dryRun, log: slog.New(slog.DiscardHandler), stack: k, table: k, settings: fakeSettings{k},
 		machine: policy.New(c.Policy), metrics: newMetrics(), surveyor: &surveyor{host: host.New("/"), config: c},
-		asks: make(chan func(*Agent)), changed: make(chan struct{}), troubles: make(map[string]string), scans: newAllowance()}
+		asks: make(chan func(*Agent)), changed: make(chan struct{}), troubles: make(map[string]string)}
 	if dryRun {
 		a.actuator = &dry{settings: a.settings}
 	} else {

@@ -381,7 +381,11 @@ func TestRetimeOnlyShorter(t *testing.T) {
 		{"shorter again", map[string]int{udp: 20}, map[string]int{udp: 20}},
 	} {
 		a.decision.Posture.Settings, k.retimings = step.settings, nil
-		if w := a.retiming(); w != nil {
+		now := time.Now()
+		if a.retiming(now) != nil {
+			t.Errorf("%s: at once, though more may come", step.name)
+		}
+		if w := a.retiming(now.Add(retimeDelay)); w != nil {
 			w(t.Context())(a)
 		}
 		var got map[string]int
@@ -417,11 +421,12 @@ func TestScanPace(t *testing.T) {
 		if !due() {
 			t.Error("no haste")
 		}
-		a.spend(hurryBurst + took) // all that may come at once
+		a.census.Time, a.evicting = time.Now(), took
+		time.Sleep((2*hurryShare - 1) * took)
 		if due() {
 			t.Error("haste has no bound")
 		}
-		time.Sleep(hurryShare*took + time.Millisecond)
+		time.Sleep(took)
 		if !due() {
 			t.Errorf("haste is not worth one part in %d of the time", hurryShare)
 		}

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"ctguard/agent/conntrack"
 	"ctguard/policy"
 )
@@ -21,12 +19,11 @@ const (
 	scanBudget     = 500 * time.Millisecond
 	sampleSize     = 5_000                  // entries: enough for what the table consists of, give or take 1.4 %
 	calmShare      = 40                     // one part in this many of the time goes into scans and evictions at most
-	hurryShare     = 6                      // the same while the table is about to fill up, in the long run
-	hurryBurst     = time.Second            // of them that may come at once then, at an onset
-	hurryPause     = 500 * time.Millisecond // between two of them then: flows a second can't be told from less
+	hurryShare     = 3                      // the same while the table is about to fill up
+	hurryPause     = 500 * time.Millisecond // the least between two of them then: flows a second can't be told from less
 	listedPerLimit = 4                      // sources a scan lists for each that can be held back: more than that fold into networks
 	minScanPause   = 200 * time.Millisecond
-	retimePause    = time.Second      // timeouts follow pressure in several steps: one walk serves them all
+	retimeDelay    = time.Second
 	idlePause      = 10 * time.Second // between samples at level 0, of a table that is half full
 	samplePause    = 2 * time.Second
 	purgePause     = 20 * time.Millisecond
@@ -36,6 +33,22 @@ const (
 // walk is one pass over the table; it runs beside the loop. It returns what it learnt as a function
 // that the loop runs.
 type walk func(context.Context) func(*Agent)
+
+// walks is what the loop knows of its walks over the table. Only one is under way at a time.
+type walks struct {
+	walking    bool
+	census     *policy.Census // the newest scan
+	fresh      bool           // no tick has seen census yet
+	evictedFor *policy.Census
+	evicting   time.Duration // how long evictions since that census took
+	freed      map[policy.Selector]bool
+	purged     time.Time // when classes were last purged
+	adopted    time.Time // when the newest adoption that has ended began
+	adoptAgain time.Time // after a failure, when to try again
+	retimedTo  map[string]int
+	retimeFrom time.Time // since when other timeouts are wanted
+	retimed    uint64    // entries
+}
 
 // nextWalk picks the most urgent walk that is due; nil when none is.
 func (a *Agent) nextWalk(now time.Time) walk {
@@ -59,11 +72,8 @@ func (a *Agent) nextWalk(now time.Time) walk {
 			return w
 		}
 	}
-	if now.Sub(a.retimedAt) >= retimePause {
-		if w := a.retiming(); w != nil {
-			a.retimedAt = now
-			return w
-		}
+	if w := a.retiming(now); w != nil {
+		return w
 	}
 	return a.scanning(now)
 }
@@ -76,32 +86,10 @@ func (a *Agent) eviction() walk {
 	}
 	a.evictedFor = a.census
 	e := conntrack.Eviction{Caps: caps, Spare: a.facts.Allow}
-	evict := a.evict(e, func(freed conntrack.Evicted) policy.Event {
+	return a.evict(e, func(freed conntrack.Evicted) policy.Event {
 		return policy.Event{Kind: policy.EvictEvent, Step: policy.Evict, Entries: freed.Entries,
 			Reason: fmt.Sprintf("%d entries of %d heavy sources above their fair share", freed.Entries, len(caps))}
 	})
-	return func(ctx context.Context) func(*Agent) {
-		start := time.Now()
-		tell := evict(ctx)
-		took := time.Since(start)
-		return func(a *Agent) {
-			a.evicting = took
-			a.spend(took)
-			tell(a)
-		}
-	}
-}
-
-// newAllowance bounds the nanoseconds that go into scans, and into evicting what they find.
-func newAllowance() *rate.Limiter {
-	return rate.NewLimiter(rate.Limit(time.Second)/hurryShare, int(hurryBurst))
-}
-
-// spend takes what a walk took from the allowance, which may go below zero.
-func (a *Agent) spend(took time.Duration) {
-	for ; took > 0; took -= hurryBurst {
-		a.scans.ReserveN(time.Now(), int(min(took, hurryBurst)))
-	}
 }
 
 // purging deletes what a flood left of the classes that are to be purged.
@@ -153,8 +141,11 @@ func (a *Agent) freeing() walk {
 func (a *Agent) evict(e conntrack.Eviction, tell func(conntrack.Evicted) policy.Event) walk {
 	census := a.census
 	return func(ctx context.Context) func(*Agent) {
+		start := time.Now()
 		freed, err := a.actuator.evict(ctx, e, census)
+		took := time.Since(start)
 		return func(a *Agent) {
+			a.evicting += took
 			a.trouble("evict", err)
 			if freed.Entries > 0 {
 				a.emit(tell(freed))
@@ -163,8 +154,9 @@ func (a *Agent) evict(e conntrack.Eviction, tell func(conntrack.Evicted) policy.
 	}
 }
 
-// retiming shortens what existing entries have left when the wanted timeouts have become shorter.
-func (a *Agent) retiming() walk {
+// retiming shortens what existing entries have left when the wanted timeouts have become shorter, a moment
+// later: they follow pressure in several steps, and one walk serves them all.
+func (a *Agent) retiming(now time.Time) walk {
 	wanted := make(map[string]int)
 	for name, value := range a.decision.Posture.Settings {
 		if _, timeout := a.config.Policy.Floors[name]; timeout {
@@ -172,8 +164,16 @@ func (a *Agent) retiming() walk {
 		}
 	}
 	if maps.Equal(wanted, a.retimedTo) {
+		a.retimeFrom = time.Time{}
 		return nil
 	}
+	if a.retimeFrom.IsZero() {
+		a.retimeFrom = now
+	}
+	if now.Sub(a.retimeFrom) < retimeDelay {
+		return nil
+	}
+	a.retimeFrom = time.Time{}
 	shorter := make(map[string]int)
 	for name, value := range wanted {
 		if was, ok := a.retimedTo[name]; !ok || value < was {
@@ -212,24 +212,28 @@ func (a *Agent) scanning(now time.Time) walk {
 		}
 	case policy.WholeScan:
 	}
-	switch {
-	case a.census == nil:
-		pause = 0
-	case a.decision.Hurry:
-		pause = max(pause, hurryPause)
-	default:
-		pause = max(pause, calmShare*(a.census.Took+a.evicting))
-	}
-	if a.scans.TokensAt(now) < 0 || a.census != nil && now.Sub(a.census.Time) < pause {
+	if a.census != nil && now.Sub(a.census.Time) < max(pause, a.rest(options.Limit)) {
 		return nil
 	}
 	return func(ctx context.Context) func(*Agent) {
 		census, err := a.table.Scan(ctx, options)
 		return func(a *Agent) {
 			if a.trouble("scan", err); err == nil {
-				a.spend(census.Took)
 				a.census, a.fresh, a.evicting = census, true, 0
 			}
 		}
 	}
+}
+
+// rest returns how long to rest between the last census and one of so many entries, 0 for all: for the time
+// that the last one and evicting what it found took, or as little as a sample will take.
+func (a *Agent) rest(entries int) time.Duration {
+	took := a.census.Took + a.evicting
+	if a.decision.Hurry {
+		return max(hurryPause, hurryShare*took)
+	}
+	if seen := a.census.Seen; entries > 0 && seen > entries {
+		took = a.census.Took * time.Duration(entries) / time.Duration(seen)
+	}
+	return calmShare * took
 }
