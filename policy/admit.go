@@ -11,6 +11,7 @@ import (
 // that all of the flood's sources share.
 type admitter struct {
 	budgets map[FlowClass]*budget
+	patience
 }
 
 type budget struct {
@@ -38,15 +39,16 @@ var unansweredLife = map[uint8]struct {
 	58:  {"nf_conntrack_icmpv6_timeout", 30},
 }
 
-// update judges a census, if there is a new one, and returns the budgets in a stable order.
-func (a *admitter) update(o Observation, r reading, on bool, c Config) ([]Budget, []Event) {
+// update judges a census, if there is a new one, and returns the budgets in a stable order. whose says
+// whose the passing entries are by that census; see [patience].
+func (a *admitter) update(o Observation, r reading, on bool, whose blame, c Config) ([]Budget, []Event) {
 	if !on {
-		a.budgets = nil
+		*a = admitter{}
 		return nil, nil
 	}
 	var events []Event
 	if o.Census != nil {
-		events = a.judge(o, r, c)
+		events = a.judge(o, r, whose, c)
 	}
 	list := make([]Budget, 0, len(a.budgets))
 	for _, b := range a.budgets {
@@ -58,7 +60,7 @@ func (a *admitter) update(o Observation, r reading, on bool, c Config) ([]Budget
 
 // judge gives budgets to classes that hold a large part of the table, or are about to, and have no answers, and takes
 // them from classes that have some by now.
-func (a *admitter) judge(o Observation, r reading, c Config) []Event {
+func (a *admitter) judge(o Observation, r reading, whose blame, c Config) []Event {
 	var events []Event
 	tell := func(class FlowClass, format string, args ...any) {
 		events = append(events, Event{Kind: StepEvent, Step: Admit, Reason: class.String() + " " + fmt.Sprintf(format, args...)})
@@ -70,7 +72,7 @@ func (a *admitter) judge(o Observation, r reading, c Config) []Event {
 		case b != nil && answered:
 			delete(a.budgets, f.class)
 			tell(f.class, "goes free: %d of %d entries seen are answered", f.replied, f.entries)
-		case b == nil && !answered && f.entries >= enoughSeen && share >= c.ClassShare:
+		case b == nil && !answered && f.entries >= enoughSeen && share >= c.ClassShare && !a.leaves(f, whose, o, r):
 			if a.budgets == nil {
 				a.budgets = make(map[FlowClass]*budget)
 			}

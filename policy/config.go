@@ -73,7 +73,7 @@ type Config struct {
 	LimitFor     time.Duration // the first limit of a source; doubled for repeaters
 	MaxLimitFor  time.Duration
 	LimitRate    int  // new flows per second that a limited source may open at most
-	BanUnreplied bool // block sources whose excess got no reply: only where addresses can't be spoofed
+	BanUnreplied bool // hold sources back whose excess got no reply: only where addresses can't be spoofed
 	Reject       bool // answer what a limit drops
 	FoldV4       int  // prefix length to which heavy sources are folded when they outnumber MaxLimited
 	FoldV6       int
@@ -105,6 +105,7 @@ func Defaults(p Profile) Config {
 		Target:       58, // just below the enter mark of drop-invalid, so that the ladder can come down
 		Floor:        16,
 		SpareAssured: p == NATGateway,
+		BanUnreplied: p == NATGateway, // scans by an inside host are what fills its table
 		MaxLimited:   4096,
 		LimitFor:     time.Minute,
 		MaxLimitFor:  time.Hour,

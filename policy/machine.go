@@ -219,9 +219,6 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 	if step, on := m.works(Tighten, o); on {
 		maps.Copy(p.Settings, m.tightener.settings(o.Time, r.pressure, step, m.cfg, o.Admin))
 	}
-	_, admit := m.works(Admit, o)
-	budgets, more := m.admitter.update(o, r, admit, m.cfg)
-	p.Budgets, events = budgets, append(events, more...)
 	if _, on := m.engaged(Evict); !on {
 		m.offenders.release(o.Time)
 	} else if o.Census != nil {
@@ -229,8 +226,11 @@ func (m *Machine) posture(o Observation, r reading) (Posture, []Event) {
 		m.offenders.found = len(caps) > 0 || m.offenders.found && r.fill > m.cfg.Target
 		p.Caps, events = caps, append(events, held...)
 	}
+	_, admit := m.works(Admit, o)
+	budgets, more := m.admitter.update(o, r, admit, m.offenders.blame, m.cfg)
+	p.Budgets, events = budgets, append(events, more...)
 	_, evict := m.works(Evict, o)
-	purges, purged := m.purger.update(o, r, evict, m.crowded(r), m.offenders.heavy, m.cfg)
+	purges, purged := m.purger.update(o, r, evict, m.crowded(r), m.offenders.blame, m.cfg)
 	p.Purges, events = purges, append(events, purged...)
 	if m.crowded(r) {
 		p.Purges = p.withLeftovers()

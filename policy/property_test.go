@@ -206,6 +206,36 @@ func TestWhoIsHeldBack(t *testing.T) {
 	}
 }
 
+// Inside a gateway an address answers for what nobody answered it; a network does not, nor an address
+// on a server. Existing conversations go on in any case.
+func TestUnansweredOnAGateway(t *testing.T) {
+	for _, c := range []struct {
+		profile Profile
+		prefix  string
+		held    bool
+	}{
+		{NATGateway, "198.51.100.3/32", true},
+		{NATGateway, "2001:db8:1::/64", false},
+		{NATGateway, "2001:db8:1::7/128", true},
+		{Server, "198.51.100.3/32", false},
+	} {
+		m := New(Defaults(c.profile))
+		o := Observation{Time: time.Unix(100, 0), Count: 70_000, Capacity: 75_000, Host: Host{Admin: map[string]int{tcpLoose: 1}}}
+		var p Posture
+		for range 3 { // two censuses tell how fast entries come
+			scan := Holding{Prefix: netip.MustParsePrefix(c.prefix), Entries: 60_000}
+			scan.Classes[Unreplied] = scan.Entries
+			o.Census = &Census{Time: o.Time, Total: 70_000, Seen: 70_000, Whole: true, Sources: []Holding{scan}}
+			p = m.Tick(o).Posture
+			o.Time = o.Time.Add(time.Second)
+		}
+		held := slices.ContainsFunc(p.Limits, func(l Limit) bool { return l.Prefix.String() == c.prefix && l.Kind == LimitNew })
+		if held != c.held || len(p.Limits) > 1 {
+			t.Errorf("%s, %s: limits %v, want held back: %v", c.profile, c.prefix, p.Limits, c.held)
+		}
+	}
+}
+
 // Package policy imports nothing that touches the system.
 func TestPure(t *testing.T) {
 	allowed := []string{"cmp", "errors", "fmt", "maps", "math", "net/netip", "slices", "strconv", "strings", "time"}

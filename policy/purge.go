@@ -3,7 +3,6 @@ package policy
 import (
 	"fmt"
 	"slices"
-	"time"
 )
 
 // purger finds the classes of this host's own UDP services that a flood from spoofed addresses fills the
@@ -13,17 +12,8 @@ import (
 type purger struct {
 	classes []FlowClass // until evict is left
 	waiting []FlowClass // left to limits on the sources that fill them, for now
-	since   time.Time   // when the first of them was
+	patience
 }
-
-// Where sources above their fair share hold this part of a class, limiting them stops the flood, and a
-// purge would hide them from the next census. They are waited for, but not for longer than this, nor
-// above this fill in percent: a purge takes a tenth of a second, in which a flood brings 5 000 entries.
-const (
-	sourcesPart = 0.5
-	waitAtMost  = time.Second
-	waitBelow   = 82
-)
 
 // IP protocol numbers.
 const (
@@ -31,20 +21,20 @@ const (
 	udp = 17
 )
 
-// update returns the classes whose entries are to be deleted now, those that are assured apart. heavy is
-// how many passing entries the sources above their fair share hold by the newest census.
-func (u *purger) update(o Observation, r reading, on, crowded bool, heavy float64, c Config) ([]FlowClass, []Event) {
+// update returns the classes whose entries are to be deleted now, those that are assured apart. whose says
+// whose the passing entries are by the newest census; see [patience].
+func (u *purger) update(o Observation, r reading, on, crowded bool, whose blame, c Config) ([]FlowClass, []Event) {
 	if !on || c.Profile != Server {
 		*u = purger{}
 		return nil, nil
 	}
 	var events []Event
 	if o.Census != nil && (crowded || r.growing()) {
-		events = u.judge(o, r, heavy, c)
+		events = u.judge(o, r, whose, c)
 	}
 	if r.fill >= waitBelow {
 		for _, class := range u.waiting {
-			events = append(events, u.take(class, fmt.Sprintf("fills the table before its sources are held back (%.0f %%)", r.fill)))
+			events = append(events, u.take(class, "fills the table before its sources are held back"))
 		}
 		u.waiting = nil
 	}
@@ -55,7 +45,7 @@ func (u *purger) update(o Observation, r reading, on, crowded bool, heavy float6
 }
 
 // judge takes up the services that hold a flood's share of the capacity, or are about to.
-func (u *purger) judge(o Observation, r reading, heavy float64, c Config) []Event {
+func (u *purger) judge(o Observation, r reading, whose blame, c Config) []Event {
 	u.waiting = nil
 	var events []Event
 	for _, f := range classes(o.Census) {
@@ -67,21 +57,13 @@ func (u *purger) judge(o Observation, r reading, heavy float64, c Config) []Even
 		if f.entries < enoughSeen || share < c.ClassShare {
 			continue
 		}
-		if held := float64(f.entries) * float64(o.Count) / float64(o.Census.Seen); heavy >= sourcesPart*held && u.patient(o.Time) {
+		if u.leaves(f, whose, o, r) {
 			u.waiting = append(u.waiting, f.class)
 			continue
 		}
 		events = append(events, u.take(f.class, fmt.Sprintf("holds %.0f %% of the capacity, or is about to", share)))
 	}
 	return events
-}
-
-// patient reports whether sources that fill a class may still be waited for.
-func (u *purger) patient(now time.Time) bool {
-	if u.since.IsZero() {
-		u.since = now
-	}
-	return now.Sub(u.since) < waitAtMost
 }
 
 // take begins to purge a class.
