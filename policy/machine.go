@@ -307,7 +307,8 @@ func (m *Machine) next(o Observation, r reading) time.Duration {
 // pressed reports whether the next tick may have something to decide: the table grows or is purged, or
 // something is on trial. A table that is full, but grows no more, has every step engaged already.
 func (m *Machine) pressed(r reading) bool {
-	return r.pressure >= m.ladder.lowest() && r.growing() || m.purging || m.untracker.moving() || m.proxier.young(m.last.Time)
+	return r.pressure >= m.ladder.lowest() && r.growing() || m.purging ||
+		m.untracker.moving(m.last.Time, m.cfg) || m.proxier.young(m.last.Time)
 }
 
 // scan says which scan the next observations should bring. Who is heavy is worth a whole scan in the

@@ -101,10 +101,11 @@ func (u *untracker) adopt() []Selector {
 	return list
 }
 
-// moving reports whether some selector is between two stages.
-func (u *untracker) moving() bool {
+// moving reports whether some selector is between two stages. A trial that has seen too little by its end may
+// go on for ever and is in no hurry.
+func (u *untracker) moving(now time.Time, c Config) bool {
 	for _, t := range u.selectors {
-		if t.stage == Trial {
+		if t.stage == Trial && now.Sub(t.since) <= c.Trial {
 			return true
 		}
 	}

@@ -115,3 +115,19 @@ func TestOpenedOnce(t *testing.T) {
 		t.Errorf("opened %d, want the greater of %d and twice %d", got, all, part)
 	}
 }
+
+// A trial keeps the loop awake until its end; one that nobody sends anything to goes on without.
+func TestIdleTrialIsInNoHurry(t *testing.T) {
+	h := newTrialHost(t, "tcp/80")
+	h.idle["tcp/80"] = true
+	c := Defaults(Server)
+	for _, step := range []struct {
+		pass   time.Duration
+		moving bool
+	}{{c.Trial / 2, true}, {c.Trial, false}} {
+		stages, told := h.pass(step.pass)
+		if moving := h.u.moving(h.o.Time, c); moving != step.moving || stages["tcp/80"] != Trial.String() {
+			t.Errorf("after %v more: moving %v, stages %v\n%s", step.pass, moving, stages, told)
+		}
+	}
+}
