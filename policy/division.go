@@ -91,9 +91,9 @@ func worthwhileShare(shares []share, rest, target, floor float64) float64 {
 	return fair
 }
 
-// comparableFor is how far two censuses may lie apart for their difference to be a rate: most passing
-// entries last longer.
-const comparableFor = 10 * time.Second
+// comparableFor is how far two censuses may lie apart for their difference to be a rate. What came and went
+// between them is missing, so a long time only makes sources look slower.
+const comparableFor = 30 * time.Second
 
 // opens works out how fast each source makes passing entries since the last census, and returns the
 // fair share of what can be swept away. rest are the passing entries of sources that are not listed.
