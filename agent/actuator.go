@@ -11,7 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"ctguard/agent/conntrack"
-	"ctguard/agent/host"
+	"ctguard/agent/survey"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
 	"ctguard/policy"
@@ -62,7 +62,7 @@ type live struct {
 	evicting    *rate.Limiter
 	retiming    *rate.Limiter
 	adopting    *rate.Limiter
-	connections func(ports map[uint16]bool, most int) ([]host.Live, error)
+	connections func(ports map[uint16]bool, most int) ([]survey.Live, error)
 	evicted     atomic.Uint64 // entries deleted so far, while an eviction goes on too
 }
 

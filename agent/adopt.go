@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"ctguard/agent/conntrack"
-	"ctguard/agent/host"
+	"ctguard/agent/survey"
 	"ctguard/nft"
 	"ctguard/policy"
 )
@@ -57,7 +57,7 @@ func (l *live) adopt(ctx context.Context, selectors []policy.Selector) (int, err
 	return l.Adopt(ctx, flowsOf(found, selectors), l.adopting)
 }
 
-// portsOf returns the ports of selectors as [host.Host.Established] takes them.
+// portsOf returns the ports of selectors as [survey.Host.Established] takes them.
 func portsOf(selectors []policy.Selector) map[uint16]bool {
 	ports := make(map[uint16]bool)
 	for _, s := range selectors {
@@ -75,7 +75,7 @@ func portsOf(selectors []policy.Selector) map[uint16]bool {
 // flowsOf returns those of the connections that one of the selectors is about. A socket does not say by
 // which interface its packets go, and connections that were tracked all the time keep the entries
 // they have, so interfaces make no difference here.
-func flowsOf(found []host.Live, selectors []policy.Selector) []conntrack.Flow {
+func flowsOf(found []survey.Live, selectors []policy.Selector) []conntrack.Flow {
 	flows := make([]conntrack.Flow, 0, len(found))
 	for _, c := range found {
 		if c.Remote.Addr().IsLoopback() {
@@ -97,7 +97,7 @@ func flowsOf(found []host.Live, selectors []policy.Selector) []conntrack.Flow {
 }
 
 // lives says whether a selector is about a connection.
-func lives(c host.Live, s policy.Selector) bool {
+func lives(c survey.Live, s policy.Selector) bool {
 	first, last := s.Ports()
 	port := c.Local.Port()
 	return first <= port && port <= last &&

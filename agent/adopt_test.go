@@ -20,7 +20,7 @@ import (
 
 	"ctguard/agent/conntrack"
 	"ctguard/agent/conntrack/conntracktest"
-	"ctguard/agent/host"
+	"ctguard/agent/survey"
 	"ctguard/nft"
 	"ctguard/policy"
 )
@@ -39,10 +39,10 @@ func selectorsOf(t *testing.T, texts ...string) (list []policy.Selector) {
 
 // A connection is a selector's by its port, its addresses and who made it.
 func TestFlowsOf(t *testing.T) {
-	live := func(local, remote string, outgoing bool) host.Live {
-		return host.Live{Connection: host.Connection{Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote)}, Outgoing: outgoing}
+	live := func(local, remote string, outgoing bool) survey.Live {
+		return survey.Live{Connection: survey.Connection{Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote)}, Outgoing: outgoing}
 	}
-	found := []host.Live{
+	found := []survey.Live{
 		live("198.51.100.1:80", "192.0.2.1:4000", false),
 		live("198.51.100.1:8080", "192.0.2.2:4000", true), // its listener has ended
 		live("198.51.100.2:40000", "203.0.113.1:443", true),
@@ -117,7 +117,7 @@ func TestParts(t *testing.T) {
 		"tcp on eth0,tcp with 10.0.0.0/8 at 10.1.0.0/16": "tcp on eth0, tcp with 10.0.0.0/8 at 10.1.0.0/16, tcp/8080 on eth0, tcp/8080 with 10.0.0.0/8 at 10.1.0.0/16",
 		"all,auto": "all, tcp/8080, echo, multicast",
 	} {
-		s := surveyor{host: host.New("/"), config: Config{Services: strings.Split(listed, ",")}}
+		s := surveyor{host: survey.New("/"), config: Config{Services: strings.Split(listed, ",")}}
 		found, err := s.services()
 		var got []string
 		for _, one := range found {
@@ -180,7 +180,7 @@ func TestAdoptAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { table.Close() })
-	l := &live{walker: entries, ruleset: table, adopting: rate.NewLimiter(rate.Inf, 1), connections: host.New("/").Established}
+	l := &live{walker: entries, ruleset: table, adopting: rate.NewLimiter(rate.Inf, 1), connections: survey.New("/").Established}
 	all := selectorsOf(t, "all")
 	if err := l.rules(nft.Desired{Posture: policy.Posture{Notrack: []policy.Notrack{{Selector: all[0], Stage: policy.Freed}}}}, time.Now()); err != nil {
 		t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"ctguard/agent/conntrack"
-	"ctguard/agent/host"
+	"ctguard/agent/survey"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
 	"ctguard/policy"
@@ -52,7 +52,7 @@ type Agent struct {
 	due      bool // an operator changed something: tick at once
 }
 
-// stack is what the loop reads of the protocol stack; *host.Host is one.
+// stack is what the loop reads of the protocol stack; *survey.Host is one.
 type stack interface {
 	Arrivals() (policy.Arrivals, error)
 	Sockets() (int, error)
@@ -110,7 +110,7 @@ func (a *Agent) open(o Options) error {
 	}
 	a.release = append(a.release, table.Close)
 	a.table, a.settings = table, settings
-	here := host.New(o.Root)
+	here := survey.New(o.Root)
 	if a.dryRun {
 		a.actuator = &dry{settings: settings}
 	} else {

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"ctguard/agent/host"
+	"ctguard/agent/survey"
 	"ctguard/policy"
 )
 
@@ -24,10 +24,10 @@ type facts struct {
 
 // surveyor looks at the host.
 type surveyor struct {
-	host    *host.Host
+	host    *survey.Host
 	config  Config
 	lacking map[policy.StepName]string    // steps that this kernel can't do
-	seen    map[host.Connection]time.Time // management connections and when each was first seen
+	seen    map[survey.Connection]time.Time // management connections and when each was first seen
 }
 
 // loginGrace is how long a management connection must live before its peer counts as an operator:
@@ -38,7 +38,7 @@ const loginGrace = 150 * time.Second
 // operators returns the peers of management connections that have logged in.
 func (s *surveyor) operators(now time.Time) ([]netip.Addr, error) {
 	peers := s.host.Sessions()
-	seen := make(map[host.Connection]time.Time)
+	seen := make(map[survey.Connection]time.Time)
 	for _, port := range s.config.Ports {
 		connections, err := s.host.Connections(port)
 		if err != nil {
@@ -266,7 +266,7 @@ func (s *surveyor) allowlist(own, operators []netip.Addr) ([]netip.Prefix, error
 
 // Allowlist returns whom a daemon that started now would spare.
 func Allowlist(c Config, root string) ([]netip.Prefix, error) {
-	s := &surveyor{host: host.New(root), config: c}
+	s := &surveyor{host: survey.New(root), config: c}
 	own, err := s.host.Own()
 	operators, err2 := s.operators(time.Now())
 	list, err3 := s.allowlist(own, operators)

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"ctguard/agent/host"
+	"ctguard/agent/survey"
 )
 
 // An operator is known by a management connection that has lasted longer than a login may take, and
@@ -24,7 +24,7 @@ func TestOperatorsSurviveReload(t *testing.T) {
 	}
 	defer c.Close()
 	local, remote := netip.MustParseAddrPort(l.Addr().String()), netip.MustParseAddrPort(c.LocalAddr().String())
-	here := host.New(t.TempDir()) // nobody of this host's own sessions
+	here := survey.New(t.TempDir()) // nobody of this host's own sessions
 	config := Config{Ports: []uint16{local.Port()}}
 	old := &surveyor{host: here, config: config}
 	start := time.Now()
@@ -47,7 +47,7 @@ func TestOperatorsSurviveReload(t *testing.T) {
 	<-surveys
 	stop()
 	<-ended
-	if seen := next.seen[host.Connection{Local: local, Remote: remote}]; !seen.Equal(start) {
+	if seen := next.seen[survey.Connection{Local: local, Remote: remote}]; !seen.Equal(start) {
 		t.Errorf("seen since %s, want %s", seen, start)
 	}
 }

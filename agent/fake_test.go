@@ -13,7 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"ctguard/agent/conntrack"
-	"ctguard/agent/host"
+	"ctguard/agent/survey"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
 	"ctguard/policy"
@@ -38,7 +38,7 @@ type kernel struct {
 	evictions []conntrack.Eviction
 	evicted   conntrack.Evicted // what each eviction answers
 	retimings []map[string]int
-	live      []host.Live
+	live      []survey.Live
 	adopted   []conntrack.Flow
 	purged    []policy.FlowClass
 	scans     int
@@ -104,7 +104,7 @@ func (k *kernel) Purge(_ context.Context, class policy.FlowClass, _ []netip.Pref
 }
 
 // established are the connections that there are.
-func (k *kernel) established(map[uint16]bool, int) ([]host.Live, error) {
+func (k *kernel) established(map[uint16]bool, int) ([]survey.Live, error) {
 	return k.live, k.faults["connections"]
 }
 
@@ -149,7 +149,7 @@ func (f fakeSettings) Admin() (map[string]int, error) { return maps.Clone(f.admi
 // newAgent returns an agent of a fake kernel that has learnt about its host.
 func newAgent(k *kernel, c Config, dryRun bool) *Agent {
 	a := &Agent{config: c, dryRun: dryRun, log: slog.New(slog.DiscardHandler), stack: k, table: k, settings: fakeSettings{k},
-		machine: policy.New(c.Policy), metrics: newMetrics(), surveyor: &surveyor{host: host.New("/"), config: c},
+		machine: policy.New(c.Policy), metrics: newMetrics(), surveyor: &surveyor{host: survey.New("/"), config: c},
 		asks: make(chan func(*Agent)), changed: make(chan struct{}), troubles: make(map[string]string)}
 	if dryRun {
 		a.actuator = &dry{settings: a.settings}

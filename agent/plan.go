@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"ctguard/agent/conntrack"
-	"ctguard/agent/host"
+	"ctguard/agent/survey"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
 	"ctguard/policy"
@@ -35,8 +35,8 @@ func NewPlan(c Config, root string, level int) (Plan, error) {
 		return Plan{}, err
 	}
 	defer table.Close()
-	a := &Agent{config: c, table: table, settings: settings, actuator: &dry{settings: settings}, stack: host.New(root)}
-	a.facts = (&surveyor{host: host.New(root), config: c}).survey()
+	a := &Agent{config: c, table: table, settings: settings, actuator: &dry{settings: settings}, stack: survey.New(root)}
+	a.facts = (&surveyor{host: survey.New(root), config: c}).survey()
 	if a.facts.Admin, err = settings.Admin(); err != nil {
 		return Plan{}, err
 	}

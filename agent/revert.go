@@ -9,7 +9,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"ctguard/agent/conntrack"
-	"ctguard/agent/host"
+	"ctguard/agent/survey"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
 	"ctguard/policy"
@@ -54,7 +54,7 @@ func revertUntracked(c Config, root string) (int, error) {
 		return 0, err
 	}
 	defer table.Close()
-	l := &live{walker: table, connections: host.New(root).Established, adopting: rate.NewLimiter(adoptionsPerSecond, adoptionsPerSecond)}
+	l := &live{walker: table, connections: survey.New(root).Established, adopting: rate.NewLimiter(adoptionsPerSecond, adoptionsPerSecond)}
 	return adoptNoted(c.notePath(), l.adopt)
 }
 

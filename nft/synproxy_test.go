@@ -12,14 +12,14 @@ import (
 	"testing"
 	"time"
 
-	"ctguard/agent/host"
+	"ctguard/agent/survey"
 	"ctguard/policy"
 )
 
 // proxy wants port 80 behind synproxy, with what this host says of itself.
 func proxy(t *testing.T) Desired {
 	t.Helper()
-	said, err := host.New("/").Handshake()
+	said, err := survey.New("/").Handshake()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"ctguard/agent/conntrack/conntracktest"
-	"ctguard/agent/host"
+	"ctguard/agent/survey"
 )
 
 // adoptPort is the port of the service that lives untracked.
@@ -100,7 +100,7 @@ func strictHost(t *testing.T) (*Table, map[string]pipe) {
 // live are the host's connections as an agent would find them.
 func live(t *testing.T) (flows []Flow) {
 	t.Helper()
-	list, err := host.New("/").Established(map[uint16]bool{adoptPort: true}, 1000)
+	list, err := survey.New("/").Established(map[uint16]bool{adoptPort: true}, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-// Package host finds out what kind of host this is: the services that listen on it, the addresses
+// Package survey finds out what kind of host this is: the services that listen on it, the addresses
 // that must never be held back, what its protocol stack has seen and says of itself, and what speaks
 // against leaving traffic untracked or answering in its place (NAT, conntrack helpers).
 //
@@ -8,4 +8,4 @@
 //
 // It only reads. What a caller can get wrong: everything is read from the network namespace of the
 // calling thread.
-package host
+package survey
