@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 )
 
@@ -28,28 +27,19 @@ func (t *Table) Retime(ctx context.Context, r Retiming) (changed int, err error)
 	if len(r.Timeouts) == 0 {
 		return 0, nil
 	}
-	queue, err := t.newChanges(ctx, msgNew, r.Rate)
-	if err != nil {
-		return 0, fmt.Errorf("retime: %w", err)
-	}
-	queue.done = func(int32) { changed++ }
-	queue.failed = func(int32, unix.Errno) {} // the entry is gone, or has just become fixed
-	queue.skipped = func(int32) {}
-
 	limits, spare := newLimits(r.Timeouts), newPrefixSet(r.Spare)
 	timeout := make([]byte, 0, 2*attrLen)
-	_, err = t.walk(ctx, part{}, deadline(0), func(e *entry) bool {
-		limit := limits.of(e)
-		if e.timeout == noTimeout || e.timeout <= limit || e.status&statusFixedTimeout != 0 || spare.contains(e.orig.src) {
-			return true
-		}
-		timeout = timeoutAttr(timeout, limit)
-		queue.add(0, e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), timeout)
-		return queue.err == nil
+	changed, err = t.change(ctx, msgNew, r.Rate, func(queue *changes) error {
+		_, err := t.walk(ctx, part{}, deadline(0), func(e *entry) bool {
+			limit := limits.of(e)
+			if e.timeout == noTimeout || e.timeout <= limit || e.status&statusFixedTimeout != 0 || spare.contains(e.orig.src) {
+				return true
+			}
+			timeout = timeoutAttr(timeout, limit)
+			return queue.add(e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), timeout)
+		})
+		return err
 	})
-	if closeErr := queue.close(); closeErr != nil {
-		err = closeErr
-	}
 	if err != nil {
 		err = fmt.Errorf("retime: %w", err)
 	}

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"ctguard/agent/state"
 )
 
 // journalName is the journal's file name in the state directory, unless another network namespace has
@@ -60,7 +62,7 @@ func SetAside(dir string) (string, error) {
 		if err := os.Rename(path, path+".damaged"); err != nil {
 			return "", fmt.Errorf("set the damaged journal aside: %w", err)
 		}
-		return path + ".damaged", syncDir(dir)
+		return path + ".damaged", state.SyncDir(dir)
 	}
 	return "", errors.New("set the damaged journal aside: there is none")
 }
@@ -114,35 +116,14 @@ func (j Journal) save(dir string) error {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove journal: %w", err)
 		}
-		return syncDir(dir)
+		return state.SyncDir(dir)
 	}
 	text, err := json.MarshalIndent(j, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write journal: %w", err)
 	}
-	f, err := os.CreateTemp(dir, j.file+".*")
-	if err != nil {
+	if err := state.ReplaceSynced(path, append(text, '\n')); err != nil {
 		return fmt.Errorf("write journal: %w", err)
-	}
-	_, err = f.Write(append(text, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write journal: %w", errors.Join(err, os.Remove(f.Name())))
-	}
-	return syncDir(dir)
-}
-
-// syncDir makes a rename or removal in dir lasting.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync state directory: %w", err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("sync state directory: %w", err)
 	}
 	return nil
 }

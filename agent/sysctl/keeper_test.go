@@ -178,7 +178,7 @@ func TestApplyAndRevert(t *testing.T) {
 	}
 	f.wantChanges(changes, "udp_timeout 10 -> 30")
 	f.want(nil)
-	if f.journal() != nil || k.Changed() != 0 {
+	if f.journal() != nil || changed(k) != 0 {
 		t.Error("a journal is left though everything is back")
 	}
 }
@@ -230,7 +230,7 @@ func TestJournalComesFirst(t *testing.T) {
 			t.Error("no error")
 		}
 		f.want(nil)
-		if k.Changed() != 0 {
+		if changed(k) != 0 {
 			t.Error("the keeper believes that it changed something")
 		}
 	})
@@ -497,3 +497,6 @@ func TestNoConntrack(t *testing.T) {
 		t.Errorf("error %v, want ErrNoConntrack", err)
 	}
 }
+
+// changed returns how many settings are not at the administrator's value because of ctguard.
+func changed(k *Keeper) int { return len(k.journal.Settings) }

@@ -56,7 +56,7 @@ func TestKernel(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		if k.Changed() != 0 {
+		if changed(k) != 0 {
 			t.Error("the journal was taken for this namespace's")
 		}
 		if now, err := k.Admin(); err != nil || now[loose] != 1 {
@@ -67,7 +67,7 @@ func TestKernel(t *testing.T) {
 			t.Error(err)
 		}
 		again, err := NewKeeper("/proc", dir)
-		if err != nil || again.Changed() != 1 {
+		if err != nil || changed(again) != 1 {
 			t.Errorf("the journal beside it is not found again (%v)", err)
 			return
 		}
@@ -109,7 +109,7 @@ func TestKernelRefuses(t *testing.T) {
 	if diff := cmp.Diff(before, all(t)); diff != "" {
 		t.Errorf("settings (-before +after):\n%s", diff)
 	}
-	if k.Changed() != 0 {
+	if changed(k) != 0 {
 		t.Error("something is still claimed")
 	}
 }

@@ -9,12 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ctguard/agent"
+	"ctguard/agent/control"
 	"ctguard/policy"
 )
 
 func (p *program) holdCommand() *cobra.Command {
-	var r agent.HoldRequest
+	var r control.HoldRequest
 	var atMost bool
 	c := &cobra.Command{
 		Use:   "hold LEVEL|STEP|now --for 30m --reason R",
@@ -30,11 +30,11 @@ func (p *program) holdCommand() *cobra.Command {
 			} else if args[0] == "now" {
 				r.Kind = policy.Freeze
 			} else {
-				config, err := p.config()
+				conf, err := p.config()
 				if err != nil {
 					return err
 				}
-				if r.Level, err = levelOf(args[0], config.Policy.Steps); err != nil {
+				if r.Level, err = levelOf(args[0], conf.Policy.Steps); err != nil {
 					return usage(err, "ctguard hold notrack --for 30m --reason maintenance")
 				}
 			}
@@ -82,7 +82,7 @@ func (p *program) releaseCommand() *cobra.Command {
 
 // prefixCommand makes a command that takes an operator's word on one prefix.
 func (p *program) prefixCommand(name, short string, release bool) *cobra.Command {
-	r := agent.PrefixRequest{Release: release}
+	r := control.PrefixRequest{Release: release}
 	c := &cobra.Command{
 		Use:   name + " PREFIX",
 		Short: short,

@@ -22,8 +22,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent"
 	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/control"
 	"ctguard/policy"
 )
 
@@ -313,13 +313,13 @@ func spoofed(to netip.AddrPort) []byte {
 }
 
 // status asks the daemon of ctguard.toml.
-func status(ts *testscript.TestScript) agent.Status {
+func status(ts *testscript.TestScript) control.Status {
 	// Not with ts.Exec, which would write each of many answers down.
 	ask := exec.Command("ctguard", "status", "--json", "--config", "ctguard.toml")
 	ask.Dir = ts.MkAbs(".")
 	answer, err := ask.Output()
 	ts.Check(err)
-	var s agent.Status
+	var s control.Status
 	ts.Check(json.Unmarshal(answer, &s))
 	return s
 }
@@ -376,7 +376,7 @@ func pin(ts *testscript.TestScript, level int) {
 }
 
 // unsettled says what is still to come until a level is held; it is empty when nothing is.
-func unsettled(s agent.Status, level int) string {
+func unsettled(s control.Status, level int) string {
 	if s.Level != level || s.Mode != "hold" {
 		return fmt.Sprintf("it is %s at level %d", s.Mode, s.Level)
 	}

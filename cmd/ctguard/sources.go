@@ -50,7 +50,7 @@ func (p *program) sourcesCommand() *cobra.Command {
 			if n < 1 {
 				return usage(fmt.Errorf("-n %d is below 1", n), "")
 			}
-			config, err := p.inside(c.Context())
+			conf, err := p.inside(c.Context())
 			if err != nil {
 				return err
 			}
@@ -59,7 +59,7 @@ func (p *program) sourcesCommand() *cobra.Command {
 				return err
 			}
 			defer table.Close()
-			options := conntrack.ScanOptions{V4Bits: config.V4Bits, V6Bits: config.V6Bits, MaxSources: n, Limit: conntrack.SampleSize}
+			options := conntrack.ScanOptions{V4Bits: conf.V4Bits, V6Bits: conf.V6Bits, MaxSources: n, Limit: conntrack.SampleSize}
 			if full {
 				options.Limit = 0
 			}

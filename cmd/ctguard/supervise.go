@@ -14,7 +14,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent"
+	"ctguard/agent/config"
 )
 
 // An agent that ends is started again after a pause, twice as long each time it lived no longer than the
@@ -38,7 +38,7 @@ type supervisor struct {
 
 // ward is one agent.
 type ward struct {
-	namespace agent.Namespace
+	namespace config.Namespace
 	process   *os.Process // nil while it does not run
 	ready     bool        // it guards its table now
 	proven    bool        // it did so once: its configuration is right
@@ -48,7 +48,7 @@ type ward struct {
 }
 
 // supervise runs the agents of the namespaces until ctx ends.
-func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []agent.Namespace, arguments []string, log *slog.Logger) error {
+func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []config.Namespace, arguments []string, log *slog.Logger) error {
 	s := &supervisor{arguments: arguments, log: log, news: make(chan func())}
 	for _, n := range namespaces {
 		w := &ward{namespace: n}
@@ -95,7 +95,7 @@ func (s *supervisor) start(w *ward) {
 }
 
 // launch starts an agent and returns the pipe that it writes to when it is ready.
-func (s *supervisor) launch(n agent.Namespace) (*os.File, *exec.Cmd, error) {
+func (s *supervisor) launch(n config.Namespace) (*os.File, *exec.Cmd, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, nil, err

@@ -3,6 +3,7 @@ package conntracktest
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 )
 
@@ -31,4 +32,36 @@ func Own(tb testing.TB, programs ...string) {
 	if err := Enter(); err != nil {
 		tb.Fatal(err)
 	}
+}
+
+// Shared makes a directory that every user may walk; those of testing.T.TempDir are the owner's.
+func Shared(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "ctguard")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	return dir
+}
+
+// Reachable copies the test program to where every user may run it.
+func Reachable(tb testing.TB) string {
+	tb.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	text, err := os.ReadFile(self)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	path := filepath.Join(Shared(tb), "stranger")
+	if err := os.WriteFile(path, text, 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	return path
 }
