@@ -114,7 +114,7 @@ func (a *Agent) open(o Options) error {
 		l.actuator, a.walker = live, walker{table, live}
 	}
 	l.adoptOrphans(a.walker)
-	l.namespace.others = here.Elsewhere
+	l.namespace.others = here.OtherNamespaces
 	a.surveyor = survey.NewSurveyor(here, l.config, kernel.Lacking)
 	if o.Record != "" {
 		if l.recorder, err = record.New(o.Record, Version, l.config.Policy); err != nil {

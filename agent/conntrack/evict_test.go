@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/policy"
 )
 
-const busy = conntracktest.SeenReply | conntracktest.Assured
+const busy = conntrackfill.SeenReply | conntrackfill.Assured
 
 // classesOf counts what a source still holds.
 func classesOf(t *testing.T, table *Table, source string) (c [policy.NumClasses]int) {
@@ -31,9 +31,9 @@ func classesOf(t *testing.T, table *Table, source string) (c [policy.NumClasses]
 func ladder(src string) []flow {
 	flows := slices.Concat(
 		tcp(src, 10, tcpSynSent, 0, 100),
-		tcp(src, 10, tcpSynRecv, conntracktest.SeenReply, 100),
+		tcp(src, 10, tcpSynRecv, conntrackfill.SeenReply, 100),
 		tcp(src, 10, tcpTimeWait, busy, 100),
-		tcp(src, 10, tcpEstablished, conntracktest.SeenReply, 100),
+		tcp(src, 10, tcpEstablished, conntrackfill.SeenReply, 100),
 		tcp(src, 10, tcpEstablished, busy, 100),
 	)
 	for i := range flows {

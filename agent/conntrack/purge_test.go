@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/policy"
 )
 
@@ -24,7 +24,7 @@ func litter(src, dst netip.Addr) []flow {
 	}
 	flows := []flow{
 		{Proto: unix.IPPROTO_UDP, DstPort: 53},
-		{Proto: unix.IPPROTO_UDP, DstPort: 53, Status: conntracktest.SeenReply},
+		{Proto: unix.IPPROTO_UDP, DstPort: 53, Status: conntrackfill.SeenReply},
 		{Proto: unix.IPPROTO_UDP, DstPort: 53, Zone: 7},
 		{Proto: unix.IPPROTO_UDP, DstPort: 54},
 		{Proto: unix.IPPROTO_TCP, DstPort: 53, State: tcpSynSent},

@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/policy"
 )
 
@@ -23,7 +23,7 @@ func TestRetime(t *testing.T) {
 	short.Timeout = 5
 	zoned := one(6, tcpEstablished, busy)
 	zoned.Zone = 7
-	const sr = conntracktest.SeenReply
+	const sr = conntrackfill.SeenReply
 	table := openTable(t)
 	for _, c := range []struct {
 		name    string
@@ -102,7 +102,7 @@ func TestRetimeSpares(t *testing.T) {
 	table := openTable(t)
 	fill(t, tcp("192.0.2.1", 10, tcpEstablished, busy, 5000)...)
 	fill(t, tcp("192.0.2.2", 10, tcpEstablished, busy, 5000)...)
-	fixed := tcp("192.0.2.3", 1, tcpEstablished, busy|conntracktest.FixedTimeout, 5000)
+	fixed := tcp("192.0.2.3", 1, tcpEstablished, busy|conntrackfill.FixedTimeout, 5000)
 	fill(t, fixed...)
 	fill(t, flow{Src: addr("192.0.2.4"), Dst: addr("192.0.2.5"), Proto: unix.IPPROTO_UDP, SrcPort: 1, DstPort: 2, Timeout: 5000})
 	n, err := table.Retime(t.Context(), Retiming{

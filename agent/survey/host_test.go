@@ -186,7 +186,7 @@ func TestParseSocket(t *testing.T) {
 }
 
 // What others have is what process 1 sees, or else what memory holds beyond the kernel's own stock.
-func TestElsewhere(t *testing.T) {
+func TestOtherNamespaces(t *testing.T) {
 	stock := slackPerCPU * runtime.NumCPU()
 	slab := func(n int) string {
 		return fmt.Sprintf("slabinfo - version: 2.1\nnf_conntrack_expect 9000 9000 208 19 1\nnf_conntrack %d %d 256 16 1 : tunables 0 0 0\n", n, n+10)
@@ -202,7 +202,7 @@ func TestElsewhere(t *testing.T) {
 		"slab with stock": {map[string]string{"proc/slabinfo": slab(stock - 1)}, 0},
 	} {
 		h, _ := fixture(t, c.files)
-		if got := h.Elsewhere(); got != c.want {
+		if got := h.OtherNamespaces(); got != c.want {
 			t.Errorf("%s: %d entries elsewhere, want %d", name, got, c.want)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/agent/conntrack/conntracktest"
 )
 
@@ -47,7 +48,7 @@ func TestKernel(t *testing.T) {
 	other := make(chan struct{})
 	go func() {
 		defer close(other)
-		if err := conntracktest.Enter(); err != nil {
+		if err := conntrackfill.Enter(); err != nil {
 			t.Error(err)
 			return
 		}

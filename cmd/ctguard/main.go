@@ -1,4 +1,3 @@
-// Command ctguard keeps a host's connection-tracking table from filling up.
 package main
 
 import (

@@ -22,7 +22,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/agent/control"
 	"ctguard/policy"
 )
@@ -82,7 +82,7 @@ func peer(ts *testscript.TestScript, neg bool, args []string) {
 	var there *os.File
 	made := make(chan error)
 	go func() {
-		err := conntracktest.Enter()
+		err := conntrackfill.Enter()
 		if err == nil {
 			there, err = thisNamespace()
 		}

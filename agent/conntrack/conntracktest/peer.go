@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"ctguard/agent/conntrack/conntrackfill"
 )
 
 // The two ends of the link that [NewPeer] makes: this host's addresses and interface, and the peer's.
@@ -27,13 +29,13 @@ const (
 type Peer struct{ work chan func() }
 
 // NewPeer makes a peer and sets up both ends with the addresses of this package. The calling thread is in a
-// namespace of its own; see [Enter]. The peer lives until Close.
+// namespace of its own; see [conntrackfill.Enter]. The peer lives until Close.
 func NewPeer() (*Peer, error) {
 	p := &Peer{make(chan func())}
 	entered := make(chan error)
 	var thread int
 	go func() {
-		err := Enter()
+		err := conntrackfill.Enter()
 		thread = unix.Gettid()
 		entered <- err
 		for f := range p.work {

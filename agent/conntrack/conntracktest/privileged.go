@@ -5,6 +5,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"ctguard/agent/conntrack/conntrackfill"
 )
 
 // Privileged skips a test that can't run on the real kernel here, for want of root or of a program, with the
@@ -25,11 +27,11 @@ func Privileged(tb testing.TB, programs ...string) {
 	}
 }
 
-// Own gives a test a network namespace of its own; see [Enter].
+// Own gives a test a network namespace of its own; see [conntrackfill.Enter].
 func Own(tb testing.TB, programs ...string) {
 	tb.Helper()
 	Privileged(tb, programs...)
-	if err := Enter(); err != nil {
+	if err := conntrackfill.Enter(); err != nil {
 		tb.Fatal(err)
 	}
 }

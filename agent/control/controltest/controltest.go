@@ -1,4 +1,3 @@
-// Package controltest asks a control socket as a stranger would, without the client, for tests.
 package controltest
 
 import (

@@ -1,11 +1,3 @@
-// Package conntrackbench measures agent/conntrack against what else reads and thins the conntrack
-// table: a dump that nobody looks at, the library ti-mo/conntrack and the program conntrack(8). It
-// works in a network namespace of its own, on a table that it fills; what it must change for all
-// namespaces, nf_conntrack_max, it puts back.
-//
-// What a caller can get wrong: it needs root, the initial namespace to raise nf_conntrack_max, about
-// 3 GiB of memory for the library's dump, and a machine that is otherwise idle. Ratios mean
-// something on any machine, times only on this one.
 package conntrackbench
 
 import (
@@ -25,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ctguard/agent/conntrack"
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/policy"
 )
 
@@ -103,7 +95,7 @@ type bench struct {
 }
 
 func run(ctx context.Context, w io.Writer, o Options, limit *os.File) error {
-	if err := conntracktest.Enter(); err != nil {
+	if err := conntrackfill.Enter(); err != nil {
 		return err
 	}
 	table, err := conntrack.Open()
@@ -134,7 +126,7 @@ func run(ctx context.Context, w io.Writer, o Options, limit *os.File) error {
 }
 
 // fill empties the table and makes flows in it, so many that they are the whole table.
-func (b *bench) fill(n int, flows iter.Seq[conntracktest.Flow]) error {
+func (b *bench) fill(n int, flows iter.Seq[conntrackfill.Flow]) error {
 	if _, err := b.evictAll(); err != nil {
 		return err
 	}
@@ -143,14 +135,14 @@ func (b *bench) fill(n int, flows iter.Seq[conntracktest.Flow]) error {
 
 // complete makes those flows that are not in the table yet. The bound is raised only meanwhile: it
 // holds when entries are made, and others on this host may count on it.
-func (b *bench) complete(n int, flows iter.Seq[conntracktest.Flow]) error {
+func (b *bench) complete(n int, flows iter.Seq[conntrackfill.Flow]) error {
 	have := 0
 	for range 5 { // somebody else may set the bound meanwhile
 		restore, err := raiseMax(b.limit, n+n/2)
 		if err != nil {
 			return err
 		}
-		_, _ = conntracktest.Fill(flows) // those that exist are refused
+		_, _ = conntrackfill.Fill(flows) // those that exist are refused
 		restore()
 		if have, err = b.table.Count(); err != nil || have == n {
 			return err
@@ -163,10 +155,10 @@ func (b *bench) evictAll() (int, error) {
 	return b.table.Evict(b.ctx, conntrack.Eviction{Caps: []policy.Cap{{Prefix: everyV4}, {Prefix: everyV6}}})
 }
 
-func (b *bench) mixed() iter.Seq[conntracktest.Flow] {
-	return func(yield func(conntracktest.Flow) bool) {
+func (b *bench) mixed() iter.Seq[conntrackfill.Flow] {
+	return func(yield func(conntrackfill.Flow) bool) {
 		stopped := false
-		each := func(f conntracktest.Flow) bool { stopped = !yield(f); return !stopped }
+		each := func(f conntrackfill.Flow) bool { stopped = !yield(f); return !stopped }
 		heavy(each)
 		if !stopped {
 			others(b.Entries-heavySources*heavyEntries, b.Entries/5)(each)

@@ -7,13 +7,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 )
 
 const (
 	heavySources = 10
 	heavyEntries = 30_000 // of each
-	busy         = conntracktest.SeenReply | conntracktest.Assured
+	busy         = conntrackfill.SeenReply | conntrackfill.Assured
 
 	tcpSynSent     = 1 // enum tcp_conntrack in include/uapi/linux/netfilter/nf_conntrack_tcp.h
 	tcpSynRecv     = 2
@@ -36,8 +36,8 @@ func v6(net byte, i int) netip.Addr {
 }
 
 // flowOf is one flow of source i, told apart from the source's others by n.
-func flowOf(i, n int, six bool) conntracktest.Flow {
-	f := conntracktest.Flow{
+func flowOf(i, n int, six bool) conntrackfill.Flow {
+	f := conntrackfill.Flow{
 		Src: v4(10, i), Dst: v4(198, n>>15), Proto: unix.IPPROTO_TCP,
 		SrcPort: uint16(1024 + n&0x7fff), DstPort: [...]uint16{80, 443, 22, 53, 8080}[n%5],
 	}
@@ -55,7 +55,7 @@ func heavySource(i int) netip.Prefix {
 }
 
 // heavy makes the entries of the ten heavy sources: two of them IPv6, half of each unreplied.
-func heavy(yield func(conntracktest.Flow) bool) {
+func heavy(yield func(conntrackfill.Flow) bool) {
 	for i := range heavySources {
 		for n := range heavyEntries {
 			f := flowOf(i, n, i%5 == 4)
@@ -63,7 +63,7 @@ func heavy(yield func(conntracktest.Flow) bool) {
 			case 0, 1, 2, 3, 4:
 				f.State, f.Timeout = tcpSynSent, 100
 			case 5, 6:
-				f.State, f.Status, f.Timeout = tcpSynRecv, conntracktest.SeenReply, 60
+				f.State, f.Status, f.Timeout = tcpSynRecv, conntrackfill.SeenReply, 60
 			case 7:
 				f.State, f.Status, f.Timeout = tcpTimeWait, busy, 120
 			default:
@@ -77,15 +77,15 @@ func heavy(yield func(conntracktest.Flow) bool) {
 }
 
 // longer gives a flow time enough to outlive the benchmark, in the order it had.
-func longer(f conntracktest.Flow) conntracktest.Flow {
+func longer(f conntrackfill.Flow) conntrackfill.Flow {
 	f.Timeout += 20_000
 	return f
 }
 
 // others makes n entries of ordinary sources: a quarter IPv6; of fourteen, ten established TCP, two
 // UDP, one ICMP, one TIME_WAIT.
-func others(n, sources int) iter.Seq[conntracktest.Flow] {
-	return func(yield func(conntracktest.Flow) bool) {
+func others(n, sources int) iter.Seq[conntrackfill.Flow] {
+	return func(yield func(conntrackfill.Flow) bool) {
 		for k := range n {
 			source, six := heavySources+k%sources, k%sources%4 == 3
 			f := flowOf(source, k/sources, six)
@@ -109,8 +109,8 @@ func others(n, sources int) iter.Seq[conntracktest.Flow] {
 }
 
 // spoofed makes n entries of n sources.
-func spoofed(n int) iter.Seq[conntracktest.Flow] {
-	return func(yield func(conntracktest.Flow) bool) {
+func spoofed(n int) iter.Seq[conntrackfill.Flow] {
+	return func(yield func(conntrackfill.Flow) bool) {
 		for k := range n {
 			f := flowOf(k, k%7, k%4 == 3)
 			f.State, f.Timeout = tcpSynSent, 100
@@ -123,8 +123,8 @@ func spoofed(n int) iter.Seq[conntracktest.Flow] {
 
 // onePercent makes n entries, of which fifty sources hold one hundredth each; every round makes
 // different ones, so that they fall elsewhere in the kernel's hash.
-func onePercent(n, round int) iter.Seq[conntracktest.Flow] {
-	return func(yield func(conntracktest.Flow) bool) {
+func onePercent(n, round int) iter.Seq[conntrackfill.Flow] {
+	return func(yield func(conntrackfill.Flow) bool) {
 		for k := range n {
 			source := k % 100
 			if source >= 50 {

@@ -12,10 +12,10 @@ import (
 // of them are not looked into for slabinfo(5).
 const slackPerCPU = 256
 
-// Elsewhere returns how many entries other network namespaces have, for a host that has none itself: what
+// OtherNamespaces returns how many entries other network namespaces have, for a host that has none itself: what
 // the namespace of process 1 has, or else what the machine's memory holds for certain; 0 where neither can
 // be known.
-func (h *Host) Elsewhere() int {
+func (h *Host) OtherNamespaces() int {
 	if n := h.initCount(); n > 0 {
 		return n
 	}

@@ -1,7 +1,4 @@
-// Package conntracktest makes network namespaces, links them and fills their conntrack tables, for tests and
-// benchmarks. It builds its messages with a library of its own, so that a mistake in how ctguard
-// writes them cannot hide behind the same mistake here.
-package conntracktest
+package conntrackfill
 
 import (
 	"encoding/binary"
