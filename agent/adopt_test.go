@@ -38,7 +38,8 @@ func selectorsOf(t *testing.T, texts ...string) (list []policy.Selector) {
 // A connection is a selector's by its port, its addresses and who made it.
 func TestFlowsOf(t *testing.T) {
 	live := func(local, remote string, outgoing bool) survey.Live {
-		return survey.Live{Connection: survey.Connection{Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote)}, Outgoing: outgoing}
+		return survey.Live{Connection: survey.Connection{Local: netip.MustParseAddrPort(local),
+			Remote: netip.MustParseAddrPort(remote)}, Outgoing: outgoing}
 	}
 	found := []survey.Live{
 		live("198.51.100.1:80", "192.0.2.1:4000", false),
@@ -75,7 +76,8 @@ func TestFlowsOf(t *testing.T) {
 
 // The ports that sockets are asked for: those of ranges too, and all where there is no port.
 func TestPortsOf(t *testing.T) {
-	for text, want := range map[string]int{"tcp/80": 1, "tcp/80, tcp/80 on eth0, tcp/90-99": 11, "tcp/65530-65535": 6, "tcp/80, tcp": 1, "all": 1} {
+	for text, want := range map[string]int{"tcp/80": 1, "tcp/80, tcp/80 on eth0, tcp/90-99": 11, "tcp/65530-65535": 6,
+		"tcp/80, tcp": 1, "all": 1} {
 		got := portsOf(selectorsOf(t, strings.Split(text, ", ")...))
 		if whole := text == "all" || text == "tcp/80, tcp"; len(got) != want || got[0] != whole {
 			t.Errorf("%s: %d ports, all: %v", text, len(got), got[0])
@@ -125,7 +127,8 @@ func TestAdoptAll(t *testing.T) {
 	t.Cleanup(func() { table.Close() })
 	l := newLive(table, nil, entries, survey.New("/").Established)
 	all := selectorsOf(t, "all")
-	if err := l.rules(nft.Desired{Posture: policy.Posture{Notrack: []policy.Notrack{{Selector: all[0], Stage: policy.Freed}}}}, time.Now()); err != nil {
+	if err := l.rules(nft.Desired{Posture: policy.Posture{Notrack: []policy.Notrack{{Selector: all[0],
+		Stage: policy.Freed}}}}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 
@@ -160,7 +163,8 @@ func TestAdoptAll(t *testing.T) {
 		opened = append(opened, line[1]+" "+line[2])
 	}
 	slices.Sort(opened)
-	want := []string{"127.0.0.1 127.0.0.1", "192.0.2.1 192.0.2.1", "192.0.2.1 192.0.2.2", "192.0.2.2 192.0.2.1", "2001:db8::1 2001:db8::2", "2001:db8::2 2001:db8::1"}
+	want := []string{"127.0.0.1 127.0.0.1", "192.0.2.1 192.0.2.1", "192.0.2.1 192.0.2.2", "192.0.2.2 192.0.2.1",
+		"2001:db8::1 2001:db8::2", "2001:db8::2 2001:db8::1"}
 	if diff := cmp.Diff(want, opened); diff != "" {
 		t.Errorf("entries (-want +got):\n%s\n%s", diff, listing)
 	}

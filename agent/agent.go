@@ -158,8 +158,8 @@ func (a *Agent) openSettings(o Options) (*sysctl.Keeper, error) {
 		// A host without a guard is worse than a setting that stays as it is.
 		var aside string
 		if aside, err = sysctl.SetAside(l.config.StateDir); err == nil {
-			l.emit(policy.Event{Kind: policy.DegradedEvent, Reason: "the journal of an earlier run is damaged: set aside as " + aside +
-				"; settings it had changed stay as they are"})
+			l.emit(policy.Event{Kind: policy.DegradedEvent, Reason: "the journal of an earlier run is damaged: " +
+				"set aside as " + aside + "; settings it had changed stay as they are"})
 			settings, err = sysctl.NewKeeper(proc, l.config.StateDir)
 		}
 	}

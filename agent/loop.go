@@ -135,7 +135,8 @@ func (l *loop) run(ctx context.Context, ch channels) error {
 }
 
 // surveyLoop looks at the host every few seconds.
-func surveyLoop(ctx context.Context, s *survey.Surveyor, reload <-chan config.Config, surveys chan<- survey.Facts) error {
+func surveyLoop(ctx context.Context, s *survey.Surveyor, reload <-chan config.Config,
+	surveys chan<- survey.Facts) error {
 	timer := time.NewTicker(surveyPause)
 	defer timer.Stop()
 	for {

@@ -56,7 +56,8 @@ func TestTick(t *testing.T) {
 
 // The config may give this namespace less than the kernel's limit, never more.
 func TestCapacity(t *testing.T) {
-	for _, c := range []struct{ config, max, want int }{{0, 1000, 1000}, {500, 1000, 500}, {2000, 1000, 1000}, {500, 0, 500}} {
+	for _, c := range []struct{ config, max, want int }{{0, 1000, 1000}, {500, 1000, 500}, {2000, 1000, 1000},
+		{500, 0, 500}} {
 		k := newKernel(t)
 		k.max = c.max
 		config := parse(t, "")
@@ -72,7 +73,8 @@ func TestCapacity(t *testing.T) {
 // rest goes on.
 func TestDegraded(t *testing.T) {
 	for call, part := range map[string]string{
-		"count": "observe", "max": "observe", "counters": "counters", "arrivals": "counters", "sockets": "counters", "work": "counters",
+		"count": "observe", "max": "observe", "counters": "counters", "arrivals": "counters", "sockets": "counters",
+		"work":  "counters",
 		"rules": "rules", "settings": "settings",
 	} {
 		t.Run(call, func(t *testing.T) {
@@ -158,13 +160,15 @@ func TestRepair(t *testing.T) {
 }
 
 // flood is a table that fills, stays full and empties again, by tick.
-var flood = slices.Concat([]int{100, 120, 300, 650, 800, 930, 960}, slices.Repeat([]int{990}, 30), []int{700, 500, 300, 200, 150, 100, 100, 100})
+var flood = slices.Concat([]int{100, 120, 300, 650, 800, 930, 960}, slices.Repeat([]int{990}, 30),
+	[]int{700, 500, 300, 200, 150, 100, 100, 100})
 
 // heavy is a census of a table that one source holds.
 func heavy(entries int) *policy.Census {
 	h := policy.Holding{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Entries: entries}
 	h.Classes[policy.Assured] = entries
-	return &policy.Census{Total: entries, Seen: entries, Whole: true, Distinct: 1, Sources: []policy.Holding{h}, Classes: h.Classes}
+	return &policy.Census{Total: entries, Seen: entries, Whole: true, Distinct: 1, Sources: []policy.Holding{h},
+		Classes: h.Classes}
 }
 
 // A dry run writes nothing, and decides what a live run decides on the same observations.
@@ -179,14 +183,16 @@ func TestDryRunDecidesTheSame(t *testing.T) {
 				k.count, k.census = count, heavy(count)
 				a.turn()
 				decisions = append(decisions, l.decision)
-				time.Sleep(l.config.Policy.Pressed) // so that nothing is old enough to tell what it brought: what was shortened is unknown to a dry run
+				// so that nothing is old enough to tell what it brought: what was shortened is unknown to a dry run
+				time.Sleep(l.config.Policy.Pressed)
 			}
 			if err := l.revert(a.walker); err != nil {
 				t.Error(err)
 			}
 			events = l.board.Recent(1000)
 			if !dryRun && (k.applied == 0 || len(k.evictions) == 0 || len(k.retimings) == 0) {
-				t.Errorf("the live run wrote %d rulesets, %d evictions, %d timeouts: nothing is shown", k.applied, len(k.evictions), len(k.retimings))
+				t.Errorf("the live run wrote %d rulesets, %d evictions, %d timeouts: nothing is shown", k.applied,
+					len(k.evictions), len(k.retimings))
 			}
 		})
 		return decisions, events
@@ -196,7 +202,10 @@ func TestDryRunDecidesTheSame(t *testing.T) {
 	if diff := cmp.Diff(live, dry, comparePrefixes, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("decisions (-live +dry):\n%s", diff)
 	}
-	if !slices.ContainsFunc(dry, func(d policy.Decision) bool { return d.Posture.Level == top && len(d.Posture.Limits) > 0 }) {
+	if !slices.ContainsFunc(dry, func(d policy.Decision) bool {
+		return d.Posture.Level == top &&
+			len(d.Posture.Limits) > 0
+	}) {
 		t.Error("nobody was limited at the top of the ladder: nothing is shown")
 	}
 	for _, e := range told {
@@ -209,7 +218,8 @@ func TestDryRunDecidesTheSame(t *testing.T) {
 // A dry run counts what it would have freed.
 func TestDryRunCounts(t *testing.T) {
 	census := heavy(900)
-	e := conntrack.Eviction{Caps: []policy.Cap{{Prefix: census.Sources[0].Prefix, Keep: 300}, {Prefix: netip.MustParsePrefix("192.0.2.1/32"), Keep: 1}}}
+	e := conntrack.Eviction{Caps: []policy.Cap{{Prefix: census.Sources[0].Prefix, Keep: 300},
+		{Prefix: netip.MustParsePrefix("192.0.2.1/32"), Keep: 1}}}
 	freed, err := (&dryEntries{}).evict(t.Context(), e, census)
 	if err != nil || freed != 600 {
 		t.Errorf("would have freed %d (%v), want 600", freed, err)
@@ -230,9 +240,11 @@ func TestDryRunTellsSettings(t *testing.T) {
 		wanted map[string]int
 		want   []string
 	}{
-		{map[string]int{"nf_conntrack_udp_timeout": 20, "nf_conntrack_tcp_loose": 0}, []string{"nf_conntrack_tcp_loose 1 -> 0", "nf_conntrack_udp_timeout 30 -> 20"}},
+		{map[string]int{"nf_conntrack_udp_timeout": 20, "nf_conntrack_tcp_loose": 0},
+			[]string{"nf_conntrack_tcp_loose 1 -> 0", "nf_conntrack_udp_timeout 30 -> 20"}},
 		{map[string]int{"nf_conntrack_udp_timeout": 20, "nf_conntrack_tcp_loose": 0}, nil},
-		{map[string]int{"nf_conntrack_udp_timeout": 10}, []string{"nf_conntrack_tcp_loose 0 -> 1", "nf_conntrack_udp_timeout 20 -> 10"}},
+		{map[string]int{"nf_conntrack_udp_timeout": 10}, []string{"nf_conntrack_tcp_loose 0 -> 1",
+			"nf_conntrack_udp_timeout 20 -> 10"}},
 		{nil, []string{"nf_conntrack_udp_timeout 10 -> 30"}},
 		{nil, nil},
 	} {
@@ -351,7 +363,8 @@ func TestFreeSelectorsOnce(t *testing.T) {
 		{"on trial", []policy.Notrack{{Selector: web, Stage: policy.Trial}}, nil},
 		{"freed", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, []policy.Selector{web}},
 		{"still freed", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, nil},
-		{"one more", []policy.Notrack{{Selector: web, Stage: policy.Freed}, {Selector: dns, Stage: policy.Freed}}, []policy.Selector{dns}},
+		{"one more", []policy.Notrack{{Selector: web, Stage: policy.Freed}, {Selector: dns, Stage: policy.Freed}},
+			[]policy.Selector{dns}},
 		{"tracked again", nil, nil},
 		{"freed again", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, []policy.Selector{web}},
 	} {

@@ -80,7 +80,8 @@ func (l *loop) word(r control.Word) error {
 	if r.Release {
 		done = "released"
 	}
-	l.emit(policy.Event{Kind: policy.LimitEvent, Prefix: p, Reason: fmt.Sprintf("%s by the operator for %s: %s", done, r.For, r.Reason)})
+	l.emit(policy.Event{Kind: policy.LimitEvent, Prefix: p,
+		Reason: fmt.Sprintf("%s by the operator for %s: %s", done, r.For, r.Reason)})
 	return l.remember()
 }
 

@@ -50,17 +50,20 @@ func TestStatus(t *testing.T) {
 	k := newKernel(t)
 	k.count = 100
 	var s map[string]any
-	if err := json.Unmarshal([]byte(controltest.MustAsk(t, start(t, k, nil), "/v1/status", http.StatusOK)), &s); err != nil {
+	if err := json.Unmarshal([]byte(controltest.MustAsk(t, start(t, k, nil), "/v1/status", http.StatusOK)),
+		&s); err != nil {
 		t.Fatal(err)
 	}
-	for _, field := range []string{"mode", "level", "fill_percent", "count", "capacity", "rate_per_second", "seconds_to_full",
+	for _, field := range []string{"mode", "level", "fill_percent", "count", "capacity", "rate_per_second",
+		"seconds_to_full",
 		"kernel_drops", "steps", "limited", "override", "events"} {
 		if _, ok := s[field]; !ok {
 			t.Errorf("the status has no %s", field)
 		}
 	}
 	if s["mode"] != "auto" || s["count"] != 100.0 || s["fill_percent"] != 10.0 || s["seconds_to_full"] != nil {
-		t.Errorf("status: mode %v, count %v, fill %v, seconds to full %v", s["mode"], s["count"], s["fill_percent"], s["seconds_to_full"])
+		t.Errorf("status: mode %v, count %v, fill %v, seconds to full %v", s["mode"], s["count"], s["fill_percent"],
+			s["seconds_to_full"])
 	}
 }
 
@@ -76,7 +79,8 @@ func TestRefusedByTheLoop(t *testing.T) {
 			t.Errorf("%.80s: %q does not say %q", request, text, want)
 		}
 	}
-	if text := controltest.MustAsk(t, socket, "/v1/status", http.StatusOK); !strings.Contains(text, `"override": null`) || !strings.Contains(text, `"manual": []`) {
+	if text := controltest.MustAsk(t, socket, "/v1/status", http.StatusOK); !strings.Contains(text,
+		`"override": null`) || !strings.Contains(text, `"manual": []`) {
 		t.Errorf("something was changed: %s", text)
 	}
 	if text := controltest.MustAsk(t, socket, "/v1/events?since=0", http.StatusOK); strings.Contains(text, "override") {
@@ -101,7 +105,8 @@ func TestPace(t *testing.T) {
 	if n := applied() - before; n > 0 {
 		t.Errorf("%d ticks for 20 readers", n)
 	}
-	text := controltest.MustAsk(t, socket, `/v1/hold {"kind":"pin","level":1,"for":"30m","reason":"test"}`, http.StatusInternalServerError)
+	text := controltest.MustAsk(t, socket, `/v1/hold {"kind":"pin","level":1,"for":"30m","reason":"test"}`,
+		http.StatusInternalServerError)
 	if !strings.Contains(text, "a restart will forget it") {
 		t.Errorf("told %q", text)
 	}
@@ -128,7 +133,8 @@ func TestEventsWait(t *testing.T) {
 		t.Errorf("the waiter got %s", text)
 	}
 	controltest.MustAsk(t, socket, `/v1/hold {"kind":"freeze","for":"30m","reason":"second"}`, http.StatusNoContent)
-	if text := controltest.MustAsk(t, socket, "/v1/events?since=1&wait=1", http.StatusOK); strings.Contains(text, "first") || !strings.Contains(text, "second") {
+	if text := controltest.MustAsk(t, socket, "/v1/events?since=1&wait=1", http.StatusOK); strings.Contains(text,
+		"first") || !strings.Contains(text, "second") {
 		t.Errorf("after the first: %s", text)
 	}
 }
@@ -138,7 +144,8 @@ func TestBackToBaseline(t *testing.T) {
 	k := newKernel(t)
 	socket := start(t, k, nil)
 	controltest.MustAsk(t, socket, `/v1/prefix {"prefix":"240.0.2.0/24","for":"1h","reason":"test"}`, http.StatusNoContent)
-	controltest.MustAsk(t, socket, `/v1/prefix {"prefix":"198.51.100.0/24","release":true,"for":"1h","reason":"test"}`, http.StatusNoContent)
+	controltest.MustAsk(t, socket, `/v1/prefix {"prefix":"198.51.100.0/24","release":true,"for":"1h","reason":"test"}`,
+		http.StatusNoContent)
 	k.mu.Lock()
 	k.count = 1000
 	k.mu.Unlock()
@@ -164,7 +171,8 @@ func TestWordsAreBounded(t *testing.T) {
 	l := newAgent(newKernel(t), parse(t, ""), false).loop
 	l.state = nil
 	word := func(i int) error {
-		return l.word(control.Word{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), 32), For: time.Hour, Reason: "test"})
+		return l.word(control.Word{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), 32),
+			For: time.Hour, Reason: "test"})
 	}
 	for i := range maxWords {
 		if err := word(i); err != nil {

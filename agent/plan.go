@@ -65,5 +65,6 @@ func NewPlan(c config.Config, root string, level int) (Plan, error) {
 		}
 	}
 	changes, err := actuator.set(posture.Settings)
-	return Plan{level, m.Steps(), m.Selectors(), changes, nft.Render(nft.Desired{Posture: posture, Allow: facts.Allow}, now)}, err
+	return Plan{level, m.Steps(), m.Selectors(), changes,
+		nft.Render(nft.Desired{Posture: posture, Allow: facts.Allow}, now)}, err
 }

@@ -22,7 +22,8 @@ func TestPurging(t *testing.T) {
 			l := a.loop
 			l.learn(survey.Facts{Host: policy.Host{Services: []policy.Selector{{Protocol: policy.UDP, Port: 53}}}})
 			k.count, k.census = 950, &policy.Census{Whole: true, Seen: 950, Total: 950,
-				Classes: [policy.NumClasses]int{policy.Replied: 600, policy.Assured: 350}, Ports: []policy.PortCount{{Protocol: 17, Port: 53, Entries: 600, Replied: 600}}}
+				Classes: [policy.NumClasses]int{policy.Replied: 600,
+					policy.Assured: 350}, Ports: []policy.PortCount{{Protocol: 17, Port: 53, Entries: 600, Replied: 600}}}
 			for range 20 {
 				a.turn()
 				time.Sleep(l.decision.Next)

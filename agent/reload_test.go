@@ -65,7 +65,8 @@ func TestReloadWhileClientsAsk(t *testing.T) {
 	dir := conntracktest.Shared(t)
 	c.Socket, c.StateDir, c.Path, c.Group = filepath.Join(dir, "s"), t.TempDir(), filepath.Join(dir, "c"), "daemon"
 	write := func(i int) {
-		text := fmt.Sprintf("socket = %q\nstate_dir = %q\ngroup = %q\n[table]\ncapacity = %d\n", c.Socket, c.StateDir, c.Group, 500+i)
+		text := fmt.Sprintf("socket = %q\nstate_dir = %q\ngroup = %q\n[table]\ncapacity = %d\n", c.Socket, c.StateDir,
+			c.Group, 500+i)
 		if err := os.WriteFile(c.Path, []byte(text), 0o600); err != nil {
 			t.Error(err)
 		}

@@ -53,8 +53,8 @@ func (l *loop) limited() []control.LimitedStatus {
 	}
 	list := make([]control.LimitedStatus, 0, len(l.decision.Posture.Limits))
 	for _, limit := range l.decision.Posture.Limits {
-		list = append(list, control.LimitedStatus{Prefix: limit.Prefix, Kind: limit.Kind.String(), Entries: held[limit.Prefix],
-			Until: limit.Until, Reason: limit.Reason})
+		list = append(list, control.LimitedStatus{Prefix: limit.Prefix, Kind: limit.Kind.String(),
+			Entries: held[limit.Prefix], Until: limit.Until, Reason: limit.Reason})
 	}
 	return list
 }

@@ -21,16 +21,21 @@ func TestEventsAreLogged(t *testing.T) {
 	l := newAgent(newKernel(t), parse(t, ""), true).loop
 	l.log = slog.New(slog.NewJSONHandler(&out, nil))
 	from, to, seconds := 0, 2, 3.14
-	l.emit(policy.Event{Kind: policy.LevelEvent, Reason: "pressure", From: &from, To: &to, Fill: 71.26, Pressure: 80, Rate: 1000, SecondsToFull: &seconds})
-	l.emit(policy.Event{Kind: policy.LimitEvent, Step: policy.Evict, Prefix: netip.MustParsePrefix("203.0.113.7/32"), Entries: 900})
+	l.emit(policy.Event{Kind: policy.LevelEvent, Reason: "pressure", From: &from, To: &to, Fill: 71.26, Pressure: 80,
+		Rate: 1000, SecondsToFull: &seconds})
+	l.emit(policy.Event{Kind: policy.LimitEvent, Step: policy.Evict, Prefix: netip.MustParsePrefix("203.0.113.7/32"),
+		Entries: 900})
 	l.decision = policy.Decision{Fill: 50, Pressure: 60, Rate: 70, SecondsToFull: &seconds}
 	l.trouble("rules", os.ErrPermission)
 	want := []map[string]any{
-		{"level": "INFO", "msg": "level: pressure", "event": "level", "reason": "pressure", "from": 0.0, "to": 2.0, "fill_percent": 71.3,
+		{"level": "INFO", "msg": "level: pressure", "event": "level", "reason": "pressure", "from": 0.0, "to": 2.0,
+			"fill_percent":     71.3,
 			"pressure_percent": 80.0, "rate_per_second": 1000.0, "seconds_to_full": 3.1, "dry_run": true},
-		{"level": "INFO", "msg": "limit: ", "event": "limit", "reason": "", "step": "evict", "prefix": "203.0.113.7/32", "entries": 900.0,
+		{"level": "INFO", "msg": "limit: ", "event": "limit", "reason": "", "step": "evict", "prefix": "203.0.113.7/32",
+			"entries":      900.0,
 			"fill_percent": 0.0, "pressure_percent": 0.0, "rate_per_second": 0.0, "dry_run": true},
-		{"level": "WARN", "msg": "degraded: rules: permission denied", "event": "degraded", "reason": "rules: permission denied",
+		{"level": "WARN", "msg": "degraded: rules: permission denied", "event": "degraded",
+			"reason":       "rules: permission denied",
 			"fill_percent": 50.0, "pressure_percent": 60.0, "rate_per_second": 70.0, "seconds_to_full": 3.1, "dry_run": true},
 	}
 	var got []map[string]any

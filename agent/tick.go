@@ -118,7 +118,8 @@ func (s sensors) capacity(bound int) (int, error) {
 func (l *loop) apply(now time.Time) {
 	desired := nft.Desired{Posture: l.decision.Posture, Allow: l.facts.Allow}
 	if ok, err := l.actuator.intact(); err == nil && !ok {
-		l.emit(policy.Event{Time: now, Kind: policy.RepairEvent, Reason: "rules of table inet ctguard went missing: made again"})
+		l.emit(policy.Event{Time: now, Kind: policy.RepairEvent,
+			Reason: "rules of table inet ctguard went missing: made again"})
 	}
 	l.trouble("note", l.state.NoteUntracked(untracked(l.decision.Posture)))
 	err := l.actuator.rules(desired, now)

@@ -16,12 +16,13 @@ import (
 // Bounds of looking at the table. A whole scan of 65 536 entries takes a tenth of the budget on a
 // machine of 2020; what does not fit ends as a sample.
 const (
-	scanBudget     = 500 * time.Millisecond
-	sampleSize     = 5_000                  // entries: enough for what the table consists of, give or take 1.4 %
-	calmShare      = 40                     // one part in this many of the time goes into scans and evictions at most
-	hurryShare     = 3                      // the same while the table is about to fill up
-	hurryPause     = 500 * time.Millisecond // the least between two of them then: flows a second can't be told from less
-	listedPerLimit = 4                      // sources a scan lists for each that can be held back: more than that fold into networks
+	scanBudget = 500 * time.Millisecond
+	sampleSize = 5_000                  // entries: enough for what the table consists of, give or take 1.4 %
+	calmShare  = 40                     // one part in this many of the time goes into scans and evictions at most
+	hurryShare = 3                      // the same while the table is about to fill up
+	hurryPause = 500 * time.Millisecond // the least between two of them then: flows a second can't be told from less
+	// sources a scan lists for each that can be held back: more than that fold into networks
+	listedPerLimit = 4
 	minScanPause   = 200 * time.Millisecond
 	retimeDelay    = time.Second
 	idlePause      = 10 * time.Second // between samples at level 0, of a table that is half full

@@ -39,7 +39,7 @@ func (l *loop) lookAround(now time.Time, count int) {
 	}
 	w.looked = now
 	if n := w.others(); n > 0 {
-		l.trouble("namespace", fmt.Errorf("count is 0 here while %d entries exist elsewhere: is this the right network namespace? "+
-			"(ctguard run --netns NAME guards another)", n))
+		l.trouble("namespace", fmt.Errorf("count is 0 here while %d entries exist elsewhere: "+
+			"is this the right network namespace? (ctguard run --netns NAME guards another)", n))
 	}
 }

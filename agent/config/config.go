@@ -209,7 +209,9 @@ func Parse(path string, text []byte) (Config, error) {
 
 // joined makes one error of faults, in the order of their lines; nil of none.
 func joined(faults []*Error) error {
-	slices.SortStableFunc(faults, func(a, b *Error) int { return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key)) })
+	slices.SortStableFunc(faults, func(a, b *Error) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
+	})
 	errs := make([]error, len(faults))
 	for i, f := range faults {
 		errs[i] = f
@@ -320,7 +322,8 @@ func (raw *rawConfig) policy(p *policy.Config, fault func(key, format string, ar
 	}
 	for name, floor := range raw.Tighten.Floors {
 		if _, known := p.Floors[name]; !known {
-			fault("tighten.floors."+name, "is no timeout that tighten knows; it knows %s", strings.Join(slices.Sorted(maps.Keys(p.Floors)), ", "))
+			fault("tighten.floors."+name, "is no timeout that tighten knows; it knows %s",
+				strings.Join(slices.Sorted(maps.Keys(p.Floors)), ", "))
 			continue
 		}
 		if p.Floors[name] = int(time.Duration(floor) / time.Second); p.Floors[name] < 1 {

@@ -76,7 +76,8 @@ func TestReferenceNamesEveryKey(t *testing.T) {
 
 // The keys are taken from the type; a few that must be among them, and none that is none.
 func TestKnownKeys(t *testing.T) {
-	for _, key := range []string{"profile", "table.capacity", "steps.*.leave", "tighten.floors", "evict.weights", "evict.reject"} {
+	for _, key := range []string{"profile", "table.capacity", "steps.*.leave", "tighten.floors", "evict.weights",
+		"evict.reject"} {
 		if !slices.Contains(knownKeys, key) {
 			t.Errorf("%s is missing in %v", key, knownKeys)
 		}
@@ -157,12 +158,14 @@ func TestBadConfig(t *testing.T) {
 			`bad.toml:1: namespaces: "a/b" is neither a name nor an absolute path: write "blue" or "/proc/PID/ns/net"`}},
 		{"namespace twice", "namespaces = [\"blue\", \"/run/netns/blue\"]", []string{
 			`bad.toml:1: namespaces: "/run/netns/blue" is there twice`}},
-		{"capacity of another namespace", "namespaces = [\"host\", \"blue\"]\n[capacities]\nblue = 1000\nred = 1000", []string{
-			`bad.toml:4: capacities.red: is not in namespaces, which has host, blue`}},
+		{"capacity of another namespace", "namespaces = [\"host\", \"blue\"]\n[capacities]\nblue = 1000\nred = 1000",
+			[]string{
+				`bad.toml:4: capacities.red: is not in namespaces, which has host, blue`}},
 		{"capacity without namespaces", "[capacities]\nblue = 1000", []string{
 			`bad.toml:2: capacities.blue: is not in namespaces, which is empty`}},
-		{"negative capacity of a namespace", "namespaces = [\"/proc/7/ns/net\"]\n[capacities]\n\"/proc/7/ns/net\" = -5", []string{
-			`bad.toml:3: capacities./proc/7/ns/net: -5 is below 0`}},
+		{"negative capacity of a namespace", "namespaces = [\"/proc/7/ns/net\"]\n[capacities]\n\"/proc/7/ns/net\" = -5",
+			[]string{
+				`bad.toml:3: capacities./proc/7/ns/net: -5 is below 0`}},
 		{"capacities is no table", "capacities = [5]", []string{
 			`bad.toml:1: capacities: is no table: write [capacities] and its keys below`}},
 		{"metrics that nobody serves", "namespaces = [\"blue\"]\n[metrics]\nlisten = \"127.0.0.1:9479\"", []string{
@@ -231,8 +234,9 @@ func TestMarksMakeWay(t *testing.T) {
 	for _, s := range c.Policy.Steps {
 		marks[s.Name] = s.Enter
 	}
-	want := map[policy.StepName]float64{policy.Grow: 50, policy.DropInvalid: 60, policy.ClosedPorts: 62, policy.NotrackStep: 62,
-		policy.Synproxy: 62, policy.Tighten: 62, policy.Evict: 97, policy.Admit: 97}
+	want := map[policy.StepName]float64{policy.Grow: 50, policy.DropInvalid: 60, policy.ClosedPorts: 62,
+		policy.NotrackStep: 62,
+		policy.Synproxy:    62, policy.Tighten: 62, policy.Evict: 97, policy.Admit: 97}
 	if diff := cmp.Diff(want, marks); diff != "" {
 		t.Error(diff)
 	}
@@ -285,7 +289,8 @@ func TestParsePrefix(t *testing.T) {
 			t.Errorf("%s is %s (%v), want %s", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "localhost", "198.51.100.7/24", "198.51.100.0/", "::ffff:198.51.100.0/120", "fe80::1%eth0"} {
+	for _, text := range []string{"", "localhost", "198.51.100.7/24", "198.51.100.0/", "::ffff:198.51.100.0/120",
+		"fe80::1%eth0"} {
 		if got, err := ParsePrefix(text); err == nil {
 			t.Errorf("%q was taken for %s", text, got)
 		}
@@ -294,7 +299,8 @@ func TestParsePrefix(t *testing.T) {
 
 // Whatever text is given, it is refused or read, with faults in the order of lines.
 func FuzzConfig(f *testing.F) {
-	for _, seed := range []string{"", "allow = [\"10.0.0.1/8\"]\n[steps.evict]\nleave = 95", "[a.b]\n'c.d' = 1", "x = [\n\"y = 1\",\n]"} {
+	for _, seed := range []string{"", "allow = [\"10.0.0.1/8\"]\n[steps.evict]\nleave = 95", "[a.b]\n'c.d' = 1",
+		"x = [\n\"y = 1\",\n]"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

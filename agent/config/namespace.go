@@ -43,7 +43,8 @@ func ParseNamespace(text string) (Namespace, error) {
 	path := filepath.Join(namedNamespaces, text)
 	if strings.Contains(text, "/") {
 		if path = filepath.Clean(text); !filepath.IsAbs(path) {
-			return Namespace{}, fmt.Errorf("%q is neither a name nor an absolute path: write %q or %q", text, "blue", "/proc/PID/ns/net")
+			return Namespace{}, fmt.Errorf("%q is neither a name nor an absolute path: write %q or %q", text, "blue",
+				"/proc/PID/ns/net")
 		}
 	}
 	path = strings.Replace(path, "/var/run/", "/run/", 1) // the same on every system with ip-netns(8)
@@ -106,7 +107,8 @@ func (raw *rawConfig) namespaces(c *Config, fault func(key, format string, args 
 		c.Namespaces = append(c.Namespaces, n)
 	}
 	if c.Metrics != "" && len(c.Namespaces) > 0 && !slices.ContainsFunc(c.Namespaces, Namespace.IsHost) {
-		fault("metrics.listen", `only the agent of "host" serves it, which namespaces does not have; the others serve metrics on their sockets`)
+		fault("metrics.listen", `only the agent of "host" serves it, which namespaces does not have; `+
+			"the others serve metrics on their sockets")
 	}
 	for text, capacity := range raw.Capacities {
 		key := "capacities." + text

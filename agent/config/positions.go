@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/BurntSushi/toml"
@@ -43,9 +44,10 @@ func read(path string, text []byte, t reflect.Type) (*document, error) {
 }
 
 // walk looks at the keys of one table, which is decoded into t; t is nil where nobody knows the table.
-func (d *document) walk(path string, meta *toml.MetaData, table toml.Key, keys map[string]toml.Primitive, t reflect.Type) {
+func (d *document) walk(path string, meta *toml.MetaData, table toml.Key, keys map[string]toml.Primitive,
+	t reflect.Type) {
 	for name, value := range keys {
-		key := append(table[:len(table):len(table)], name)
+		key := slices.Concat(table, toml.Key{name})
 		var p toml.ParseError
 		if errors.As(meta.PrimitiveDecode(value, new(locator)), &p) && p.Position.Line > 0 {
 			d.lines[normalKey(key.String())] = p.Position.Line // a table that only its parts name has no line
@@ -95,7 +97,8 @@ func misfit(key toml.Key, value any, t reflect.Type) string {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	is, wanted, fits := "", "", false
+	var is, wanted string
+	var fits bool
 	switch v := value.(type) {
 	case string:
 		is, fits = "a string", t.Kind() == reflect.String || reflect.PointerTo(t).Implements(textUnmarshaler)

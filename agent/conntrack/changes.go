@@ -49,7 +49,9 @@ type batch struct {
 
 // change has fill put changes into a queue, sends them in batches no faster than r allows, and returns how many
 // the kernel made, also beside an error. Whatever changes entries goes through here.
-func (t *Table) change(ctx context.Context, kind uint16, r *rate.Limiter, fill func(*changes) error) (made int, err error) {
+func (t *Table) change(
+	ctx context.Context, kind uint16, r *rate.Limiter, fill func(*changes) error,
+) (made int, err error) {
 	queue, err := t.newChanges(ctx, kind, r)
 	if err != nil {
 		return 0, err

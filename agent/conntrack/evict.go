@@ -21,8 +21,9 @@ type Eviction struct {
 	Selectors []policy.Selector
 	Local     func(netip.Addr) bool // whether an address is this host's own; needed for Selectors
 	Spare     []netip.Prefix        // the allowlist: entries with such an original source are never evicted
-	Rate      *rate.Limiter         // deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
-	Progress  *atomic.Uint64        // grows with each entry deleted while Evict runs; nil if nobody watches
+	// deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
+	Rate     *rate.Limiter
+	Progress *atomic.Uint64 // grows with each entry deleted while Evict runs; nil if nobody watches
 }
 
 // heapLimit is how many entries an eviction remembers at most, in all: 16 MiB.

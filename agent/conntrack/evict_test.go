@@ -58,7 +58,8 @@ func TestEvictOrder(t *testing.T) {
 		{name: "into assured", cap: policy.Cap{Keep: 4}, want: [policy.NumClasses]int{0, 0, 0, 0, 4}},
 		{name: "all", cap: policy.Cap{Keep: 0}, want: [policy.NumClasses]int{}},
 		{name: "assured spared", cap: policy.Cap{Keep: 4, SpareAssured: true}, want: [policy.NumClasses]int{0, 0, 0, 0, 10}},
-		{name: "allowlisted", cap: policy.Cap{Keep: 4}, want: [policy.NumClasses]int{10, 10, 10, 10, 10}, spare: []netip.Prefix{prefix("192.0.2.0/24")}},
+		{name: "allowlisted", cap: policy.Cap{Keep: 4}, want: [policy.NumClasses]int{10, 10, 10, 10, 10},
+			spare: []netip.Prefix{prefix("192.0.2.0/24")}},
 	} {
 		for _, way := range []string{"ranked", "counted"} {
 			func() { // not a subtest: those have threads, and so namespaces, of their own
@@ -126,7 +127,8 @@ func TestEvictEveryProtocol(t *testing.T) {
 	table := openTable(t)
 	flows := mixed()
 	fill(t, flows...)
-	got, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: prefix("0.0.0.0/0")}, {Prefix: prefix("::/0")}}})
+	got, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: prefix("0.0.0.0/0")},
+		{Prefix: prefix("::/0")}}})
 	if err != nil || got != len(flows) {
 		t.Errorf("%d, %v; want %d", got, err, len(flows))
 	}
@@ -141,7 +143,8 @@ func TestEvictPrefixes(t *testing.T) {
 	fill(t, tcp("192.0.2.1", 20, tcpSynSent, 0, 60)...)
 	fill(t, tcp("192.0.2.2", 20, tcpSynSent, 0, 60)...)
 	for i := range 20 {
-		fill(t, flow{Src: nth(addr("2001:db8::"), i), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5, DstPort: 53, Timeout: 30})
+		fill(t, flow{Src: nth(addr("2001:db8::"), i), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5,
+			DstPort: 53, Timeout: 30})
 	}
 	got, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{
 		{Prefix: prefix("192.0.2.0/24"), Keep: 3},
@@ -218,7 +221,8 @@ func TestEvictSelectors(t *testing.T) {
 		want      []int
 	}{
 		{"service", []policy.Selector{web}, nil, []int{0, 12, 13}},
-		{"service for one remote", []policy.Selector{{Protocol: policy.TCP, Port: 80, Remote: prefix("192.0.2.0/24")}}, nil, []int{0, 13}},
+		{"service for one remote", []policy.Selector{{Protocol: policy.TCP, Port: 80, Remote: prefix("192.0.2.0/24")}}, nil,
+			[]int{0, 13}},
 		{"allowlisted", []policy.Selector{web}, []netip.Prefix{prefix("192.0.2.1/32")}, []int{12}},
 		{"udp", []policy.Selector{{Protocol: policy.UDP, Port: 80}}, nil, []int{6}},
 		{"echo", []policy.Selector{{Protocol: policy.ICMP}}, nil, []int{7, 9}},
@@ -226,11 +230,14 @@ func TestEvictSelectors(t *testing.T) {
 		{"ports", form("tcp/1-80", "tcp/82-65535"), nil, []int{0, 12, 13}},
 		{"all ports", form("tcp"), nil, []int{0, 1, 3, 12, 13}},
 		{"all ports for one remote", form("tcp with 203.0.113.0/24"), nil, []int{3, 12}},
-		{"own address", form("tcp/80 with 192.0.2.1/32 at 198.51.100.0/24", "udp at 198.51.100.1/32", "echo at 2001:db8:1::/64"), nil, []int{0, 6, 9, 13}},
-		{"another own address", form("tcp/80 at 198.51.100.2/31", "tcp at 192.0.2.0/24", "echo at 10.0.0.0/8", "udp/1-99 at ::/0"), nil, nil},
+		{"own address", form("tcp/80 with 192.0.2.1/32 at 198.51.100.0/24", "udp at 198.51.100.1/32",
+			"echo at 2001:db8:1::/64"), nil, []int{0, 6, 9, 13}},
+		{"another own address", form("tcp/80 at 198.51.100.2/31", "tcp at 192.0.2.0/24", "echo at 10.0.0.0/8",
+			"udp/1-99 at ::/0"), nil, nil},
 		{"everything", form("all"), nil, []int{0, 1, 3, 6, 7, 8, 9, 12, 13}},
 		{"an interface, which entries don't tell", form("tcp/80 on eth0", "udp on eth0", "echo on eth0"), nil, nil},
-		{"several", []policy.Selector{web, {Protocol: policy.TCP, Port: 81}, {Group: true}}, nil, []int{0, 1, 10, 11, 12, 13}},
+		{"several", []policy.Selector{web, {Protocol: policy.TCP, Port: 81}, {Group: true}}, nil,
+			[]int{0, 1, 10, 11, 12, 13}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			table := openTable(t)

@@ -23,7 +23,9 @@ const statusLasting = statusAssured | statusSrcNAT | statusDstNAT
 // The kernel leaves out of it what lasts. One filtered flush would do for a third of the CPU, but can
 // spare nobody. When ctx ends or the kernel fails, Purge returns what was deleted until then beside the
 // error.
-func (t *Table) Purge(ctx context.Context, class policy.FlowClass, spare []netip.Prefix, r *rate.Limiter) (deleted int, err error) {
+func (t *Table) Purge(
+	ctx context.Context, class policy.FlowClass, spare []netip.Prefix, r *rate.Limiter,
+) (deleted int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	spared := newPrefixSet(spare)
@@ -41,5 +43,6 @@ func (t *Table) Purge(ctx context.Context, class policy.FlowClass, spare []netip
 
 // purgeable says whether e is of a class and has no bit of statusLasting.
 func (e *entry) purgeable(class policy.FlowClass) bool {
-	return e.orig.proto == class.Protocol && (class.Port == 0 || e.orig.dstPort == class.Port) && e.status&statusLasting == 0
+	return e.orig.proto == class.Protocol && (class.Port == 0 || e.orig.dstPort == class.Port) &&
+		e.status&statusLasting == 0
 }

@@ -10,7 +10,8 @@ import (
 
 // Retiming says how long existing entries may still live.
 type Retiming struct {
-	Timeouts map[string]int // seconds by sysctl name, such as nf_conntrack_tcp_timeout_established; states without a name stay as they are
+	// seconds by sysctl name, such as nf_conntrack_tcp_timeout_established; states without a name stay as they are
+	Timeouts map[string]int
 	Spare    []netip.Prefix // the allowlist: entries with such an original source stay as they are
 	Rate     *rate.Limiter  // changes per second, nil for no bound; Retime waits for it, in batches up to its burst
 }

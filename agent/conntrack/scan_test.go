@@ -23,11 +23,14 @@ func mixed() []flow {
 		tcp("192.0.2.3", 3, tcpTimeWait, conntrackfill.SeenReply|conntrackfill.Assured, 60),
 		tcp("192.0.2.4", 2, tcpEstablished, conntrackfill.SeenReply|conntrackfill.Assured, 3000),
 		[]flow{
-			{Src: addr("2001:db8::1"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5, DstPort: 53, Timeout: 30},
-			{Src: addr("2001:db8::2"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5, DstPort: 53, Timeout: 30, Status: conntrackfill.SeenReply},
+			{Src: addr("2001:db8::1"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5, DstPort: 53,
+				Timeout: 30},
+			{Src: addr("2001:db8::2"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5, DstPort: 53,
+				Timeout: 30, Status: conntrackfill.SeenReply},
 			{Src: addr("2001:db8:2::1"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_ICMPV6, SrcPort: 77, Timeout: 30},
 			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_ICMP, SrcPort: 77, Timeout: 30},
-			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_SCTP, SrcPort: 77, DstPort: 99, State: 4, Timeout: 30},
+			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_SCTP, SrcPort: 77, DstPort: 99, State: 4,
+				Timeout: 30},
 			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_GRE, SrcPort: 7, DstPort: 8, Timeout: 30},
 			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: 50, Timeout: 30},
 			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_DCCP, Timeout: 30},
@@ -69,7 +72,8 @@ func TestScanWhole(t *testing.T) {
 	if want := (policy.PortCount{Protocol: 6, Port: 80, Entries: 20, Replied: 10}); c.Ports[0] != want {
 		t.Errorf("largest port %+v, want %+v", c.Ports[0], want)
 	}
-	if want := (policy.Holding{Prefix: prefix("192.0.2.1/32"), Entries: 10, Classes: [policy.NumClasses]int{10}}); c.Sources[0] != want {
+	if want := (policy.Holding{Prefix: prefix("192.0.2.1/32"), Entries: 10,
+		Classes: [policy.NumClasses]int{10}}); c.Sources[0] != want {
 		t.Errorf("largest source %+v, want %+v", c.Sources[0], want)
 	}
 	i := slices.IndexFunc(c.Sources, func(h policy.Holding) bool { return h.Prefix == prefix("2001:db8::/64") })

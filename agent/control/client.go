@@ -42,9 +42,10 @@ type Client struct {
 
 // NewClient returns a client of the daemon at a socket.
 func NewClient(socket string) *Client {
-	return &Client{socket, http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", socket)
-	}}}}
+	}
+	return &Client{socket, http.Client{Transport: &http.Transport{DialContext: dial}}}
 }
 
 // Call asks for a path of the API, such as "status": GET without a body, POST with one. The answer is read

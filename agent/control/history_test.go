@@ -49,7 +49,8 @@ func TestHistory(t *testing.T) {
 			t.Errorf("after %d: %d events, want %d", c.after, len(got), c.len)
 			continue
 		}
-		if c.len > 0 && (got[0].Number != uint64(c.first) || got[0].Reason != fmt.Sprint(c.first) || got[len(got)-1].Number != uint64(c.last)) {
+		if c.len > 0 && (got[0].Number != uint64(c.first) || got[0].Reason != fmt.Sprint(c.first) ||
+			got[len(got)-1].Number != uint64(c.last)) {
 			t.Errorf("after %d: %d events from %d to %d", c.after, len(got), got[0].Number, got[len(got)-1].Number)
 		}
 	}

@@ -58,10 +58,13 @@ func newMetrics() *metrics {
 	m.drops = count("kernel_drops_total", "New flows that the kernel refused (drop and insert_failed).", nil)
 	m.evicted = count("evicted_entries_total", "Entries that ctguard deleted.", nil)
 	for _, name := range policy.StepNames() {
-		m.work[name] = count("step_work_total", "Packets or entries that a step handled.", prometheus.Labels{"step": string(name)})
+		m.work[name] = count("step_work_total", "Packets or entries that a step handled.",
+			prometheus.Labels{"step": string(name)})
 	}
-	m.engaged = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ctguard_step_engaged", Help: "Whether a step is engaged."}, []string{"step"})
-	m.events = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctguard_events_total", Help: "Events by kind."}, []string{"event"})
+	m.engaged = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ctguard_step_engaged",
+		Help: "Whether a step is engaged."}, []string{"step"})
+	m.events = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctguard_events_total", Help: "Events by kind."},
+		[]string{"event"})
 	m.registry.MustRegister(m.engaged, m.events)
 	return m
 }

@@ -31,8 +31,9 @@ type Status struct {
 	Evicted       uint64                  `json:"evicted_entries"`
 	Events        []NumberedEvent         `json:"events"` // the last 20
 	Time          time.Time               `json:"time"`
-	TickSeconds   float64                 `json:"tick_seconds"`  // how long the last tick took
-	RulesSeconds  float64                 `json:"rules_seconds"` // the longest so far from an observation to its rules in the kernel
+	TickSeconds   float64                 `json:"tick_seconds"` // how long the last tick took
+	// the longest so far from an observation to its rules in the kernel
+	RulesSeconds float64 `json:"rules_seconds"`
 }
 
 // LimitedStatus is one source that is held back.

@@ -31,7 +31,8 @@ func course() []policy.Observation {
 			Time: start.Add(time.Duration(i) * 250 * time.Millisecond), Capacity: 65536,
 			Count: 30000 + min(i, 60)*600, Host: policy.Host{
 				Admin: map[string]int{"nf_conntrack_tcp_loose": 1, "nf_conntrack_udp_timeout": 30},
-				Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Services: []policy.Selector{web}, Lane: []policy.Selector{lane},
+				Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Services: []policy.Selector{web},
+				Lane:    []policy.Selector{lane},
 				Refused: map[policy.Selector]string{web: "NAT on this host"},
 			},
 		}
@@ -100,10 +101,14 @@ func TestReplayDecidesTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, differ := replayed(t, text, nil)
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" || differ > 0 {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}),
+		cmpopts.EquateEmpty()); diff != "" || differ > 0 {
 		t.Errorf("%d levels differ (-then +now):\n%s", differ, diff)
 	}
-	if !slices.ContainsFunc(got, func(d policy.Decision) bool { return d.Posture.Level == top && len(d.Posture.Limits) > 0 }) {
+	if !slices.ContainsFunc(got, func(d policy.Decision) bool {
+		return d.Posture.Level == top &&
+			len(d.Posture.Limits) > 0
+	}) {
 		t.Error("the course shows too little: nobody was ever held back")
 	}
 }

@@ -35,7 +35,8 @@ func (d *Dir) Lock() (io.Closer, error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("state directory %s is in use by another ctguard: give each namespace its own state_dir", d.path)
+		return nil, fmt.Errorf("state directory %s is in use by another ctguard: give each namespace its own state_dir",
+			d.path)
 	}
 	removeTorn(d.path)
 	return f, nil

@@ -56,7 +56,8 @@ func TestReplace(t *testing.T) {
 // What a kill left of files that were being replaced goes at the next start; everything else stays.
 func TestTornFilesGo(t *testing.T) {
 	dir := t.TempDir()
-	kept := []string{"lock", "notes.txt.1", "operator.json", "settings-4026531840.json", "settings.json", "settings.json.damaged"}
+	kept := []string{"lock", "notes.txt.1", "operator.json", "settings-4026531840.json", "settings.json",
+		"settings.json.damaged"}
 	torn := []string{"operator.json.123456", "settings-4026531840.json.7", "settings.json.42", "untracked.json.new"}
 	for _, name := range slices.Concat(kept, torn) {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
@@ -124,7 +125,8 @@ func TestNoteUntracked(t *testing.T) {
 // The directory of a dry run writes nothing and knows nothing.
 func TestDryRunHasNoState(t *testing.T) {
 	var d *Dir
-	if err := errors.Join(d.Remember(Words{}), d.NoteUntracked([]policy.Selector{{Protocol: policy.TCP, Port: 80}})); err != nil {
+	if err := errors.Join(d.Remember(Words{}), d.NoteUntracked([]policy.Selector{{Protocol: policy.TCP,
+		Port: 80}})); err != nil {
 		t.Error(err)
 	}
 	if _, there, err := d.Untracked(); there || err != nil {

@@ -69,7 +69,8 @@ func TestOperatorsSurviveReload(t *testing.T) {
 // What has some of the traffic that is to stay tracked is refused, and nothing else.
 func TestExcepted(t *testing.T) {
 	s := Surveyor{config: config.Config{Except: selectorsOf(t, "tcp/22", "udp/53 with 192.0.2.0/24")}}
-	f := Facts{Host: policy.Host{Services: selectorsOf(t, "all", "tcp on eth0", "tcp/20-29", "tcp/22 with 192.0.2.0/24", "tcp/80", "udp", "udp with 198.51.100.0/24", "echo"),
+	f := Facts{Host: policy.Host{Services: selectorsOf(t, "all", "tcp on eth0", "tcp/20-29", "tcp/22 with 192.0.2.0/24",
+		"tcp/80", "udp", "udp with 198.51.100.0/24", "echo"),
 		Refused: map[policy.Selector]string{selectorsOf(t, "udp")[0]: "NAT"}}}
 	s.excepted(&f)
 	got := map[string]string{}
@@ -77,7 +78,8 @@ func TestExcepted(t *testing.T) {
 		got[one.String()] = reason
 	}
 	const ssh = "notrack.except keeps tcp/22 tracked, which is part of it"
-	if diff := cmp.Diff(map[string]string{"all": ssh, "tcp on eth0": ssh, "tcp/20-29": ssh, "udp": "NAT"}, got); diff != "" {
+	if diff := cmp.Diff(map[string]string{"all": ssh, "tcp on eth0": ssh, "tcp/20-29": ssh, "udp": "NAT"},
+		got); diff != "" {
 		t.Errorf("refused (-want +got):\n%s", diff)
 	}
 }
@@ -113,7 +115,8 @@ func TestParts(t *testing.T) {
 // A management port stays tracked unless it is named, by itself or with others.
 func TestManaged(t *testing.T) {
 	found := selectorsOf(t, "tcp/22", "tcp/80")
-	for listed, managed := range map[string]bool{"auto": true, "tcp/80": true, "tcp/22": false, "tcp/22 with 192.0.2.0/24": true, "tcp/20-30": false, "tcp": false, "all": false, "udp": true, "tcp on eth0": true} {
+	for listed, managed := range map[string]bool{"auto": true, "tcp/80": true, "tcp/22": false,
+		"tcp/22 with 192.0.2.0/24": true, "tcp/20-30": false, "tcp": false, "all": false, "udp": true, "tcp on eth0": true} {
 		s := Surveyor{config: config.Config{Ports: []uint16{22, 2222}, Services: []string{"auto", listed}}}
 		if got := s.managed(found); len(got) > 0 != managed {
 			t.Errorf("with %s listed, %v stay tracked", listed, got)

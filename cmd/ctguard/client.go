@@ -35,7 +35,8 @@ func (p *program) call(ctx context.Context, path string, body, out any) error {
 // noDaemonHint says where a daemon may be, or how to have one.
 func (p *program) noDaemonHint(c config.Config) string {
 	if p.everywhere(c) && !slices.ContainsFunc(c.Namespaces, config.Namespace.IsHost) {
-		return fmt.Sprintf("namespaces in the configuration does not have host: ask for one that it has, with --netns %s", c.Namespaces[0])
+		return fmt.Sprintf("namespaces in the configuration does not have host: ask for one that it has, with --netns %s",
+			c.Namespaces[0])
 	}
 	if !c.Namespace.IsHost() && !slices.Contains(c.Namespaces, c.Namespace) {
 		return fmt.Sprintf("ctguard run --netns %s, or name it in namespaces in the configuration", c.Namespace)

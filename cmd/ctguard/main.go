@@ -73,7 +73,8 @@ type program struct {
 func (p *program) config() (config.Config, error) {
 	c, err := config.Load(p.configPath, !p.given)
 	if err != nil {
-		return c, usage(err, "ctguard check FILE validates a configuration; every key is explained in docs/examples/ctguard.toml")
+		return c, usage(err, "ctguard check FILE validates a configuration; "+
+			"every key is explained in docs/examples/ctguard.toml")
 	}
 	return c.In(p.namespace), nil
 }
@@ -107,8 +108,10 @@ func newCommand() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().StringVar(&p.configPath, "config", config.DefaultPath, "configuration file")
-	root.PersistentFlags().StringVar(&p.netns, "netns", "", "network namespace: a name of ip-netns(8), or a path such as /proc/PID/ns/net (default the one this is started in)")
-	root.AddCommand(p.runCommand(), p.statusCommand(), p.sourcesCommand(), p.planCommand(), p.holdCommand(), p.autoCommand(),
+	root.PersistentFlags().StringVar(&p.netns, "netns", "",
+		"network namespace: a name of ip-netns(8), or a path such as /proc/PID/ns/net (default the one this is started in)")
+	root.AddCommand(p.runCommand(), p.statusCommand(), p.sourcesCommand(), p.planCommand(), p.holdCommand(),
+		p.autoCommand(),
 		p.limitCommand(), p.releaseCommand(), p.eventsCommand(), p.evictCommand(), p.revertCommand(), p.checkCommand(),
 		p.explainCommand(), p.replayCommand(), versionCommand())
 	wrongUsage(root)

@@ -36,7 +36,8 @@ func enter(ctx context.Context, n config.Namespace) error {
 	}
 	f, err := os.Open(n.Path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return usage(fmt.Errorf("there is no network namespace %s", n), "ip netns list shows their names; a path such as /proc/PID/ns/net will do, too")
+		return usage(fmt.Errorf("there is no network namespace %s", n),
+			"ip netns list shows their names; a path such as /proc/PID/ns/net will do, too")
 	}
 	if err != nil {
 		return fmt.Errorf("open network namespace: %w", err)

@@ -26,7 +26,8 @@ func (p *program) holdCommand() *cobra.Command {
 				r.Kind = policy.AtMost
 			}
 			if args[0] == "now" && atMost {
-				return usage(errors.New("now freezes the level where it is: --at-most needs a number"), "ctguard hold 1 --at-most --for 30m --reason maintenance")
+				return usage(errors.New("now freezes the level where it is: --at-most needs a number"),
+					"ctguard hold 1 --at-most --for 30m --reason maintenance")
 			} else if args[0] == "now" {
 				r.Kind = policy.Freeze
 			} else {

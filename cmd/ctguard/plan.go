@@ -39,7 +39,8 @@ func (p *program) planCommand() *cobra.Command {
 			return show(c.OutOrStdout(), asJSON, plan, func(w io.Writer) { printPlan(w, plan) })
 		},
 	}
-	c.Flags().StringVar(&text, "level", "", "the level to plan, a number or the step on top of it (default the whole ladder)")
+	c.Flags().StringVar(&text, "level", "",
+		"the level to plan, a number or the step on top of it (default the whole ladder)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }

@@ -32,7 +32,8 @@ func (p *program) revertCommand() *cobra.Command {
 				if err := p.call(c.Context(), "revert", r, nil); err != nil {
 					return err
 				}
-				fmt.Fprintf(c.OutOrStdout(), "the daemon is back at level 0 and stays there for %s; ctguard auto lets it go on\n", agent.RevertFor)
+				fmt.Fprintf(c.OutOrStdout(), "the daemon is back at level 0 and stays there for %s; ctguard auto lets it go on\n",
+					agent.RevertFor)
 				var s control.Status
 				if err := p.call(c.Context(), "status", nil, &s); err != nil || s.Mode != "dry-run" {
 					return err
@@ -61,7 +62,8 @@ func (p *program) revertAll(c *cobra.Command, namespaces []config.Namespace) err
 	var errs []error
 	for _, n := range namespaces {
 		fmt.Fprintf(c.OutOrStdout(), "namespace %s:\n", n)
-		one := exec.CommandContext(c.Context(), program, append([]string{"revert", "--netns", n.String()}, p.arguments(false)...)...)
+		one := exec.CommandContext(c.Context(), program, append([]string{"revert", "--netns", n.String()},
+			p.arguments(false)...)...)
 		one.Stdout, one.Stderr = c.OutOrStdout(), c.ErrOrStderr()
 		if err := one.Run(); err != nil {
 			errs = append(errs, fmt.Errorf("namespace %s was not reverted: %w", n, err))

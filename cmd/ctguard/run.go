@@ -30,7 +30,8 @@ func (p *program) runCommand() *cobra.Command {
 			signal.Notify(hup, unix.SIGHUP)
 			if p.everywhere(conf) {
 				if record != "" {
-					return usage(errors.New("--record is of one namespace, and the configuration has several"), "ctguard run --netns NAME --record FILE")
+					return usage(errors.New("--record is of one namespace, and the configuration has several"),
+						"ctguard run --netns NAME --record FILE")
 				}
 				return supervise(c.Context(), hup, conf.Namespaces, p.arguments(dryRun), logger())
 			}

@@ -123,12 +123,14 @@ func keepMax(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Defer(aloneWithTheTable(ts))
 	initial := fmt.Sprintf("/proc/%d/ns/net", os.Getppid())
 	ts.Setenv("initial", initial)
-	for _, path := range []string{"/proc/sys/net/netfilter/nf_conntrack_max", "/sys/module/nf_conntrack/parameters/hashsize"} {
+	for _, path := range []string{"/proc/sys/net/netfilter/nf_conntrack_max",
+		"/sys/module/nf_conntrack/parameters/hashsize"} {
 		before, err := os.ReadFile(path)
 		ts.Check(err)
 		ts.Defer(func() {
 			// The file in /proc can be written in the initial namespace only.
-			out, err := exec.Command("nsenter", "--net="+initial, "sh", "-c", "echo "+strings.TrimSpace(string(before))+" >"+path).CombinedOutput()
+			out, err := exec.Command("nsenter", "--net="+initial, "sh", "-c",
+				"echo "+strings.TrimSpace(string(before))+" >"+path).CombinedOutput()
 			if err != nil {
 				ts.Logf("put %s back: %v: %s", path, err, out)
 			}

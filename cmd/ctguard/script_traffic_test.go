@@ -104,7 +104,8 @@ func peer(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		ts.Check(ip("address add " + pair[0] + " dev " + name + nodad))
 		ts.Check(inside(there, func() error {
-			return errors.Join(ip("address add "+pair[1]+" dev uplink"+nodad), ip("route replace default via "+gateway.Addr().String()))
+			return errors.Join(ip("address add "+pair[1]+" dev uplink"+nodad),
+				ip("route replace default via "+gateway.Addr().String()))
 		}))
 	}
 }
@@ -356,7 +357,8 @@ func climb(ts *testscript.TestScript, neg bool, args []string) {
 
 // pin has the daemon hold a level and waits until it does; the log says how each step stands there.
 func pin(ts *testscript.TestScript, level int) {
-	ts.Check(ts.Exec("ctguard", "hold", strconv.Itoa(level), "--for", "5m", "--reason", "test", "--config", "ctguard.toml"))
+	ts.Check(ts.Exec("ctguard", "hold", strconv.Itoa(level), "--for", "5m", "--reason", "test", "--config",
+		"ctguard.toml"))
 	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		s := status(ts)
 		waiting := unsettled(s, level)

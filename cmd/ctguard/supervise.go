@@ -48,7 +48,8 @@ type child struct {
 }
 
 // supervise runs the agents of the namespaces until ctx ends.
-func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []config.Namespace, arguments []string, log *slog.Logger) error {
+func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []config.Namespace, arguments []string,
+	log *slog.Logger) error {
 	s := &supervisor{arguments: arguments, log: log, news: make(chan func())}
 	for _, n := range namespaces {
 		c := &child{namespace: n}
@@ -156,7 +157,7 @@ func (s *supervisor) ended(c *child, err error) {
 	switch {
 	case s.stopping:
 		if code > 0 {
-			s.failed = errors.Join(s.failed, fmt.Errorf("agent of namespace %s: %c", c.namespace, err))
+			s.failed = errors.Join(s.failed, fmt.Errorf("agent of namespace %s: %w", c.namespace, err))
 		}
 	case code == exitUsage && !c.proven:
 		s.failed = usage(fmt.Errorf("namespace %s can't be guarded: see above", c.namespace), "")
@@ -171,7 +172,8 @@ func (s *supervisor) again(c *child, err error) {
 	if time.Since(c.started) > longestPause {
 		c.pause = firstPause
 	}
-	s.log.Warn("agent has ended, it is started again", "namespace", c.namespace.String(), "error", fmt.Sprint(err), "pause", c.pause.String())
+	s.log.Warn("agent has ended, it is started again", "namespace", c.namespace.String(), "error", fmt.Sprint(err),
+		"pause", c.pause.String())
 	time.AfterFunc(c.pause, func() { s.news <- func() { s.start(c) } })
 }
 

@@ -46,7 +46,8 @@ func NewPeer() (*Peer, error) {
 		close(p.work)
 		return nil, err
 	}
-	err := Run("ip link add "+hereLink+" type veth peer name "+thereLink+fmt.Sprintf(" netns %d", thread), "ip link set lo up",
+	err := Run("ip link add "+hereLink+" type veth peer name "+thereLink+fmt.Sprintf(" netns %d", thread),
+		"ip link set lo up",
 		"ip address add "+Here4.String()+"/24 dev "+hereLink,
 		"ip address add "+Here6.String()+"/64 dev "+hereLink+" nodad", "ip link set "+hereLink+" up")
 	if err == nil {

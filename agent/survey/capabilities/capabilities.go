@@ -37,7 +37,8 @@ func Probe() (Found, error) {
 	if !rules.Owner {
 		c.Rules = append(c.Rules, nft.Unowned())
 	}
-	note(rules.Owner, "tables owned by a process (Linux 5.12): after kill -9 the rules stay until the next start or ctguard revert")
+	note(rules.Owner, "tables owned by a process (Linux 5.12): "+
+		"after kill -9 the rules stay until the next start or ctguard revert")
 	note(rules.Reject, "reject at prerouting (Linux 5.9): evict.reject drops instead")
 	entries, err := conntrack.Probe()
 	if err != nil {

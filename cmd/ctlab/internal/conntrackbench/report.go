@@ -32,7 +32,8 @@ func (r *report) begin(o Options) {
 	_ = unix.Uname(&name)
 	buckets, _ := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_buckets")
 	r.printf("%s, Linux %s, %s, %d CPUs (%s), %s hash buckets.\n", time.Now().Format(time.DateOnly),
-		unix.ByteSliceToString(name.Release[:]), runtime.Version(), runtime.NumCPU(), cpuModel(), strings.TrimSpace(string(buckets)))
+		unix.ByteSliceToString(name.Release[:]), runtime.Version(), runtime.NumCPU(), cpuModel(),
+		strings.TrimSpace(string(buckets)))
 	r.printf("%d mixed entries; medians of %d interleaved pairs.\n\n", o.Entries, o.Rounds)
 	r.printf("| what | measured | reach | ctguard | against |\n| --- | --- | --- | --- | --- |\n")
 }
@@ -82,6 +83,7 @@ func Child(ctx context.Context, w io.Writer) error {
 	if !ok {
 		return fmt.Errorf("read own memory: no VmHWM in /proc/self/status")
 	}
-	_, err = fmt.Fprintf(w, "%s %d seen, %d listed, %d told apart\n", strings.Fields(after)[0], c.Seen, len(c.Sources), c.Distinct)
+	_, err = fmt.Fprintf(w, "%s %d seen, %d listed, %d told apart\n", strings.Fields(after)[0], c.Seen, len(c.Sources),
+		c.Distinct)
 	return err
 }

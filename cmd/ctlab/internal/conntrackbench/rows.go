@@ -79,19 +79,23 @@ func (b *bench) whole() error {
 	if err != nil {
 		return err
 	}
-	b.report.row("whole scan, against an unread dump", fmt.Sprintf("%.2f ×", ratio(ours, dump)), "≤ 1.10 ×", median(ours), median(dump))
+	b.report.row("whole scan, against an unread dump", fmt.Sprintf("%.2f ×", ratio(ours, dump)), "≤ 1.10 ×", median(ours),
+		median(dump))
 	ours, lib, err := b.pairs(b.scan, b.library, nil)
 	if err != nil {
 		return err
 	}
-	b.report.row("whole scan, against ti-mo/conntrack Dump", fmt.Sprintf("%.1f × faster", ratio(lib, ours)), "≥ 4 ×", median(ours), median(lib))
+	b.report.row("whole scan, against ti-mo/conntrack Dump", fmt.Sprintf("%.1f × faster", ratio(lib, ours)), "≥ 4 ×",
+		median(ours), median(lib))
 	ours, pipe, err := b.pairs(b.scan, b.pipeline, nil)
 	if err != nil {
 		return err
 	}
-	b.report.row("whole scan, against conntrack -L \\| awk \\| sort \\| uniq -c", fmt.Sprintf("%.1f × faster", ratio(pipe, ours)), "≥ 1.8 ×", median(ours), median(pipe))
+	b.report.row("whole scan, against conntrack -L \\| awk \\| sort \\| uniq -c",
+		fmt.Sprintf("%.1f × faster", ratio(pipe, ours)), "≥ 1.8 ×", median(ours), median(pipe))
 	allocs := after.Mallocs - before.Mallocs
-	b.report.row("allocations of a whole scan", fmt.Sprintf("%d, %.4f an entry", allocs, float64(allocs)/float64(b.Entries)), "0 an entry", 0, 0)
+	b.report.row("allocations of a whole scan", fmt.Sprintf("%d, %.4f an entry", allocs,
+		float64(allocs)/float64(b.Entries)), "0 an entry", 0, 0)
 	return nil
 }
 
@@ -117,7 +121,8 @@ func (b *bench) sample() error {
 	if err != nil {
 		return err
 	}
-	b.report.row("sampled scan of a table a fifth as large", fmt.Sprintf("%.2f ×", float64(median(small))/float64(median(ours))), "about 1 ×", median(small), median(ours))
+	b.report.row("sampled scan of a table a fifth as large",
+		fmt.Sprintf("%.2f ×", float64(median(small))/float64(median(ours))), "about 1 ×", median(small), median(ours))
 	return nil
 }
 
@@ -129,14 +134,16 @@ func (b *bench) retime() error {
 	timeout, changed := 300_000, 0
 	retime := func() (err error) {
 		timeout -= 1000
-		changed, err = b.table.Retime(b.ctx, conntrack.Retiming{Timeouts: map[string]int{"nf_conntrack_tcp_timeout_established": timeout}})
+		timeouts := map[string]int{"nf_conntrack_tcp_timeout_established": timeout}
+		changed, err = b.table.Retime(b.ctx, conntrack.Retiming{Timeouts: timeouts})
 		return err
 	}
 	ours, dump, err := b.pairs(retime, b.unread, nil)
 	if err != nil {
 		return err
 	}
-	b.report.row(fmt.Sprintf("retime %d entries, against an unread dump", changed), fmt.Sprintf("%.2f ×", ratio(ours, dump)), "≤ 1.6 ×", median(ours), median(dump))
+	b.report.row(fmt.Sprintf("retime %d entries, against an unread dump", changed),
+		fmt.Sprintf("%.2f ×", ratio(ours, dump)), "≤ 1.6 ×", median(ours), median(dump))
 	return nil
 }
 
@@ -167,7 +174,8 @@ func (b *bench) evictMany() error {
 	if err != nil {
 		return err
 	}
-	b.report.row(fmt.Sprintf("evict the excess of %d sources with %d entries each, against an unread dump", heavySources, heavyEntries),
+	b.report.row(fmt.Sprintf("evict the excess of %d sources with %d entries each, against an unread dump", heavySources,
+		heavyEntries),
 		fmt.Sprintf("%.2f ×", ratio(ours, dump)), "≤ 1.35 ×", median(ours), median(dump))
 	theirs := make([]time.Duration, 0, b.Rounds)
 	for range b.Rounds {
@@ -180,7 +188,8 @@ func (b *bench) evictMany() error {
 			return err
 		}
 	}
-	b.report.row("the same, against conntrack -D -s ten times", fmt.Sprintf("%.1f × faster", ratio(theirs, ours)), "≥ 8 ×", median(ours), median(theirs))
+	b.report.row("the same, against conntrack -D -s ten times", fmt.Sprintf("%.1f × faster", ratio(theirs, ours)),
+		"≥ 8 ×", median(ours), median(theirs))
 	return nil
 }
 
@@ -214,7 +223,8 @@ func (b *bench) evictOne() error {
 	if err != nil {
 		return err
 	}
-	b.report.row("evict one source, against an unread dump", fmt.Sprintf("%.2f ×", ratio(ours, dump)), "≤ 0.30 ×", median(ours), median(dump))
+	b.report.row("evict one source, against an unread dump", fmt.Sprintf("%.2f ×", ratio(ours, dump)), "≤ 0.30 ×",
+		median(ours), median(dump))
 	return nil
 }
 
@@ -275,7 +285,8 @@ func (b *bench) find() error {
 			low = min(low, float64(bound)/float64(n))
 		}
 	}
-	b.report.row(fmt.Sprintf("sources of 1 %% that a sampled scan missed, of %d (least lower bound: %.2f %%)", tried, 100*low),
+	b.report.row(fmt.Sprintf("sources of 1 %% that a sampled scan missed, of %d (least lower bound: %.2f %%)", tried,
+		100*low),
 		strconv.Itoa(missed), "≤ 1 in 1000", 0, 0)
 	return nil
 }
