@@ -99,15 +99,16 @@ func misfit(key toml.Key, value any, t reflect.Type) string {
 	}
 	var is, wanted string
 	var fits bool
+	fromText := reflect.PointerTo(t).Implements(textUnmarshaler) // the library makes a text of whatever is no list or table
 	switch v := value.(type) {
 	case string:
-		is, fits = "a string", t.Kind() == reflect.String || reflect.PointerTo(t).Implements(textUnmarshaler)
+		is, fits = "a string", t.Kind() == reflect.String || fromText
 	case int64:
-		is, fits = "a number", t.Kind() == reflect.Int || t.Kind() == reflect.Float64
+		is, fits = "a number", t.Kind() == reflect.Int || t.Kind() == reflect.Float64 || fromText
 	case float64:
-		is, fits = "a number with a fraction", t.Kind() == reflect.Float64
+		is, fits = "a number with a fraction", t.Kind() == reflect.Float64 || fromText
 	case bool:
-		is, fits = "true or false", t.Kind() == reflect.Bool
+		is, fits = "true or false", t.Kind() == reflect.Bool || fromText
 	case map[string]any:
 		is, fits = "a table", t.Kind() == reflect.Map || t.Kind() == reflect.Struct
 	case []any:
@@ -128,7 +129,7 @@ func misfit(key toml.Key, value any, t reflect.Type) string {
 		return ""
 	}
 	switch {
-	case reflect.PointerTo(t).Implements(textUnmarshaler):
+	case fromText:
 		wanted = `a duration in quotes, such as "250ms", "10s" or "1h30m"`
 	case t.Kind() == reflect.Map:
 		return fmt.Sprintf("is no table: write [%s] and its keys below", key)

@@ -50,7 +50,11 @@ func TestEvictPrefix(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			table := openTable(t)
 			table.force = &c.force
-			fill(t, tcp("192.0.2.1", 20, tcpEstablished, busy, 60)...)
+			first := tcp("192.0.2.1", 20, tcpEstablished, busy, 60)
+			first[7].Zone = 7 // whatever zone an entry is in
+			first[8].NewDst = addr("10.0.0.1")
+			first[8].ReplySrc = first[8].NewDst
+			fill(t, first...)
 			fill(t, tcp("192.0.2.2", 30, tcpEstablished, busy, 60)...)
 			fill(t, tcp("198.51.100.7", 40, tcpEstablished, busy, 60)...)
 			for i := range 30 {
