@@ -28,19 +28,23 @@ func (l *loop) adoption() walk {
 	if len(selectors) == 0 || l.adopted.After(l.last.Time) || time.Now().Before(l.adoptAgain) {
 		return nil
 	}
-	return func(ctx context.Context, w walker) func(*loop) {
-		began := time.Now()
-		n, err := w.mover.adopt(ctx, selectors)
-		return func(l *loop) {
-			if l.trouble("adopt connections", err); err != nil {
-				l.adoptAgain = time.Now().Add(adoptPause) // they still need entries
-			} else {
-				l.adopted, l.due = began, true
-			}
-			if n > 0 {
-				l.emit(policy.Event{Kind: policy.StepEvent, Step: policy.NotrackStep, Entries: n,
-					Reason: adopted(n)})
-			}
+	return adoptWalk{selectors}
+}
+
+// adoptWalk gives connections of selectors their entries.
+type adoptWalk struct{ selectors []policy.Selector }
+
+func (a adoptWalk) do(ctx context.Context, w walker) func(*loop) {
+	began := time.Now()
+	n, err := w.mover.adopt(ctx, a.selectors)
+	return func(l *loop) {
+		if l.trouble("adopt connections", err); err != nil {
+			l.adoptAgain = time.Now().Add(adoptPause) // they still need entries
+		} else {
+			l.adopted, l.due = began, true
+		}
+		if n > 0 {
+			l.emit(policy.Event{Kind: policy.StepEvent, Step: policy.NotrackStep, Entries: n, Reason: adopted(n)})
 		}
 	}
 }

@@ -130,7 +130,7 @@ func (a *Agent) open(o Options) error {
 func (a *Agent) lock() error {
 	lock, err := state.LockInstance()
 	if errors.Is(err, state.ErrNameTaken) {
-		a.loop.trouble("instance lock", err)
+		a.loop.trouble("claim", err)
 		return nil
 	}
 	if err != nil {

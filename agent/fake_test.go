@@ -191,7 +191,7 @@ func (a *Agent) turn() {
 		if w == nil {
 			return
 		}
-		w(context.Background(), a.walker)(a.loop)
+		w.do(context.Background(), a.walker)(a.loop)
 	}
 }
 

@@ -306,7 +306,7 @@ func TestEvictOncePerCensus(t *testing.T) {
 	if w == nil {
 		t.Fatal("no eviction after a census")
 	}
-	w(t.Context(), a.walker)(l)
+	w.do(t.Context(), a.walker)(l)
 	if l.eviction() != nil {
 		t.Error("a second eviction of the same census")
 	}
@@ -339,7 +339,7 @@ func TestBlockThenEvict(t *testing.T) {
 		if len(k.evictions) > 0 || len(k.desired.Posture.Limits) != 1 {
 			t.Fatalf("rules %v: after the tick %d evictions, limits %v", fault, len(k.evictions), k.desired.Posture.Limits)
 		}
-		l.nextWalk(time.Now())(t.Context(), a.walker)(l)
+		l.nextWalk(time.Now()).do(t.Context(), a.walker)(l)
 		if len(k.evictions) != 1 || len(k.evictions[0].Caps) != 1 || k.evictions[0].Caps[0].SpareAssured != (fault != nil) {
 			t.Errorf("rules %v: evictions %+v", fault, k.evictions)
 		}
@@ -370,7 +370,7 @@ func TestFreeSelectorsOnce(t *testing.T) {
 	} {
 		l.decision.Posture.Notrack, k.evictions = step.notrack, nil
 		if w := l.freeing(); w != nil {
-			w(t.Context(), a.walker)(l)
+			w.do(t.Context(), a.walker)(l)
 		}
 		var got []policy.Selector
 		for _, e := range k.evictions {
@@ -411,7 +411,7 @@ func TestRetimeOnlyShorter(t *testing.T) {
 			t.Errorf("%s: at once, though more may come", step.name)
 		}
 		if w := l.retiming(now.Add(retimeDelay)); w != nil {
-			w(t.Context(), a.walker)(l)
+			w.do(t.Context(), a.walker)(l)
 		}
 		var got map[string]int
 		if len(k.retimings) > 0 {
@@ -468,7 +468,7 @@ func TestScanPace(t *testing.T) {
 
 		k.faults["scan"] = errors.New("interrupted")
 		census := l.census
-		l.scanning(time.Now())(t.Context(), a.walker)(l)
+		l.scanning(time.Now()).do(t.Context(), a.walker)(l)
 		if l.census != census || l.fresh || l.told(policy.DegradedEvent, "scan: interrupted") != 1 {
 			t.Errorf("a failed scan: census replaced %v, events %v", l.census != census, l.reasons(policy.DegradedEvent))
 		}
@@ -476,7 +476,7 @@ func TestScanPace(t *testing.T) {
 		if !due() {
 			t.Error("a failed scan is not tried again")
 		}
-		l.scanning(time.Now())(t.Context(), a.walker)(l)
+		l.scanning(time.Now()).do(t.Context(), a.walker)(l)
 		if l.census == census || !l.fresh || l.told(policy.DegradedEvent, "scan: works again") != 1 {
 			t.Error("the next scan did not count")
 		}

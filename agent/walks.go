@@ -31,9 +31,11 @@ const (
 	staleCensus    = time.Second // while the table grows
 )
 
-// walk is one pass over the table; it runs beside the loop and must not touch it. It returns what it learnt
-// as a function that the loop runs.
-type walk func(context.Context, walker) func(*loop)
+// walk is one pass over the table, with all that it needs to know: it runs beside the loop, which it doesn't
+// see. It returns what it learnt as a function for the loop to run.
+type walk interface {
+	do(context.Context, walker) func(*loop)
+}
 
 // walker is what walks are done with. It belongs to the goroutine that walks, and to whoever has waited for
 // that to end.
@@ -54,7 +56,7 @@ func (w walker) run(ctx context.Context, walks <-chan walk, walked chan<- func(*
 		case <-ctx.Done():
 			return ctx.Err()
 		case next := <-walks:
-			walked <- next(ctx, w)
+			walked <- next.do(ctx, w)
 		}
 	}
 }
@@ -110,11 +112,8 @@ func (l *loop) eviction() walk {
 		return nil
 	}
 	l.evictedFor = l.census
-	e := conntrack.Eviction{Caps: caps, Spare: l.facts.Allow}
-	return l.evict(e, func(freed int) policy.Event {
-		return policy.Event{Kind: policy.EvictEvent, Step: policy.Evict, Entries: freed,
-			Reason: fmt.Sprintf("%d entries of %d heavy sources above their fair share", freed, len(caps))}
-	})
+	return evictWalk{conntrack.Eviction{Caps: caps, Spare: l.facts.Allow}, l.census, policy.Evict,
+		fmt.Sprintf("%%d entries of %d heavy sources above their fair share", len(caps))}
 }
 
 // purging deletes what a flood left of the classes that are to be purged.
@@ -124,16 +123,23 @@ func (l *loop) purging(now time.Time) walk {
 		return nil
 	}
 	l.purged = now
-	spare := l.facts.Allow
-	return func(ctx context.Context, w walker) func(*loop) {
-		var err error
-		for _, class := range classes {
-			err = errors.Join(err, w.mover.purge(ctx, class, spare))
-		}
-		return func(l *loop) {
-			l.purged, l.due = time.Now(), true // what is left shows at the next tick
-			l.trouble("purge", err)
-		}
+	return purgeWalk{classes, l.facts.Allow}
+}
+
+// purgeWalk deletes entries of classes.
+type purgeWalk struct {
+	classes []policy.FlowClass
+	spare   []netip.Prefix
+}
+
+func (p purgeWalk) do(ctx context.Context, w walker) func(*loop) {
+	var err error
+	for _, class := range p.classes {
+		err = errors.Join(err, w.mover.purge(ctx, class, p.spare))
+	}
+	return func(l *loop) {
+		l.purged, l.due = time.Now(), true // what is left shows at the next tick
+		l.trouble("purge", err)
 	}
 }
 
@@ -156,25 +162,26 @@ func (l *loop) freeing() walk {
 	}
 	own := l.facts.Own
 	e := conntrack.Eviction{Selectors: due, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}
-	return l.evict(e, func(freed int) policy.Event {
-		return policy.Event{Kind: policy.EvictEvent, Step: policy.NotrackStep, Entries: freed,
-			Reason: fmt.Sprintf("%d entries of %d untracked selectors freed", freed, len(due))}
-	})
+	return evictWalk{e, l.census, policy.NotrackStep, fmt.Sprintf("%%d entries of %d untracked selectors freed", len(due))}
 }
 
-// evict returns the walk that carries an eviction out and tells of it.
-func (l *loop) evict(e conntrack.Eviction, tell func(int) policy.Event) walk {
-	census := l.census
-	return func(ctx context.Context, w walker) func(*loop) {
-		start := time.Now()
-		freed, err := w.mover.evict(ctx, e, census)
-		took := time.Since(start)
-		return func(l *loop) {
-			l.evicting += took
-			l.trouble("evict", err)
-			if freed > 0 {
-				l.emit(tell(freed))
-			}
+// evictWalk carries an eviction out and tells of it.
+type evictWalk struct {
+	eviction conntrack.Eviction
+	census   *policy.Census
+	step     policy.StepName // whose work it is
+	format   string          // of the reason, for the number of entries
+}
+
+func (e evictWalk) do(ctx context.Context, w walker) func(*loop) {
+	start := time.Now()
+	freed, err := w.mover.evict(ctx, e.eviction, e.census)
+	took := time.Since(start)
+	return func(l *loop) {
+		l.evicting += took
+		l.trouble("evict", err)
+		if freed > 0 {
+			l.emit(policy.Event{Kind: policy.EvictEvent, Step: e.step, Entries: freed, Reason: fmt.Sprintf(e.format, freed)})
 		}
 	}
 }
@@ -209,13 +216,20 @@ func (l *loop) retiming(now time.Time) walk {
 	if len(shorter) == 0 {
 		return nil
 	}
-	spare := l.facts.Allow
-	return func(ctx context.Context, w walker) func(*loop) {
-		n, err := w.mover.retime(ctx, shorter, spare)
-		return func(l *loop) {
-			l.retimed += uint64(n)
-			l.trouble("retime", err)
-		}
+	return retimeWalk{shorter, l.facts.Allow}
+}
+
+// retimeWalk shortens what entries have left.
+type retimeWalk struct {
+	timeouts map[string]int
+	spare    []netip.Prefix
+}
+
+func (r retimeWalk) do(ctx context.Context, w walker) func(*loop) {
+	n, err := w.mover.retime(ctx, r.timeouts, r.spare)
+	return func(l *loop) {
+		l.retimed += uint64(n)
+		l.trouble("retime", err)
 	}
 }
 
@@ -240,12 +254,17 @@ func (l *loop) scanning(now time.Time) walk {
 	if l.census != nil && now.Sub(l.census.Time) < max(pause, l.rest(options.Limit)) {
 		return nil
 	}
-	return func(ctx context.Context, w walker) func(*loop) {
-		census, err := w.scanner.Scan(ctx, options)
-		return func(l *loop) {
-			if l.trouble("scan", err); err == nil {
-				l.census, l.fresh, l.evicting = census, true, 0
-			}
+	return scanWalk{options}
+}
+
+// scanWalk makes a census.
+type scanWalk struct{ options conntrack.ScanOptions }
+
+func (s scanWalk) do(ctx context.Context, w walker) func(*loop) {
+	census, err := w.scanner.Scan(ctx, s.options)
+	return func(l *loop) {
+		if l.trouble("scan", err); err == nil {
+			l.census, l.fresh, l.evicting = census, true, 0
 		}
 	}
 }
