@@ -10,17 +10,20 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"ctguard/agent/state"
 )
 
 // limits bound what clients can take from the server, however many there are and whatever they do.
 type limits struct {
-	connections int // of the control socket, at a time
-	followers   int // of them, how many may wait for events
-	others      int // one part in this many of either is root's alone
-	scrapers    int // connections of the metrics address, at a time
-	body        int64
+	connections int           // of the control socket, at a time
+	followers   int           // of them, how many may wait for events
+	others      int           // one part in this many of either is root's alone
+	scrapers    int           // connections of the metrics address, at a time
+	changes     rate.Limit    // per second, by all others than root; each is an event, a line in the log and a file
+	burst       int           // of them
+	body        int64         // of a request, in bytes
 	request     time.Duration // for a request to arrive, from its first byte or the connection's start
 	answer      time.Duration // for an answer to be taken
 	idle        time.Duration // between two requests of a connection
@@ -28,7 +31,7 @@ type limits struct {
 
 // usual are the limits outside of tests.
 var usual = limits{
-	connections: 64, followers: 32, others: 4, scrapers: 64, body: 8 << 10,
+	connections: 64, followers: 32, others: 4, scrapers: 64, changes: 5, burst: 50, body: 8 << 10,
 	request: 5 * time.Second, answer: 10 * time.Second, idle: 30 * time.Second,
 }
 

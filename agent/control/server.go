@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"ctguard/agent/config"
 	"ctguard/agent/state"
@@ -35,6 +36,7 @@ type Server struct {
 	limits    limits
 	board     *Board
 	followers *places
+	changes   *rate.Limiter // of others than root
 	services  []service
 }
 
@@ -49,7 +51,8 @@ type service struct {
 func Listen(o Options, b *Board) (*Server, error) { return listen(o, b, usual) }
 
 func listen(o Options, b *Board, lim limits) (*Server, error) {
-	s := &Server{options: o, limits: lim, board: b, followers: newPlaces(lim.followers, lim.others)}
+	s := &Server{options: o, limits: lim, board: b, followers: newPlaces(lim.followers, lim.others),
+		changes: rate.NewLimiter(lim.changes, lim.burst)}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -248,8 +251,13 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 // it.
 func change[T any](s *Server, read func(T) (Request, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if err := mayChange(peerOf(r.Context()), s.options.Group); err != nil {
+		peer := peerOf(r.Context())
+		if err := mayChange(peer, s.options.Group); err != nil {
 			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		if !isRoot(peer) && !s.changes.Allow() {
+			http.Error(w, "too many changes in a short time: try again in a moment", http.StatusTooManyRequests)
 			return
 		}
 		var body T

@@ -217,6 +217,27 @@ func TestPeers(t *testing.T) {
 	})
 }
 
+// Members of the group may change so much in a time, root whatever it wants.
+func TestChangesAreBounded(t *testing.T) {
+	conntracktest.Privileged(t)
+	const nobody, daemon = 65534, 1
+	lim := usual
+	lim.changes, lim.burst = 0, 2
+	r := start(t, Options{Group: "daemon"}, lim)
+	if err := os.Chmod(r.socket, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"204", "204", "429 too many changes in a short time"} {
+		if got := asUser(t, nobody, daemon, r.socket, "/v1/auto {}"); !strings.HasPrefix(got, want) {
+			t.Errorf("change %d of a member: %s, want %s", i+1, got, want)
+		}
+	}
+	if got := asUser(t, nobody, daemon, r.socket, "/v1/status"); !strings.HasPrefix(got, "200 ") {
+		t.Errorf("a member reads: %s", got)
+	}
+	controltest.MustAsk(t, r.socket, "/v1/auto {}", http.StatusNoContent)
+}
+
 // Over the metrics address nothing but metrics answers.
 func TestMetricsAddress(t *testing.T) {
 	address := freeAddress(t)
