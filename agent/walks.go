@@ -21,7 +21,7 @@ const (
 	calmShare  = 40                     // one part in this many of the time goes into scans and evictions at most
 	hurryShare = 3                      // the same while the table is about to fill up
 	hurryPause = 500 * time.Millisecond // the least between two of them then: flows a second can't be told from less
-	// sources a scan lists for each that can be held back: more than that fold into networks
+	// sources a scan lists for each that can be limited: more than that fold into networks
 	listedPerLimit = 4
 	minScanPause   = 200 * time.Millisecond
 	retimeDelay    = time.Second

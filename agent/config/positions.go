@@ -99,7 +99,8 @@ func misfit(key toml.Key, value any, t reflect.Type) string {
 	}
 	var is, wanted string
 	var fits bool
-	fromText := reflect.PointerTo(t).Implements(textUnmarshaler) // the library makes a text of whatever is no list or table
+	// The library makes a text of whatever is no list or table.
+	fromText := reflect.PointerTo(t).Implements(textUnmarshaler)
 	switch v := value.(type) {
 	case string:
 		is, fits = "a string", t.Kind() == reflect.String || fromText

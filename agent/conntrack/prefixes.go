@@ -51,7 +51,7 @@ func bitsOf(p netip.Prefix) int {
 }
 
 // prefixSet says whether an address is in any of a set of prefixes, by binary search in the ranges
-// that they cover. The families are apart: ::/0 does not mean IPv4.
+// that they cover. Each family has its own: ::/0 does not mean IPv4.
 type prefixSet struct{ four, six []addressRange }
 
 type addressRange struct{ first, last address }
@@ -76,7 +76,7 @@ func newPrefixSet(prefixes []netip.Prefix) prefixSet {
 	return s
 }
 
-// outermost sorts ranges and drops those that lie within another one. Prefixes nest or are apart, so
+// outermost sorts ranges and drops those that lie within another one. Two prefixes either nest or have nothing in common, so
 // a range that begins inside another one ends there too.
 func outermost(all []addressRange) (kept []addressRange) {
 	slices.SortFunc(all, func(a, b addressRange) int {

@@ -36,7 +36,7 @@ type slot struct {
 // make a shortfall of three or so: nothing beside a heavy source.
 type sources struct {
 	slots    []slot
-	names    []address // of the slots' sources; apart from them, because only new ones need it
+	names    []address // of the slots' sources; not in the slots, because only new sources need it
 	mapped   []byte    // the memory of both
 	mask     uint64
 	keys     [2]uint64

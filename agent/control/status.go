@@ -36,7 +36,7 @@ type Status struct {
 	RulesSeconds float64 `json:"rules_seconds"`
 }
 
-// LimitedStatus is one source that is held back.
+// LimitedStatus is one source that is limited.
 type LimitedStatus struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	Kind    string       `json:"kind"`    // "limit" or "block"

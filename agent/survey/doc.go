@@ -1,5 +1,5 @@
 // Package survey finds out what kind of host this is: the services that listen on it, the addresses
-// that must never be held back, what its protocol stack has seen and says of itself, and what speaks
+// that must never be limited, what its protocol stack has seen and says of itself, and what speaks
 // against leaving traffic untracked or answering in its place (NAT, conntrack helpers).
 //
 // What the host's own rules may translate is read rule by rule: ruleset.go lists them, pins.go knows
