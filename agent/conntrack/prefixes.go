@@ -76,8 +76,8 @@ func newPrefixSet(prefixes []netip.Prefix) prefixSet {
 	return s
 }
 
-// outermost sorts ranges and drops those that lie within another one. Two prefixes either nest or have nothing in common, so
-// a range that begins inside another one ends there too.
+// outermost sorts ranges and drops those that lie within another one. Two prefixes either nest or have nothing in
+// common, so a range that begins inside another one ends there too.
 func outermost(all []addressRange) (kept []addressRange) {
 	slices.SortFunc(all, func(a, b addressRange) int {
 		return cmp.Or(a.first.compare(b.first), b.last.compare(a.last))
