@@ -77,6 +77,14 @@ type span struct{ from, to uint32 }
 
 func (e *entry) bytes(s span) []byte { return e.message[s.from:s.to] }
 
+// id returns the kernel's id of the entry, 0 where it gave none.
+func (e *entry) id() uint32 {
+	if b := e.bytes(e.idSpan); len(b) == attrLen+4 {
+		return binary.BigEndian.Uint32(b[attrLen:])
+	}
+	return 0
+}
+
 // parse fills e from the payload of one message and says whether it holds an entry. Attributes that
 // it does not know are skipped; a message that is cut off keeps what came before the cut, and
 // counts as an entry if the original tuple did.

@@ -90,7 +90,11 @@ type tally struct {
 	tcpStates    [256]int
 	ports        [numPortTables][]replies
 	portsTouched [numPortTables]bool
+	oneWay       []policy.OneWayFlow
 }
+
+// mostOneWay is how many one-way flows a census lists: enough to see whether some of them are renewed.
+const mostOneWay = 256
 
 // replies counts entries, and of them those that have seen a reply. The two lie side by side, so that
 // the second costs no wait for memory of its own.
@@ -120,6 +124,7 @@ func (y *tally) reset(o ScanOptions, expect int) {
 	y.v4Mask = 96 + o.V4Bits
 	y.sources.reset(expect)
 	y.seen = 0
+	y.oneWay = nil
 	y.classes, y.protocols, y.tcpStates = [policy.NumClasses]int{}, [256]replies{}, [256]int{}
 	for i := range y.ports {
 		if y.portsTouched[i] {
@@ -137,6 +142,9 @@ func (y *tally) add(e *entry) bool {
 	y.protocols[e.orig.proto].add(e)
 	if e.protoInfo == protoInfoTCP {
 		y.tcpStates[e.state]++
+		if class == policy.Unreplied && e.state == tcpEstablished && len(y.oneWay) < mostOneWay {
+			y.oneWay = append(y.oneWay, policy.OneWayFlow{ID: e.id(), Left: e.timeout})
+		}
 	}
 	if i := portTable[e.orig.proto]; i >= 0 {
 		if y.ports[i] == nil {
@@ -165,6 +173,7 @@ func (y *tally) census() *policy.Census {
 		TCPStates: nonZero(y.tcpStates[:]),
 		Ports:     y.topPorts(),
 		Distinct:  y.sources.used,
+		OneWay:    y.oneWay,
 
 		Protocols:        make(map[uint8]int),
 		ProtocolsReplied: make(map[uint8]int),

@@ -169,3 +169,30 @@ func TestScanWhileChanging(t *testing.T) {
 		}
 	}
 }
+
+// A census lists the flows of which this host sees one direction, so that two of them tell whether they last.
+func TestScanOneWay(t *testing.T) {
+	table := openTable(t)
+	fill(t, slices.Concat(
+		tcp("192.0.2.1", 1, tcpEstablished, 0, 300),
+		tcp("192.0.2.2", 1, tcpEstablished, conntracktest.SeenReply, 300),
+		tcp("192.0.2.3", 1, tcpSynSent, 0, 60))...)
+	first, err := table.Scan(t.Context(), ScanOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := table.Scan(t.Context(), ScanOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(first.OneWay) != 1 || len(second.OneWay) != 1 || first.OneWay[0].ID == 0 || first.OneWay[0].ID != second.OneWay[0].ID {
+		t.Fatalf("one-way flows %v, then %v; want the same one", first.OneWay, second.OneWay)
+	}
+	if left := first.OneWay[0].Left; left < 295 || left > 300 {
+		t.Errorf("%d seconds left, want about 300", left)
+	}
+	fill(t, tcp("192.0.2.9", 2*mostOneWay, tcpEstablished, 0, 300)...)
+	if c, err := table.Scan(t.Context(), ScanOptions{}); err != nil || len(c.OneWay) != mostOneWay {
+		t.Errorf("lists %d one-way flows (%v), want %d", len(c.OneWay), err, mostOneWay)
+	}
+}
