@@ -12,6 +12,7 @@ import (
 // Retiming says how long existing entries may still live.
 type Retiming struct {
 	Timeouts map[string]int // seconds by sysctl name, such as nf_conntrack_tcp_timeout_established; states without a name stay as they are
+	Before   map[string]int // likewise, as they were in force until now: how long entries have been silent is told from them; may be empty
 	Spare    []netip.Prefix // the allowlist: entries with such an original source stay as they are
 	Rate     *rate.Limiter  // changes per second, nil for no bound; Retime waits for it, in batches up to its burst
 }
@@ -20,6 +21,9 @@ type Retiming struct {
 // timeout, and returns how many it changed. It only ever shortens; entries with a fixed timeout
 // (IPS_FIXED_TIMEOUT) and those that hardware forwards are left alone. The next packet of an entry
 // sets its time by the kernel's own settings again, so set those first.
+//
+// An entry that has been silent keeps the memory of it: the time that it was silent is taken off its new
+// timeout, up to half of that. So what is idle can still be told from what has just spoken.
 //
 // When ctx ends or the kernel fails, it returns how many were changed until then beside the error.
 func (t *Table) Retime(ctx context.Context, r Retiming) (changed int, err error) {
@@ -36,11 +40,17 @@ func (t *Table) Retime(ctx context.Context, r Retiming) (changed int, err error)
 	queue.failed = func(int32, unix.Errno) {} // the entry is gone, or has just become fixed
 	queue.skipped = func(int32) {}
 
-	limits, spare := newLimits(r.Timeouts), newPrefixSet(r.Spare)
+	limits, before, spare := newLimits(r.Timeouts), newLimits(r.Before), newPrefixSet(r.Spare)
 	timeout := make([]byte, 0, 2*attrLen)
 	_, err = t.walk(ctx, part{}, deadline(0), func(e *entry) bool {
 		limit := limits.of(e)
 		if e.timeout == noTimeout || e.timeout <= limit || e.status&statusFixedTimeout != 0 || spare.contains(e.orig.src) {
+			return true
+		}
+		if was := before.of(e); was != noTimeout && e.timeout < was {
+			limit -= min(was-e.timeout, limit/2)
+		}
+		if limit >= e.timeout {
 			return true
 		}
 		timeout = timeoutAttr(timeout, limit)

@@ -105,7 +105,7 @@ func newFinished(r Retirement) *finished {
 
 // over says whether the conversation of an answered entry is over.
 func (f *finished) over(e *entry) bool {
-	if e.helped || e.status&statusSeenReply == 0 || e.status&statusKept != 0 || !f.quiet(e) {
+	if e.helped || e.status&statusSeenReply == 0 || e.status&statusKept != 0 || !silentFor(e, f.limits, f.silent) {
 		return false
 	}
 	switch e.orig.proto {
@@ -127,13 +127,5 @@ func (f *finished) over(e *entry) bool {
 // dead says whether e is a SYN of this host's own that nobody answers.
 func (f *finished) dead(e *entry) bool {
 	return e.orig.proto == protoTCP && e.protoInfo == protoInfoTCP && e.state == tcpSynSent && !e.helped &&
-		e.status&(statusKept|statusSeenReply) == 0 && f.quiet(e) && f.local(e.orig.src.netip())
-}
-
-// quiet says whether no packet has come for as long as an entry must have been silent. The kernel sets
-// the timeout of its state anew with each packet. One that has more left than that was set under a longer
-// timeout, so nothing is known about it.
-func (f *finished) quiet(e *entry) bool {
-	limit := f.limits.of(e)
-	return limit != noTimeout && e.timeout <= limit && limit-e.timeout >= f.silent
+		e.status&(statusKept|statusSeenReply) == 0 && silentFor(e, f.limits, f.silent) && f.local(e.orig.src.netip())
 }
