@@ -28,6 +28,7 @@ type ScanOptions struct {
 	Limit          int           // entries after which the scan ends as a sample; 0 reads the whole table
 	Budget         time.Duration // time after which it ends as a sample; 0 means no bound
 	V4Bits, V6Bits int           // prefix lengths that make a source; 0 means 32 and 64
+	Apart          []netip.Addr  // IPv6 addresses in whose networks of V6Bits each address is a source of its own: a router's in its LAN
 	MaxSources     int           // sources listed, largest first; 0 means 1024
 	MaxPorts       int           // destination ports listed, largest first; 0 means 64
 }
@@ -84,6 +85,7 @@ type tally struct {
 	options      ScanOptions
 	seen         int
 	v4Mask       int
+	apart        map[address]bool // networks whose addresses are told apart
 	sources      sources
 	classes      [policy.NumClasses]int
 	protocols    [256]replies
@@ -122,6 +124,15 @@ var portTable = func() (index [256]int8) {
 func (y *tally) reset(o ScanOptions, expect int) {
 	y.options = o
 	y.v4Mask = 96 + o.V4Bits
+	y.apart = nil
+	for _, a := range o.Apart {
+		if a.Is6() && !a.Is4In6() {
+			if y.apart == nil {
+				y.apart = make(map[address]bool)
+			}
+			y.apart[addressOf(a).mask(o.V6Bits)] = true
+		}
+	}
 	y.sources.reset(expect)
 	y.seen = 0
 	y.oneWay = nil
@@ -162,7 +173,11 @@ func (y *tally) source(a address) address {
 	if a.is4() {
 		return a.mask(y.v4Mask)
 	}
-	return a.mask(y.options.V6Bits)
+	network := a.mask(y.options.V6Bits)
+	if y.apart != nil && y.apart[network] {
+		return a
+	}
+	return network
 }
 
 func (y *tally) census() *policy.Census {
@@ -195,8 +210,11 @@ func (y *tally) census() *policy.Census {
 
 func (y *tally) holding(source address) policy.Holding {
 	bits := y.options.V6Bits
-	if source.is4() {
+	switch {
+	case source.is4():
 		bits = y.options.V4Bits
+	case y.apart[source.mask(bits)]:
+		bits = 128
 	}
 	return policy.Holding{Prefix: netip.PrefixFrom(source.netip(), bits)}
 }

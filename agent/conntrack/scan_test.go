@@ -196,3 +196,22 @@ func TestScanOneWay(t *testing.T) {
 		t.Errorf("lists %d one-way flows (%v), want %d", len(c.OneWay), err, mostOneWay)
 	}
 }
+
+// In a router's own LAN each host is a source; elsewhere a network of /64 is.
+func TestScanApart(t *testing.T) {
+	table := openTable(t)
+	for i, src := range []string{"2001:db8:1::10", "2001:db8:1::66", "2001:db8:1::66", "2001:db8:2::1", "2001:db8:2::2"} {
+		fill(t, flow{Src: addr(src), Dst: addr("2001:db8:ff::1"), Proto: unix.IPPROTO_UDP, SrcPort: uint16(100 + i), DstPort: 53, Timeout: 30})
+	}
+	c, err := table.Scan(t.Context(), ScanOptions{Apart: []netip.Addr{addr("2001:db8:1::1"), addr("192.0.2.1")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]int)
+	for _, s := range c.Sources {
+		got[s.Prefix.String()] = s.Entries
+	}
+	if want := map[string]int{"2001:db8:1::10/128": 1, "2001:db8:1::66/128": 2, "2001:db8:2::/64": 2}; !maps.Equal(got, want) {
+		t.Errorf("sources %v, want %v", got, want)
+	}
+}
