@@ -18,6 +18,7 @@ const (
 	attrProtoInfo  = 4  // CTA_PROTOINFO
 	attrHelp       = 5  // CTA_HELP
 	attrTimeout    = 7  // CTA_TIMEOUT, seconds
+	attrMark       = 8  // CTA_MARK
 	attrID         = 12 // CTA_ID
 	attrZone       = 18 // CTA_ZONE
 	attrFilter     = 25 // CTA_FILTER
