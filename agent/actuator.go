@@ -17,21 +17,16 @@ import (
 	"ctguard/policy"
 )
 
-// reader is what the loop reads of the table; *conntrack.Table is one.
-type reader interface {
-	Count() (int, error)
-	Max() (int, error)
-	Counters() (policy.KernelCounters, error)
-	Scan(context.Context, conntrack.ScanOptions) (*policy.Census, error)
-}
-
-// walker changes entries of the table; *conntrack.Table is one.
-type walker interface {
-	Evict(context.Context, conntrack.Eviction) (conntrack.Evicted, error)
+// entries changes entries of the table; *conntrack.Table does.
+type entries interface {
+	Evict(context.Context, conntrack.Eviction) (int, error)
 	Retime(context.Context, conntrack.Retiming) (int, error)
 	Adopt(context.Context, []conntrack.Flow, *rate.Limiter) (int, error)
 	Purge(context.Context, policy.FlowClass, []netip.Prefix, *rate.Limiter) (int, error)
 }
+
+// connections lists the TCP connections of this host; [survey.Host.Established] does.
+type connections func(ports map[uint16]bool, most int) ([]survey.Live, error)
 
 // ruleset keeps the rules; *nft.Table is one.
 type ruleset interface {
@@ -54,35 +49,46 @@ const (
 	adoptionsPerSecond = 100_000
 )
 
-// live changes the kernel.
-type live struct {
-	walker
-	ruleset
-	settings    keeper
-	evicting    *rate.Limiter
-	retiming    *rate.Limiter
-	adopting    *rate.Limiter
-	connections func(ports map[uint16]bool, most int) ([]survey.Live, error)
-	evicted     atomic.Uint64 // entries deleted so far, while an eviction goes on too
-}
-
-// dry changes nothing: it is what remains of live when the last arrow is cut.
-type dry struct {
-	settings keeper
-	planned  map[string]int
-}
-
-// actuator brings the kernel to what is wanted: live does it, dry says what it would do.
+// actuator brings rules and settings to what is wanted: live does it, dry says what it would do. It belongs to
+// the loop's goroutine.
 type actuator interface {
 	rules(nft.Desired, time.Time) error
 	work() (policy.Work, error)
 	intact() (bool, error)
 	set(map[string]int) ([]sysctl.Change, error)
-	evict(context.Context, conntrack.Eviction, *policy.Census) (conntrack.Evicted, error)
+}
+
+// mover changes entries of the table: live does it, dryEntries counts what would go. It belongs to the
+// goroutine that walks.
+type mover interface {
+	evict(context.Context, conntrack.Eviction, *policy.Census) (int, error)
 	retime(context.Context, map[string]int, []netip.Prefix) (int, error)
 	adopt(context.Context, []policy.Selector) (int, error)
 	purge(context.Context, policy.FlowClass, []netip.Prefix) error
 }
+
+// live changes the kernel: it is the loop's actuator and the walks' mover. All that the two share is evicted.
+type live struct {
+	ruleset
+	settings keeper
+
+	entries
+	evicting    *rate.Limiter
+	retiming    *rate.Limiter
+	adopting    *rate.Limiter
+	connections connections
+
+	evicted atomic.Uint64 // entries deleted so far, while an eviction goes on too
+}
+
+// dry is the actuator of a dry run: it has nothing to write with.
+type dry struct {
+	settings keeper
+	planned  map[string]int
+}
+
+// dryEntries is the mover of a dry run: it has nothing to change entries with.
+type dryEntries struct{}
 
 func (l *live) rules(d nft.Desired, now time.Time) error { return l.Apply(d, now) }
 
@@ -98,7 +104,7 @@ func (l *live) set(wanted map[string]int) ([]sysctl.Change, error) {
 	return l.settings.Apply(wanted)
 }
 
-func (l *live) evict(ctx context.Context, e conntrack.Eviction, _ *policy.Census) (conntrack.Evicted, error) {
+func (l *live) evict(ctx context.Context, e conntrack.Eviction, _ *policy.Census) (int, error) {
 	e.Rate, e.Progress = l.evicting, &l.evicted
 	return l.Evict(ctx, e)
 }
@@ -144,10 +150,9 @@ func (d *dry) set(wanted map[string]int) ([]sysctl.Change, error) {
 }
 
 // evict counts what the caps would have freed, as far as the census tells.
-func (*dry) evict(_ context.Context, e conntrack.Eviction, census *policy.Census) (conntrack.Evicted, error) {
-	var freed conntrack.Evicted
+func (*dryEntries) evict(_ context.Context, e conntrack.Eviction, census *policy.Census) (freed int, err error) {
 	if census == nil {
-		return freed, nil
+		return 0, nil
 	}
 	held := make(map[netip.Prefix]policy.Holding, len(census.Sources))
 	for _, s := range census.Sources {
@@ -161,13 +166,15 @@ func (*dry) evict(_ context.Context, e conntrack.Eviction, census *policy.Census
 			assured, _, _ := census.Estimate(source.Classes[policy.Assured])
 			excess = min(excess, mid-assured)
 		}
-		freed.Entries += max(0, excess)
+		freed += max(0, excess)
 	}
 	return freed, nil
 }
 
-func (*dry) retime(context.Context, map[string]int, []netip.Prefix) (int, error) { return 0, nil }
+func (*dryEntries) retime(context.Context, map[string]int, []netip.Prefix) (int, error) {
+	return 0, nil
+}
 
-func (*dry) adopt(context.Context, []policy.Selector) (int, error) { return 0, nil }
+func (*dryEntries) adopt(context.Context, []policy.Selector) (int, error) { return 0, nil }
 
-func (*dry) purge(context.Context, policy.FlowClass, []netip.Prefix) error { return nil }
+func (*dryEntries) purge(context.Context, policy.FlowClass, []netip.Prefix) error { return nil }

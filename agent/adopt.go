@@ -2,16 +2,13 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"ctguard/agent/conntrack"
+	"ctguard/agent/state"
 	"ctguard/agent/survey"
 	"ctguard/nft"
 	"ctguard/policy"
@@ -26,22 +23,22 @@ const (
 
 // adoption gives the connections of services that lived untracked their entries, once per tick at
 // most: what policy makes of it shows only then.
-func (a *Agent) adoption() walk {
-	selectors := a.decision.Posture.Adopt
-	if len(selectors) == 0 || a.adopted.After(a.last.Time) || time.Now().Before(a.adoptAgain) {
+func (l *loop) adoption() walk {
+	selectors := l.decision.Posture.Adopt
+	if len(selectors) == 0 || l.adopted.After(l.last.Time) || time.Now().Before(l.adoptAgain) {
 		return nil
 	}
-	return func(ctx context.Context) func(*Agent) {
+	return func(ctx context.Context, w walker) func(*loop) {
 		began := time.Now()
-		n, err := a.actuator.adopt(ctx, selectors)
-		return func(a *Agent) {
-			if a.trouble("adopt connections", err); err != nil {
-				a.adoptAgain = time.Now().Add(adoptPause) // they are still owed
+		n, err := w.mover.adopt(ctx, selectors)
+		return func(l *loop) {
+			if l.trouble("adopt connections", err); err != nil {
+				l.adoptAgain = time.Now().Add(adoptPause) // they still need entries
 			} else {
-				a.adopted, a.due = began, true
+				l.adopted, l.due = began, true
 			}
 			if n > 0 {
-				a.emit(policy.Event{Kind: policy.StepEvent, Step: policy.NotrackStep, Entries: n,
+				l.emit(policy.Event{Kind: policy.StepEvent, Step: policy.NotrackStep, Entries: n,
 					Reason: adopted(n)})
 			}
 		}
@@ -118,79 +115,41 @@ func untracked(p policy.Posture) []policy.Selector {
 
 // retrack takes all rules away: what lives untracked gets its entries first, and what was opened
 // meanwhile right after.
-func (a *Agent) retrack() error {
+func (l *loop) retrack(w walker) error {
 	ctx, cancel := context.WithTimeout(context.Background(), adoptPatience)
 	defer cancel()
-	a.takeLastCookies()
-	selectors := untracked(a.decision.Posture)
+	l.takeLastCookies()
+	selectors := untracked(l.decision.Posture)
 	if len(selectors) > 0 {
-		_, err := a.actuator.adopt(ctx, selectors)
-		a.trouble("adopt connections", err)
+		_, err := w.mover.adopt(ctx, selectors)
+		l.trouble("adopt connections", err)
 	}
-	err := a.actuator.rules(nft.Desired{}, time.Now())
+	err := l.actuator.rules(nft.Desired{}, time.Now())
 	if len(selectors) > 0 {
-		_, late := a.actuator.adopt(ctx, selectors)
-		err = errors.Join(err, late, a.note(nil))
+		_, late := w.mover.adopt(ctx, selectors)
+		err = errors.Join(err, late, l.state.NoteUntracked(nil))
 	}
 	return err
 }
 
 // takeLastCookies has synproxy answer no more handshakes, and waits for those under way.
-func (a *Agent) takeLastCookies() {
-	p := a.decision.Posture
-	if len(p.Synproxy) == 0 || a.dryRun {
+func (l *loop) takeLastCookies() {
+	p := l.decision.Posture
+	if len(p.Synproxy) == 0 || l.dryRun {
 		return
 	}
 	p.LastCookies = true
-	if err := a.actuator.rules(nft.Desired{Posture: p, Allow: a.facts.Allow}, time.Now()); err == nil {
+	if err := l.actuator.rules(nft.Desired{Posture: p, Allow: l.facts.Allow}, time.Now()); err == nil {
 		time.Sleep(policy.LastCookiesFor)
 	}
 }
 
-// notePath returns where it is noted which services live untracked: after a kill -9 the next start must
-// know.
-func (a *Agent) notePath() string { return a.config.notePath() }
-
-func (c Config) notePath() string { return filepath.Join(c.StateDir, "untracked.json") }
-
-// note writes down which services live untracked, before they do. A reboot ends all connections, so
-// the note need not outlive one.
-func (a *Agent) note(selectors []policy.Selector) error {
-	if a.dryRun || slices.Equal(selectors, a.noted) {
-		return nil
-	}
-	var err error
-	if len(selectors) == 0 {
-		if err = os.Remove(a.notePath()); errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
-	} else if text, fault := json.Marshal(selectors); fault == nil {
-		err = replaceFile(a.notePath(), append(text, '\n'))
-	}
-	if err != nil {
-		return fmt.Errorf("note what is untracked: %w", err)
-	}
-	a.noted = selectors
-	return nil
-}
-
-// replaceFile writes a file so that a kill leaves the old one or the new one.
-func replaceFile(path string, text []byte) error {
-	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
-}
-
 // adoptOrphans gives the connections entries that an earlier process left untracked.
-func (a *Agent) adoptOrphans() {
-	if a.dryRun {
-		return
-	}
-	n, err := adoptNoted(a.notePath(), a.actuator.adopt)
-	a.trouble("adopt connections", err)
+func (l *loop) adoptOrphans(w walker) {
+	n, err := adoptNoted(l.state, w.mover.adopt)
+	l.trouble("adopt connections", err)
 	if n > 0 {
-		a.emit(policy.Event{Kind: policy.RepairEvent, Entries: n, Reason: "left by an earlier run: " + adopted(n)})
+		l.emit(policy.Event{Kind: policy.RepairEvent, Entries: n, Reason: "left by an earlier run: " + adopted(n)})
 	}
 }
 
@@ -200,14 +159,10 @@ func adopted(n int) string {
 }
 
 // adoptNoted gives the connections entries that a note says live untracked, and takes the note away.
-func adoptNoted(path string, adopt func(context.Context, []policy.Selector) (int, error)) (int, error) {
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	var selectors []policy.Selector
-	if err == nil {
-		err = json.Unmarshal(text, &selectors)
+func adoptNoted(d *state.Dir, adopt func(context.Context, []policy.Selector) (int, error)) (int, error) {
+	selectors, there, err := d.Untracked()
+	if !there {
+		return 0, err
 	}
 	n := 0
 	if err == nil {
@@ -215,5 +170,5 @@ func adoptNoted(path string, adopt func(context.Context, []policy.Selector) (int
 		defer cancel()
 		n, err = adopt(ctx, selectors)
 	}
-	return n, errors.Join(err, os.Remove(path))
+	return n, errors.Join(err, d.ForgetUntracked())
 }

@@ -15,14 +15,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-	"golang.org/x/time/rate"
-
 	"ctguard/agent/conntrack"
 	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/agent/survey"
 	"ctguard/nft"
 	"ctguard/policy"
+	"github.com/google/go-cmp/cmp"
 )
 
 func selectorsOf(t *testing.T, texts ...string) (list []policy.Selector) {
@@ -40,7 +38,8 @@ func selectorsOf(t *testing.T, texts ...string) (list []policy.Selector) {
 // A connection is a selector's by its port, its addresses and who made it.
 func TestFlowsOf(t *testing.T) {
 	live := func(local, remote string, outgoing bool) survey.Live {
-		return survey.Live{Connection: survey.Connection{Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote)}, Outgoing: outgoing}
+		return survey.Live{Connection: survey.Connection{Local: netip.MustParseAddrPort(local),
+			Remote: netip.MustParseAddrPort(remote)}, Outgoing: outgoing}
 	}
 	found := []survey.Live{
 		live("198.51.100.1:80", "192.0.2.1:4000", false),
@@ -77,65 +76,11 @@ func TestFlowsOf(t *testing.T) {
 
 // The ports that sockets are asked for: those of ranges too, and all where there is no port.
 func TestPortsOf(t *testing.T) {
-	for text, want := range map[string]int{"tcp/80": 1, "tcp/80, tcp/80 on eth0, tcp/90-99": 11, "tcp/65530-65535": 6, "tcp/80, tcp": 1, "all": 1} {
+	for text, want := range map[string]int{"tcp/80": 1, "tcp/80, tcp/80 on eth0, tcp/90-99": 11, "tcp/65530-65535": 6,
+		"tcp/80, tcp": 1, "all": 1} {
 		got := portsOf(selectorsOf(t, strings.Split(text, ", ")...))
 		if whole := text == "all" || text == "tcp/80, tcp"; len(got) != want || got[0] != whole {
 			t.Errorf("%s: %d ports, all: %v", text, len(got), got[0])
-		}
-	}
-}
-
-// What has some of the traffic that is to stay tracked is refused, and nothing else.
-func TestExcepted(t *testing.T) {
-	s := surveyor{config: Config{Except: selectorsOf(t, "tcp/22", "udp/53 with 192.0.2.0/24")}}
-	f := facts{Host: policy.Host{Services: selectorsOf(t, "all", "tcp on eth0", "tcp/20-29", "tcp/22 with 192.0.2.0/24", "tcp/80", "udp", "udp with 198.51.100.0/24", "echo"),
-		Refused: map[policy.Selector]string{selectorsOf(t, "udp")[0]: "NAT"}}}
-	s.excepted(&f)
-	got := map[string]string{}
-	for one, reason := range f.Refused {
-		got[one.String()] = reason
-	}
-	const ssh = "notrack.except keeps tcp/22 tracked, which is part of it"
-	if diff := cmp.Diff(map[string]string{"all": ssh, "tcp on eth0": ssh, "tcp/20-29": ssh, "udp": "NAT"}, got); diff != "" {
-		t.Errorf("refused (-want +got):\n%s", diff)
-	}
-}
-
-// A selector without a port brings along what listens here of it.
-func TestParts(t *testing.T) {
-	conntracktest.Own(t)
-	listener, err := net.Listen("tcp4", "0.0.0.0:8080")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { listener.Close() })
-	for listed, want := range map[string]string{
-		"udp/53": "udp/53",
-		"udp":    "udp",
-		"tcp":    "tcp, tcp/8080",
-		"all":    "all, tcp/8080, echo, multicast",
-		"tcp on eth0,tcp with 10.0.0.0/8 at 10.1.0.0/16": "tcp on eth0, tcp with 10.0.0.0/8 at 10.1.0.0/16, tcp/8080 on eth0, tcp/8080 with 10.0.0.0/8 at 10.1.0.0/16",
-		"all,auto": "all, tcp/8080, echo, multicast",
-	} {
-		s := surveyor{host: survey.New("/"), config: Config{Services: strings.Split(listed, ",")}}
-		found, err := s.services()
-		var got []string
-		for _, one := range found {
-			got = append(got, one.String())
-		}
-		if diff := cmp.Diff(want, strings.Join(got, ", ")); diff != "" || err != nil {
-			t.Errorf("%s (-want +got), error %v:\n%s", listed, err, diff)
-		}
-	}
-}
-
-// A management port stays tracked unless it is named, by itself or with others.
-func TestManaged(t *testing.T) {
-	found := selectorsOf(t, "tcp/22", "tcp/80")
-	for listed, managed := range map[string]bool{"auto": true, "tcp/80": true, "tcp/22": false, "tcp/22 with 192.0.2.0/24": true, "tcp/20-30": false, "tcp": false, "all": false, "udp": true, "tcp on eth0": true} {
-		s := surveyor{config: Config{Ports: []uint16{22, 2222}, Services: []string{"auto", listed}}}
-		if got := s.managed(found); len(got) > 0 != managed {
-			t.Errorf("with %s listed, %v stay tracked", listed, got)
 		}
 	}
 }
@@ -180,9 +125,10 @@ func TestAdoptAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { table.Close() })
-	l := &live{walker: entries, ruleset: table, adopting: rate.NewLimiter(rate.Inf, 1), connections: survey.New("/").Established}
+	l := newLive(table, nil, entries, survey.New("/").Established)
 	all := selectorsOf(t, "all")
-	if err := l.rules(nft.Desired{Posture: policy.Posture{Notrack: []policy.Notrack{{Selector: all[0], Stage: policy.Freed}}}}, time.Now()); err != nil {
+	if err := l.rules(nft.Desired{Posture: policy.Posture{Notrack: []policy.Notrack{{Selector: all[0],
+		Stage: policy.Freed}}}}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 
@@ -217,7 +163,8 @@ func TestAdoptAll(t *testing.T) {
 		opened = append(opened, line[1]+" "+line[2])
 	}
 	slices.Sort(opened)
-	want := []string{"127.0.0.1 127.0.0.1", "192.0.2.1 192.0.2.1", "192.0.2.1 192.0.2.2", "192.0.2.2 192.0.2.1", "2001:db8::1 2001:db8::2", "2001:db8::2 2001:db8::1"}
+	want := []string{"127.0.0.1 127.0.0.1", "192.0.2.1 192.0.2.1", "192.0.2.1 192.0.2.2", "192.0.2.2 192.0.2.1",
+		"2001:db8::1 2001:db8::2", "2001:db8::2 2001:db8::1"}
 	if diff := cmp.Diff(want, opened); diff != "" {
 		t.Errorf("entries (-want +got):\n%s\n%s", diff, listing)
 	}

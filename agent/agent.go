@@ -2,60 +2,53 @@ package agent
 
 import (
 	"errors"
-	"fmt"
+	"io"
 	"log/slog"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
 
+	"ctguard/agent/config"
 	"ctguard/agent/conntrack"
+	"ctguard/agent/control"
+	"ctguard/agent/record"
+	"ctguard/agent/state"
 	"ctguard/agent/survey"
+	"ctguard/agent/survey/capabilities"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
 	"ctguard/policy"
 )
 
-// Agent guards the conntrack table of one network namespace.
-type Agent struct {
-	config   Config
-	dryRun   bool
-	log      *slog.Logger
-	stack    stack
-	surveyor *surveyor
-	table    reader
-	actuator actuator
-	settings keeper
-	machine  *policy.Machine
-	release  []func() error // what New opened, to be closed in reverse order
-	status   atomic.Pointer[Status]
-	metrics  *metrics
-	asks     chan func(*Agent) // from the control socket, run between two ticks
-	changed  chan struct{}     // closed and replaced at each event, for those who follow
-	ready    func()
-	missing  []string // what this kernel can't do
-	recorder *recorder
+// Version is ctguard's version; the build sets it.
+var Version = "dev"
 
-	// What follows belongs to the loop's goroutine.
-	facts facts
-	last  policy.Observation
-	walks
-	decision policy.Decision
-	noted    []policy.Selector // what is on disk as living untracked
-	setTo    map[string]int    // the settings last wanted
-	setAt    time.Time         // when they were last looked at
-	slowest  time.Duration     // the longest from an observation to its rules in the kernel
-	lonely   lonely
-	events   history
-	troubles map[string]string
-	due      bool // an operator changed something: tick at once
+// Agent guards the conntrack table of one network namespace. It starts the goroutines and hands each what it
+// owns; while [Agent.Run] runs it touches none of it.
+type Agent struct {
+	loop     *loop
+	walker   walker
+	surveyor *survey.Surveyor
+	board    *control.Board
+	control  control.Options
+	opened   opened
 }
 
-// stack is what the loop reads of the protocol stack; *survey.Host is one.
-type stack interface {
-	Arrivals() (policy.Arrivals, error)
-	Sockets() (int, error)
+// opened is what was opened, to be closed in reverse order.
+type opened []io.Closer
+
+// add notes something to be closed.
+func (o *opened) add(c io.Closer) { *o = append(*o, c) }
+
+// close closes everything, once.
+func (o *opened) close() error {
+	var errs []error
+	for i := len(*o) - 1; i >= 0; i-- {
+		errs = append(errs, (*o)[i].Close())
+	}
+	*o = nil
+	return errors.Join(errs...)
 }
 
 // Options are what the command line adds to the configuration.
@@ -67,18 +60,22 @@ type Options struct {
 	Ready  func() // called once the agent guards the table
 }
 
-// ErrRunning says that another agent guards this network namespace.
-var ErrRunning = errors.New("another ctguard guards this network namespace")
-
 // New opens everything the agent needs in the network namespace of the calling thread, and puts
 // back what an earlier process left behind. Nothing else is changed before [Agent.Run].
-func New(c Config, o Options) (*Agent, error) {
-	a := &Agent{config: c, dryRun: o.DryRun, log: o.Log, ready: o.Ready,
-		asks: make(chan func(*Agent)), changed: make(chan struct{}), troubles: make(map[string]string)}
+func New(c config.Config, o Options) (*Agent, error) {
+	board := control.NewBoard()
+	a := &Agent{board: board, control: control.Options{Socket: c.Socket, Group: c.Group, Metrics: c.Metrics}}
+	a.loop = newLoop(c, o, board)
 	if err := a.open(o); err != nil {
-		return nil, errors.Join(err, a.close())
+		return nil, errors.Join(err, a.opened.close())
 	}
 	return a, nil
+}
+
+// newLoop returns a loop that has not learnt anything yet.
+func newLoop(c config.Config, o Options, board *control.Board) *loop {
+	return &loop{config: c, dryRun: o.DryRun, ready: o.Ready, machine: policy.New(c.Policy),
+		teller: teller{log: o.Log, board: board, troubles: make(map[string]string)}}
 }
 
 // open does the work of New.
@@ -86,73 +83,84 @@ func (a *Agent) open(o Options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("ctguard needs root, or CAP_NET_ADMIN in a user namespace of its own: run it with sudo")
 	}
-	c := a.config
-	if err := a.claim(); err != nil {
+	l := a.loop
+	if err := a.lock(); err != nil {
 		return err
 	}
-	options, missing, lacking, err := probe()
+	kernel, err := capabilities.Probe()
 	if err != nil {
 		return err
 	}
-	a.missing = missing
-	rules, err := nft.Open(options...)
+	l.missing = kernel.Missing
+	rules, err := nft.Open(kernel.Rules...)
 	if err != nil {
 		return err
 	}
-	a.release = append(a.release, rules.Close)
-	settings, err := a.openSettings(o)
-	if err != nil {
+	a.opened.add(rules)
+	if l.settings, err = a.openSettings(o); err != nil {
 		return err
 	}
 	table, err := conntrack.Open()
 	if err != nil {
 		return err
 	}
-	a.release = append(a.release, table.Close)
-	a.table, a.settings = table, settings
+	a.opened.add(table)
 	here := survey.New(o.Root)
-	if a.dryRun {
-		a.actuator = &dry{settings: settings}
+	l.sensors = sensors{table: table, stack: here}
+	if o.DryRun {
+		l.actuator, a.walker = &dry{settings: l.settings}, walker{table, &dryEntries{}}
 	} else {
-		a.actuator = &live{walker: table, ruleset: rules, settings: settings,
-			evicting: rate.NewLimiter(evictionsPerSecond, evictionsPerSecond),
-			retiming: rate.NewLimiter(retimesPerSecond, retimesPerSecond),
-			adopting: rate.NewLimiter(adoptionsPerSecond, adoptionsPerSecond), connections: here.Established}
+		live := newLive(rules, l.settings, table, here.Established)
+		l.actuator, a.walker = live, walker{table, live}
 	}
-	a.adoptOrphans()
-	a.stack = here
-	a.lonely.elsewhere = here.Elsewhere
-	a.surveyor = &surveyor{host: here, config: c, lacking: lacking}
-	a.machine = policy.New(c.Policy)
-	a.metrics = newMetrics()
+	l.adoptOrphans(a.walker)
+	l.namespace.others = here.OtherNamespaces
+	a.surveyor = survey.NewSurveyor(here, l.config, kernel.Lacking)
 	if o.Record != "" {
-		if a.recorder, err = newRecorder(o.Record, c.Policy); err != nil {
+		if l.recorder, err = record.New(o.Record, Version, l.config.Policy); err != nil {
 			return err
 		}
-		a.release = append(a.release, a.recorder.close)
+		a.opened.add(l.recorder)
 	}
-	a.restore()
+	l.restore()
 	return nil
 }
 
-// openSettings opens the settings and puts back what an earlier process did not. A dry run has no
-// state directory and leaves everything as it is.
+// lock makes sure that nobody else guards this network namespace.
+func (a *Agent) lock() error {
+	lock, err := state.LockInstance()
+	if errors.Is(err, state.ErrNameTaken) {
+		a.loop.trouble("instance lock", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	a.opened.add(lock)
+	return nil
+}
+
+// openSettings opens the state directory and the settings, and puts back what an earlier process did not. A
+// dry run has no state directory and leaves everything as it is.
 func (a *Agent) openSettings(o Options) (*sysctl.Keeper, error) {
-	proc := o.Root + "/proc"
-	if a.dryRun {
+	l, proc := a.loop, o.Root+"/proc"
+	if o.DryRun {
 		return sysctl.NewKeeper(proc, "")
 	}
-	if err := a.prepareStateDir(); err != nil {
+	l.state = state.At(l.config.StateDir)
+	lock, err := l.state.Lock()
+	if err != nil {
 		return nil, err
 	}
-	settings, err := sysctl.NewKeeper(proc, a.config.StateDir)
+	a.opened.add(lock)
+	settings, err := sysctl.NewKeeper(proc, l.config.StateDir)
 	if errors.Is(err, sysctl.ErrDamaged) {
 		// A host without a guard is worse than a setting that stays as it is.
 		var aside string
-		if aside, err = sysctl.SetAside(a.config.StateDir); err == nil {
-			a.emit(policy.Event{Kind: policy.DegradedEvent, Reason: "the journal of an earlier run is damaged: set aside as " + aside +
-				"; settings it had changed stay as they are"})
-			settings, err = sysctl.NewKeeper(proc, a.config.StateDir)
+		if aside, err = sysctl.SetAside(l.config.StateDir); err == nil {
+			l.emit(policy.Event{Kind: policy.DegradedEvent, Reason: "the journal of an earlier run is damaged: " +
+				"set aside as " + aside + "; settings it had changed stay as they are"})
+			settings, err = sysctl.NewKeeper(proc, l.config.StateDir)
 		}
 	}
 	if err != nil {
@@ -160,34 +168,25 @@ func (a *Agent) openSettings(o Options) (*sysctl.Keeper, error) {
 	}
 	changes, err := settings.Revert()
 	if len(changes) > 0 {
-		a.emit(policy.Event{Kind: policy.RepairEvent, Reason: "left by an earlier run: " + summary(changes)})
+		l.emit(policy.Event{Kind: policy.RepairEvent, Reason: "left by an earlier run: " + summary(changes)})
 	}
 	if err != nil {
 		return nil, err
 	}
 	removed, err := nft.Revert()
 	if removed {
-		a.emit(policy.Event{Kind: policy.RepairEvent, Reason: "left by an earlier run: table inet " + nft.Name + " removed"})
+		l.emit(policy.Event{Kind: policy.RepairEvent, Reason: "left by an earlier run: table inet " + nft.Name + " removed"})
 	}
 	return settings, err
 }
 
-// close gives back everything that New opened.
-func (a *Agent) close() error {
-	var errs []error
-	for i := len(a.release) - 1; i >= 0; i-- {
-		errs = append(errs, a.release[i]())
-	}
-	a.release = nil
-	return errors.Join(errs...)
+// newLive returns what changes the kernel, within the bounds of what an agent does to entries.
+func newLive(rules ruleset, settings keeper, table entries, connections connections) *live {
+	return &live{ruleset: rules, settings: settings, entries: table, connections: connections,
+		evicting: rate.NewLimiter(evictionsPerSecond, evictionsPerSecond),
+		retiming: rate.NewLimiter(retimesPerSecond, retimesPerSecond),
+		adopting: rate.NewLimiter(adoptionsPerSecond, adoptionsPerSecond)}
 }
 
-// revert takes every step back: rules before the settings that they depend on.
-func (a *Agent) revert() error {
-	rules := a.retrack()
-	_, err := a.actuator.set(nil)
-	if err != nil {
-		err = fmt.Errorf("put settings back: %w", err)
-	}
-	return errors.Join(err, rules)
-}
+// surveyPause is how often the agent looks at the host it runs on.
+const surveyPause = 5 * time.Second

@@ -10,9 +10,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/time/rate"
 
+	"ctguard/agent/config"
 	"ctguard/agent/conntrack"
+	"ctguard/agent/control"
+	"ctguard/agent/state"
 	"ctguard/agent/survey"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
@@ -36,7 +40,7 @@ type kernel struct {
 	missing   bool // somebody flushed the ruleset
 	applied   int
 	evictions []conntrack.Eviction
-	evicted   conntrack.Evicted // what each eviction answers
+	evicted   int // what each eviction answers
 	retimings []map[string]int
 	live      []survey.Live
 	adopted   []conntrack.Flow
@@ -83,7 +87,7 @@ func (k *kernel) Scan(context.Context, conntrack.ScanOptions) (*policy.Census, e
 	return &census, nil
 }
 
-func (k *kernel) Evict(_ context.Context, e conntrack.Eviction) (conntrack.Evicted, error) {
+func (k *kernel) Evict(_ context.Context, e conntrack.Eviction) (int, error) {
 	k.evictions = append(k.evictions, e)
 	return k.evicted, k.change("evict")
 }
@@ -147,37 +151,54 @@ func (f fakeSettings) Apply(wanted map[string]int) ([]sysctl.Change, error) {
 func (f fakeSettings) Admin() (map[string]int, error) { return maps.Clone(f.admin), f.faults["admin"] }
 
 // newAgent returns an agent of a fake kernel that has learnt about its host.
-func newAgent(k *kernel, c Config, dryRun bool) *Agent {
-	a := &Agent{config: c, dryRun: dryRun, log: slog.New(slog.DiscardHandler), stack: k, table: k, settings: fakeSettings{k},
-		machine: policy.New(c.Policy), metrics: newMetrics(), surveyor: &surveyor{host: survey.New("/"), config: c},
-		asks: make(chan func(*Agent)), changed: make(chan struct{}), troubles: make(map[string]string)}
+func newAgent(k *kernel, c config.Config, dryRun bool) *Agent {
+	board := control.NewBoard()
+	a := &Agent{board: board, control: control.Options{Socket: c.Socket, Group: c.Group, Metrics: c.Metrics},
+		surveyor: survey.NewSurveyor(survey.New("/"), c, nil),
+		loop:     newLoop(c, Options{DryRun: dryRun, Log: slog.New(slog.DiscardHandler)}, board)}
+	l := a.loop
+	l.sensors, l.settings = sensors{k, k}, fakeSettings{k}
 	if dryRun {
-		a.actuator = &dry{settings: a.settings}
+		l.actuator, a.walker = &dry{settings: l.settings}, walker{k, &dryEntries{}}
 	} else {
-		a.actuator = &live{walker: k, ruleset: fakeRules{k}, settings: a.settings,
-			evicting: rate.NewLimiter(rate.Inf, 1), retiming: rate.NewLimiter(rate.Inf, 1), connections: k.established}
+		live := newLive(fakeRules{k}, l.settings, k, k.established)
+		live.evicting, live.retiming = rate.NewLimiter(rate.Inf, 1), rate.NewLimiter(rate.Inf, 1)
+		l.actuator, a.walker, l.state = live, walker{k, live}, state.At(c.StateDir)
 	}
-	a.lonely.elsewhere = func() int { return 0 }
-	a.learn(facts{Host: policy.Host{Services: []policy.Selector{{Protocol: policy.TCP, Port: 80}}}})
+	l.namespace.others = func() int { return 0 }
+	l.learn(survey.Facts{Host: policy.Host{Services: []policy.Selector{{Protocol: policy.TCP, Port: 80}}}})
 	return a
+}
+
+// comparePrefixes lets cmp compare addresses.
+var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+
+// parse reads a configuration that must be fine.
+func parse(t *testing.T, text string) config.Config {
+	t.Helper()
+	c, err := config.Parse("test.toml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // turn is one tick and the walks that are due after it, one at a time, as the loop does them.
 func (a *Agent) turn() {
-	a.tick()
+	a.loop.tick()
 	for range 4 {
-		w := a.nextWalk(time.Now())
+		w := a.loop.nextWalk(time.Now())
 		if w == nil {
 			return
 		}
-		w(context.Background())(a)
+		w(context.Background(), a.walker)(a.loop)
 	}
 }
 
 // reasons are the reasons of all events of a kind.
-func (a *Agent) reasons(kind policy.EventKind) []string {
+func (l *loop) reasons(kind policy.EventKind) []string {
 	var list []string
-	for _, e := range a.events.list {
+	for _, e := range l.board.Recent(1000) {
 		if e.Kind == kind {
 			list = append(list, e.Reason)
 		}
@@ -186,9 +207,9 @@ func (a *Agent) reasons(kind policy.EventKind) []string {
 }
 
 // told returns how many events of a kind have a text in their reason.
-func (a *Agent) told(kind policy.EventKind, text string) int {
+func (l *loop) told(kind policy.EventKind, text string) int {
 	n := 0
-	for _, reason := range a.reasons(kind) {
+	for _, reason := range l.reasons(kind) {
 		if strings.Contains(reason, text) {
 			n++
 		}

@@ -3,47 +3,91 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"ctguard/agent/config"
+	"ctguard/agent/control"
+	"ctguard/agent/record"
+	"ctguard/agent/state"
+	"ctguard/agent/survey"
+	"ctguard/policy"
 )
+
+// loop is everything that decides and what it knows. While the agent runs it belongs to one goroutine; others
+// get values from it, never itself.
+type loop struct {
+	config   config.Config
+	dryRun   bool
+	machine  *policy.Machine
+	sensors  sensors
+	actuator actuator
+	settings keeper
+	state    *state.Dir       // nil in a dry run
+	recorder *record.Recorder // nil without a recording
+	teller
+	walks
+
+	facts     survey.Facts
+	last      policy.Observation
+	decision  policy.Decision
+	wanted    wanted
+	slowest   time.Duration // the longest from an observation to its rules in the kernel
+	namespace wrongNamespace
+	missing   []string // what this kernel can't do
+	ready     func()   // called after the first tick
+	due       bool     // an operator changed something: tick at once
+}
+
+// wanted are the settings last wanted, and when they were last looked at.
+type wanted struct {
+	settings map[string]int
+	at       time.Time
+}
 
 // Run guards the table until ctx ends, then takes every step back. hup asks for the configuration
 // to be read again.
 func (a *Agent) Run(ctx context.Context, hup <-chan os.Signal) error {
-	server, err := a.listen()
+	server, err := control.Listen(a.control, a.board)
 	if err != nil {
-		return errors.Join(err, a.close())
+		return errors.Join(err, a.opened.close())
 	}
+	a.opened.add(server)
 	group, ctx := errgroup.WithContext(ctx)
-	walks := make(chan walk, 1)
-	walked := make(chan func(*Agent), 1)
-	surveys := make(chan facts, 1)
-	reload := make(chan *surveyor, 1)
-	a.learn(a.surveyor.survey())
-	group.Go(func() error { return walkLoop(ctx, walks, walked) })
-	group.Go(func() error { return surveyLoop(ctx, a.surveyor, reload, surveys) })
-	group.Go(func() error { return server.serve(ctx) })
-	group.Go(func() error { return a.loop(ctx, loopChannels{walks, walked, surveys, reload, hup}) })
+	ch := newChannels(a.board, hup)
+	a.loop.learn(a.surveyor.Survey())
+	group.Go(func() error { return a.walker.run(ctx, ch.walks, ch.walked) })
+	group.Go(func() error { return surveyLoop(ctx, a.surveyor, ch.reload, ch.surveys) })
+	group.Go(func() error { return server.Serve(ctx) })
+	group.Go(func() error { return a.loop.run(ctx, ch) })
 	err = group.Wait()
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	return errors.Join(err, a.revert(), a.close())
+	// All goroutines have ended: the loop is this one's now.
+	return errors.Join(err, a.loop.revert(a.walker), a.opened.close())
 }
 
-// loopChannels are how the loop talks to the other goroutines.
-type loopChannels struct {
-	walks   chan<- walk
-	walked  <-chan func(*Agent)
-	surveys <-chan facts
-	reload  chan *surveyor
-	hup     <-chan os.Signal
+// channels are how the loop talks to the other goroutines.
+type channels struct {
+	walks     chan walk
+	walked    chan func(*loop)
+	surveys   chan survey.Facts
+	reload    chan config.Config
+	questions <-chan control.Question
+	hup       <-chan os.Signal
 }
 
-// loop ticks until ctx ends.
-func (a *Agent) loop(ctx context.Context, ch loopChannels) error {
+func newChannels(board *control.Board, hup <-chan os.Signal) channels {
+	return channels{make(chan walk, 1), make(chan func(*loop), 1), make(chan survey.Facts, 1), make(chan config.Config, 1),
+		board.Questions(), hup}
+}
+
+// run ticks until ctx ends.
+func (l *loop) run(ctx context.Context, ch channels) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -51,74 +95,111 @@ func (a *Agent) loop(ctx context.Context, ch loopChannels) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timer.C:
-			a.tick()
-			if a.ready != nil {
-				a.ready()
-				a.ready = nil
+			l.tick()
+			if l.ready != nil {
+				l.ready()
+				l.ready = nil
 			}
-			timer.Reset(a.decision.Next)
-		case result := <-ch.walked:
-			a.walking = false
-			result(a)
-			if a.fresh || a.due {
-				a.due = false
+			timer.Reset(l.decision.Next)
+		case learnt := <-ch.walked:
+			l.walking = false
+			learnt(l)
+			if l.fresh || l.due {
+				l.due = false
 				timer.Reset(0) // who fills the table is news, and so is that all have entries
 			}
 		case f := <-ch.surveys:
-			a.learn(f)
-		case ask := <-a.asks:
-			ask(a)
-			if a.due { // those who only read must not set the pace
-				a.due = false
+			l.learn(f)
+		case q := <-ch.questions:
+			q.Answer(l.answer(q.Request))
+			if l.due { // those who only read must not set the pace
+				l.due = false
 				timer.Reset(0)
 			}
 		case <-ch.hup:
-			if s := a.reload(); s != nil {
+			if l.reload() {
 				select {
 				case <-ch.reload: // an earlier one that nobody has taken yet
 				default:
 				}
-				ch.reload <- s
+				ch.reload <- l.config
 			}
 		}
-		if !a.walking {
-			if w := a.nextWalk(time.Now()); w != nil {
-				a.walking = true
+		if !l.walking {
+			if w := l.nextWalk(time.Now()); w != nil {
+				l.walking = true
 				ch.walks <- w
 			}
 		}
 	}
 }
 
-// walkLoop carries walks out, one at a time.
-func walkLoop(ctx context.Context, walks <-chan walk, walked chan<- func(*Agent)) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case w := <-walks:
-			walked <- w(ctx)
-		}
-	}
-}
-
 // surveyLoop looks at the host every few seconds.
-func surveyLoop(ctx context.Context, s *surveyor, reload <-chan *surveyor, surveys chan<- facts) error {
+func surveyLoop(ctx context.Context, s *survey.Surveyor, reload <-chan config.Config,
+	surveys chan<- survey.Facts) error {
 	timer := time.NewTicker(surveyPause)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case next := <-reload:
-			next.seen = s.seen // who has logged in has not left because of a new configuration
-			s = next
+		case c := <-reload:
+			s.Reconfigure(c)
 		case <-timer.C:
 		}
 		select {
-		case surveys <- s.survey():
+		case surveys <- s.Survey():
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+// learn takes what was found out about the host, and reads the settings again: somebody else may
+// have changed them.
+func (l *loop) learn(f survey.Facts) {
+	f.Admin = l.facts.Admin
+	l.facts = f
+	l.trouble("survey", errors.Join(f.Faults...))
+	admin, err := l.settings.Admin()
+	if l.trouble("read settings", err); err == nil {
+		l.facts.Admin = admin
+	}
+}
+
+// reload reads the configuration file again and says whether it counts now. A faulty one changes nothing and
+// is told of.
+func (l *loop) reload() bool {
+	c, err := l.config.Reload()
+	if err != nil {
+		l.emit(policy.Event{Kind: policy.ConfigEvent, Reason: "not reloaded, nothing changed: " + err.Error()})
+		return false
+	}
+	l.config = c
+	l.machine.Reconfigure(c.Policy)
+	l.emit(policy.Event{Kind: policy.ConfigEvent, Reason: "reloaded " + c.Path})
+	return true
+}
+
+// restore takes the operators' words of an earlier run. Words that can't be read are no reason not to guard
+// the table.
+func (l *loop) restore() {
+	words, err := l.state.Words(time.Now())
+	l.trouble("operator's words", err)
+	if words.Override != nil {
+		l.machine.SetOverride(words.Override)
+	}
+	for _, word := range words.Manual {
+		l.machine.SetManual(word)
+	}
+}
+
+// revert takes every step back: rules before the settings that they depend on.
+func (l *loop) revert(w walker) error {
+	rules := l.retrack(w)
+	_, err := l.actuator.set(nil)
+	if err != nil {
+		err = fmt.Errorf("put settings back: %w", err)
+	}
+	return errors.Join(err, rules)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"ctguard/agent/conntrack"
+	"ctguard/agent/control"
 	"ctguard/policy"
 )
 
@@ -25,26 +26,27 @@ var top = len(policy.StepNames())
 func TestTick(t *testing.T) {
 	k := newKernel(t)
 	a := newAgent(k, parse(t, ""), false)
+	l := a.loop
 	k.count = 100
-	a.tick()
-	if s := a.status.Load(); s.Level != 0 || s.Count != 100 || s.Capacity != 1000 || s.Fill != 10 || s.Mode != "auto" {
+	l.tick()
+	if s := l.board.Status(); s.Level != 0 || s.Count != 100 || s.Capacity != 1000 || s.Fill != 10 || s.Mode != "auto" {
 		t.Errorf("calm: level %d, %d of %d (%g %%), mode %s", s.Level, s.Count, s.Capacity, s.Fill, s.Mode)
 	}
 	if k.desired.Posture.HasRules() || len(k.settings) > 0 {
 		t.Errorf("calm: wants %+v and %v", k.desired.Posture, k.settings)
 	}
 	k.count = 950
-	a.tick()
-	if s := a.status.Load(); s.Level != top {
+	l.tick()
+	if s := l.board.Status(); s.Level != top {
 		t.Errorf("95 %%: level %d, want %d", s.Level, top)
 	}
 	if !k.desired.Posture.DropInvalid || k.settings["nf_conntrack_tcp_loose"] != 0 || k.settings["nf_conntrack_udp_timeout"] != 10 {
 		t.Errorf("95 %%: wants %+v and %v", k.desired.Posture, k.settings)
 	}
-	if a.decision.Next != 50*time.Millisecond {
-		t.Errorf("under pressure the next tick comes after %s", a.decision.Next)
+	if l.decision.Next != 50*time.Millisecond {
+		t.Errorf("under pressure the next tick comes after %s", l.decision.Next)
 	}
-	if err := a.revert(); err != nil {
+	if err := l.revert(a.walker); err != nil {
 		t.Error(err)
 	}
 	if k.desired.Posture.HasRules() || len(k.settings) > 0 {
@@ -54,12 +56,13 @@ func TestTick(t *testing.T) {
 
 // The config may give this namespace less than the kernel's limit, never more.
 func TestCapacity(t *testing.T) {
-	for _, c := range []struct{ config, max, want int }{{0, 1000, 1000}, {500, 1000, 500}, {2000, 1000, 1000}, {500, 0, 500}} {
+	for _, c := range []struct{ config, max, want int }{{0, 1000, 1000}, {500, 1000, 500}, {2000, 1000, 1000},
+		{500, 0, 500}} {
 		k := newKernel(t)
 		k.max = c.max
 		config := parse(t, "")
 		config.Capacity = c.config
-		o, err := newAgent(k, config, false).observe(time.Now())
+		o, err := newAgent(k, config, false).loop.observe(time.Now())
 		if err != nil || o.Capacity != c.want {
 			t.Errorf("config %d, kernel %d: capacity %d (%v), want %d", c.config, c.max, o.Capacity, err, c.want)
 		}
@@ -70,7 +73,8 @@ func TestCapacity(t *testing.T) {
 // rest goes on.
 func TestDegraded(t *testing.T) {
 	for call, part := range map[string]string{
-		"count": "observe", "max": "observe", "counters": "counters", "arrivals": "counters", "sockets": "counters", "work": "counters",
+		"count": "observe", "max": "observe", "counters": "counters", "arrivals": "counters", "sockets": "counters",
+		"work":  "counters",
 		"rules": "rules", "settings": "settings",
 	} {
 		t.Run(call, func(t *testing.T) {
@@ -82,14 +86,15 @@ func TestDegraded(t *testing.T) {
 func degrade(t *testing.T, call, part string) {
 	k := newKernel(t)
 	a := newAgent(k, parse(t, ""), false)
+	l := a.loop
 	forAWhile := func() {
 		for range 10 {
-			a.tick()
-			time.Sleep(a.decision.Next)
+			l.tick()
+			time.Sleep(l.decision.Next)
 		}
 	}
 	forAWhile()
-	if n := len(a.reasons(policy.DegradedEvent)); n > 0 {
+	if n := len(l.reasons(policy.DegradedEvent)); n > 0 {
 		t.Fatalf("%d degraded events before anything failed", n)
 	}
 	k.faults[call] = errors.New("out of order")
@@ -97,10 +102,10 @@ func degrade(t *testing.T, call, part string) {
 	k.faults[call] = nil
 	forAWhile()
 	want := []string{part + ": out of order", part + ": works again"}
-	if diff := cmp.Diff(want, a.reasons(policy.DegradedEvent)); diff != "" {
+	if diff := cmp.Diff(want, l.reasons(policy.DegradedEvent)); diff != "" {
 		t.Errorf("degraded events (-want +got):\n%s", diff)
 	}
-	if s := a.status.Load(); len(s.Degraded) > 0 {
+	if s := l.board.Status(); len(s.Degraded) > 0 {
 		t.Errorf("still degraded: %v", s.Degraded)
 	}
 }
@@ -109,13 +114,14 @@ func degrade(t *testing.T, call, part string) {
 func TestOneFaultLeavesTheRest(t *testing.T) {
 	k := newKernel(t)
 	a := newAgent(k, parse(t, ""), false)
+	l := a.loop
 	k.faults["rules"] = errors.New("no room")
 	k.count = 950
-	a.tick()
+	l.tick()
 	if _, set := k.settings["nf_conntrack_udp_timeout"]; !set {
 		t.Errorf("settings %v", k.settings)
 	}
-	if s := a.status.Load(); !slices.Contains(s.Degraded, "rules: no room") {
+	if s := l.board.Status(); !slices.Contains(s.Degraded, "rules: no room") {
 		t.Errorf("status says %v", s.Degraded)
 	}
 }
@@ -124,16 +130,17 @@ func TestOneFaultLeavesTheRest(t *testing.T) {
 func TestBlindTickDecidesNothing(t *testing.T) {
 	k := newKernel(t)
 	a := newAgent(k, parse(t, ""), false)
+	l := a.loop
 	k.count = 950
-	a.tick()
+	l.tick()
 	applied := k.applied
 	k.count, k.faults["count"] = 0, errors.New("gone")
-	a.tick()
-	if k.applied != applied || a.decision.Posture.Level != top {
-		t.Errorf("level %d, rules written %d times more", a.decision.Posture.Level, k.applied-applied)
+	l.tick()
+	if k.applied != applied || l.decision.Posture.Level != top {
+		t.Errorf("level %d, rules written %d times more", l.decision.Posture.Level, k.applied-applied)
 	}
-	if a.decision.Next != a.config.Policy.Calm {
-		t.Errorf("looks again after %s, want the calm tick", a.decision.Next)
+	if l.decision.Next != l.config.Policy.Calm {
+		t.Errorf("looks again after %s, want the calm tick", l.decision.Next)
 	}
 }
 
@@ -141,45 +148,51 @@ func TestBlindTickDecidesNothing(t *testing.T) {
 func TestRepair(t *testing.T) {
 	k := newKernel(t)
 	a := newAgent(k, parse(t, ""), false)
+	l := a.loop
 	k.count = 950
-	a.tick()
+	l.tick()
 	k.missing = true
-	a.tick()
-	a.tick()
-	if k.missing || len(a.reasons(policy.RepairEvent)) != 1 {
-		t.Errorf("missing: %v, repair events %v", k.missing, a.reasons(policy.RepairEvent))
+	l.tick()
+	l.tick()
+	if k.missing || len(l.reasons(policy.RepairEvent)) != 1 {
+		t.Errorf("missing: %v, repair events %v", k.missing, l.reasons(policy.RepairEvent))
 	}
 }
 
 // flood is a table that fills, stays full and empties again, by tick.
-var flood = slices.Concat([]int{100, 120, 300, 650, 800, 930, 960}, slices.Repeat([]int{990}, 30), []int{700, 500, 300, 200, 150, 100, 100, 100})
+var flood = slices.Concat([]int{100, 120, 300, 650, 800, 930, 960}, slices.Repeat([]int{990}, 30),
+	[]int{700, 500, 300, 200, 150, 100, 100, 100})
 
 // heavy is a census of a table that one source holds.
 func heavy(entries int) *policy.Census {
 	h := policy.Holding{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Entries: entries}
 	h.Classes[policy.Assured] = entries
-	return &policy.Census{Total: entries, Seen: entries, Whole: true, Distinct: 1, Sources: []policy.Holding{h}, Classes: h.Classes}
+	return &policy.Census{Total: entries, Seen: entries, Whole: true, Distinct: 1, Sources: []policy.Holding{h},
+		Classes: h.Classes}
 }
 
 // A dry run writes nothing, and decides what a live run decides on the same observations.
 func TestDryRunDecidesTheSame(t *testing.T) {
-	run := func(dryRun bool) (decisions []policy.Decision, events []NumberedEvent) {
+	run := func(dryRun bool) (decisions []policy.Decision, events []control.NumberedEvent) {
 		synctest.Test(t, func(t *testing.T) {
 			k := newKernel(t)
 			k.readOnly = dryRun
 			a := newAgent(k, parse(t, ""), dryRun)
+			l := a.loop
 			for _, count := range flood {
 				k.count, k.census = count, heavy(count)
 				a.turn()
-				decisions = append(decisions, a.decision)
-				time.Sleep(a.config.Policy.Pressed) // so that nothing is old enough to tell what it brought: what was shortened is unknown to a dry run
+				decisions = append(decisions, l.decision)
+				// so that nothing is old enough to tell what it brought: what was shortened is unknown to a dry run
+				time.Sleep(l.config.Policy.Pressed)
 			}
-			if err := a.revert(); err != nil {
+			if err := l.revert(a.walker); err != nil {
 				t.Error(err)
 			}
-			events = a.events.list
+			events = l.board.Recent(1000)
 			if !dryRun && (k.applied == 0 || len(k.evictions) == 0 || len(k.retimings) == 0) {
-				t.Errorf("the live run wrote %d rulesets, %d evictions, %d timeouts: nothing is shown", k.applied, len(k.evictions), len(k.retimings))
+				t.Errorf("the live run wrote %d rulesets, %d evictions, %d timeouts: nothing is shown", k.applied,
+					len(k.evictions), len(k.retimings))
 			}
 		})
 		return decisions, events
@@ -189,7 +202,10 @@ func TestDryRunDecidesTheSame(t *testing.T) {
 	if diff := cmp.Diff(live, dry, comparePrefixes, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("decisions (-live +dry):\n%s", diff)
 	}
-	if !slices.ContainsFunc(dry, func(d policy.Decision) bool { return d.Posture.Level == top && len(d.Posture.Limits) > 0 }) {
+	if !slices.ContainsFunc(dry, func(d policy.Decision) bool {
+		return d.Posture.Level == top &&
+			len(d.Posture.Limits) > 0
+	}) {
 		t.Error("nobody was limited at the top of the ladder: nothing is shown")
 	}
 	for _, e := range told {
@@ -202,17 +218,18 @@ func TestDryRunDecidesTheSame(t *testing.T) {
 // A dry run counts what it would have freed.
 func TestDryRunCounts(t *testing.T) {
 	census := heavy(900)
-	e := conntrack.Eviction{Caps: []policy.Cap{{Prefix: census.Sources[0].Prefix, Keep: 300}, {Prefix: netip.MustParsePrefix("192.0.2.1/32"), Keep: 1}}}
-	freed, err := (&dry{}).evict(t.Context(), e, census)
-	if err != nil || freed.Entries != 600 {
-		t.Errorf("would have freed %d (%v), want 600", freed.Entries, err)
+	e := conntrack.Eviction{Caps: []policy.Cap{{Prefix: census.Sources[0].Prefix, Keep: 300},
+		{Prefix: netip.MustParsePrefix("192.0.2.1/32"), Keep: 1}}}
+	freed, err := (&dryEntries{}).evict(t.Context(), e, census)
+	if err != nil || freed != 600 {
+		t.Errorf("would have freed %d (%v), want 600", freed, err)
 	}
 	e.Caps[0].SpareAssured = true
-	if freed, _ := (&dry{}).evict(t.Context(), e, census); freed.Entries != 0 {
-		t.Errorf("would have freed %d of nothing but assured entries, which are spared", freed.Entries)
+	if freed, _ := (&dryEntries{}).evict(t.Context(), e, census); freed != 0 {
+		t.Errorf("would have freed %d of nothing but assured entries, which are spared", freed)
 	}
-	if freed, err := (&dry{}).evict(t.Context(), e, nil); err != nil || freed.Entries != 0 {
-		t.Errorf("without a census: %d (%v)", freed.Entries, err)
+	if freed, err := (&dryEntries{}).evict(t.Context(), e, nil); err != nil || freed != 0 {
+		t.Errorf("without a census: %d (%v)", freed, err)
 	}
 }
 
@@ -223,9 +240,11 @@ func TestDryRunTellsSettings(t *testing.T) {
 		wanted map[string]int
 		want   []string
 	}{
-		{map[string]int{"nf_conntrack_udp_timeout": 20, "nf_conntrack_tcp_loose": 0}, []string{"nf_conntrack_tcp_loose 1 -> 0", "nf_conntrack_udp_timeout 30 -> 20"}},
+		{map[string]int{"nf_conntrack_udp_timeout": 20, "nf_conntrack_tcp_loose": 0},
+			[]string{"nf_conntrack_tcp_loose 1 -> 0", "nf_conntrack_udp_timeout 30 -> 20"}},
 		{map[string]int{"nf_conntrack_udp_timeout": 20, "nf_conntrack_tcp_loose": 0}, nil},
-		{map[string]int{"nf_conntrack_udp_timeout": 10}, []string{"nf_conntrack_tcp_loose 0 -> 1", "nf_conntrack_udp_timeout 20 -> 10"}},
+		{map[string]int{"nf_conntrack_udp_timeout": 10}, []string{"nf_conntrack_tcp_loose 0 -> 1",
+			"nf_conntrack_udp_timeout 20 -> 10"}},
 		{nil, []string{"nf_conntrack_udp_timeout 10 -> 30"}},
 		{nil, nil},
 	} {
@@ -250,12 +269,13 @@ func TestRunReverts(t *testing.T) {
 	c := parse(t, "")
 	c.Socket, c.StateDir = filepath.Join(t.TempDir(), "s"), t.TempDir()
 	a := newAgent(k, c, false)
+	l := a.loop
 	ready, ended := make(chan struct{}), make(chan error, 1)
-	a.ready = func() { close(ready) }
+	l.ready = func() { close(ready) }
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { ended <- a.Run(ctx, nil) }()
 	<-ready
-	if s := a.status.Load(); s.Level != top {
+	if s := l.board.Status(); s.Level != top {
 		t.Errorf("level %d when ready, want %d", s.Level, top)
 	}
 	stop()
@@ -273,34 +293,35 @@ func TestRunReverts(t *testing.T) {
 // Sources are evicted once for each census, spared is who is allowed.
 func TestEvictOncePerCensus(t *testing.T) {
 	k := newKernel(t)
-	k.evicted.Entries = 5
+	k.evicted = 5
 	a := newAgent(k, parse(t, ""), false)
-	a.facts.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	a.decision.Posture.Caps = []policy.Cap{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Keep: 3}}
-	if a.eviction() != nil {
+	l := a.loop
+	l.facts.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	l.decision.Posture.Caps = []policy.Cap{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Keep: 3}}
+	if l.eviction() != nil {
 		t.Error("an eviction without a census")
 	}
-	a.census = heavy(900)
-	w := a.eviction()
+	l.census = heavy(900)
+	w := l.eviction()
 	if w == nil {
 		t.Fatal("no eviction after a census")
 	}
-	w(t.Context())(a)
-	if a.eviction() != nil {
+	w(t.Context(), a.walker)(l)
+	if l.eviction() != nil {
 		t.Error("a second eviction of the same census")
 	}
-	if len(k.evictions) != 1 || !slices.Equal(k.evictions[0].Spare, a.facts.Allow) || k.evictions[0].Rate == nil {
+	if len(k.evictions) != 1 || !slices.Equal(k.evictions[0].Spare, l.facts.Allow) || k.evictions[0].Rate == nil {
 		t.Errorf("evictions %+v", k.evictions)
 	}
-	if a.told(policy.EvictEvent, "5 entries of 1 heavy sources") != 1 {
-		t.Errorf("events %v", a.reasons(policy.EvictEvent))
+	if l.told(policy.EvictEvent, "5 entries of 1 heavy sources") != 1 {
+		t.Errorf("events %v", l.reasons(policy.EvictEvent))
 	}
-	a.census = heavy(900)
-	if a.eviction() == nil {
+	l.census = heavy(900)
+	if l.eviction() == nil {
 		t.Error("no eviction after the next census")
 	}
-	a.decision.Posture.Caps, a.census = nil, heavy(900)
-	if a.eviction() != nil {
+	l.decision.Posture.Caps, l.census = nil, heavy(900)
+	if l.eviction() != nil {
 		t.Error("an eviction of nobody")
 	}
 }
@@ -312,12 +333,13 @@ func TestBlockThenEvict(t *testing.T) {
 		k := newKernel(t)
 		k.count, k.faults["rules"] = 950, fault
 		a := newAgent(k, parse(t, ""), false)
-		a.census, a.fresh = heavy(900), true
-		a.tick()
+		l := a.loop
+		l.census, l.fresh = heavy(900), true
+		l.tick()
 		if len(k.evictions) > 0 || len(k.desired.Posture.Limits) != 1 {
 			t.Fatalf("rules %v: after the tick %d evictions, limits %v", fault, len(k.evictions), k.desired.Posture.Limits)
 		}
-		a.nextWalk(time.Now())(t.Context())(a)
+		l.nextWalk(time.Now())(t.Context(), a.walker)(l)
 		if len(k.evictions) != 1 || len(k.evictions[0].Caps) != 1 || k.evictions[0].Caps[0].SpareAssured != (fault != nil) {
 			t.Errorf("rules %v: evictions %+v", fault, k.evictions)
 		}
@@ -329,7 +351,8 @@ func TestBlockThenEvict(t *testing.T) {
 func TestFreeSelectorsOnce(t *testing.T) {
 	k := newKernel(t)
 	a := newAgent(k, parse(t, ""), false)
-	a.facts.own = []netip.Addr{netip.MustParseAddr("198.51.100.1")}
+	l := a.loop
+	l.facts.Own = []netip.Addr{netip.MustParseAddr("198.51.100.1")}
 	web, dns := policy.Selector{Protocol: policy.TCP, Port: 80}, policy.Selector{Protocol: policy.UDP, Port: 53}
 	for _, step := range []struct {
 		name    string
@@ -340,18 +363,19 @@ func TestFreeSelectorsOnce(t *testing.T) {
 		{"on trial", []policy.Notrack{{Selector: web, Stage: policy.Trial}}, nil},
 		{"freed", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, []policy.Selector{web}},
 		{"still freed", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, nil},
-		{"one more", []policy.Notrack{{Selector: web, Stage: policy.Freed}, {Selector: dns, Stage: policy.Freed}}, []policy.Selector{dns}},
+		{"one more", []policy.Notrack{{Selector: web, Stage: policy.Freed}, {Selector: dns, Stage: policy.Freed}},
+			[]policy.Selector{dns}},
 		{"tracked again", nil, nil},
 		{"freed again", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, []policy.Selector{web}},
 	} {
-		a.decision.Posture.Notrack, k.evictions = step.notrack, nil
-		if w := a.freeing(); w != nil {
-			w(t.Context())(a)
+		l.decision.Posture.Notrack, k.evictions = step.notrack, nil
+		if w := l.freeing(); w != nil {
+			w(t.Context(), a.walker)(l)
 		}
 		var got []policy.Selector
 		for _, e := range k.evictions {
 			got = append(got, e.Selectors...)
-			if len(e.Caps) > 0 || !e.Local(a.facts.own[0]) || e.Local(netip.MustParseAddr("192.0.2.1")) {
+			if len(e.Caps) > 0 || !e.Local(l.facts.Own[0]) || e.Local(netip.MustParseAddr("192.0.2.1")) {
 				t.Errorf("%s: eviction %+v", step.name, e)
 			}
 		}
@@ -365,6 +389,7 @@ func TestFreeSelectorsOnce(t *testing.T) {
 func TestRetimeOnlyShorter(t *testing.T) {
 	k := newKernel(t)
 	a := newAgent(k, parse(t, ""), false)
+	l := a.loop
 	const udp, syn = "nf_conntrack_udp_timeout", "nf_conntrack_tcp_timeout_syn_recv"
 	for _, step := range []struct {
 		name           string
@@ -380,13 +405,13 @@ func TestRetimeOnlyShorter(t *testing.T) {
 		{"calm again", nil, nil},
 		{"shorter again", map[string]int{udp: 20}, map[string]int{udp: 20}},
 	} {
-		a.decision.Posture.Settings, k.retimings = step.settings, nil
+		l.decision.Posture.Settings, k.retimings = step.settings, nil
 		now := time.Now()
-		if a.retiming(now) != nil {
+		if l.retiming(now) != nil {
 			t.Errorf("%s: at once, though more may come", step.name)
 		}
-		if w := a.retiming(now.Add(retimeDelay)); w != nil {
-			w(t.Context())(a)
+		if w := l.retiming(now.Add(retimeDelay)); w != nil {
+			w(t.Context(), a.walker)(l)
 		}
 		var got map[string]int
 		if len(k.retimings) > 0 {
@@ -403,25 +428,26 @@ func TestScanPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKernel(t)
 		a := newAgent(k, parse(t, ""), false)
-		due := func() bool { return a.scanning(time.Now()) != nil }
+		l := a.loop
+		due := func() bool { return l.scanning(time.Now()) != nil }
 		if due() {
 			t.Error("a scan on a calm day")
 		}
-		a.decision.Scan = policy.WholeScan
+		l.decision.Scan = policy.WholeScan
 		if !due() {
 			t.Error("no first scan")
 		}
 		const took = 100 * time.Millisecond
-		a.census = &policy.Census{Time: time.Now(), Took: took}
+		l.census = &policy.Census{Time: time.Now(), Took: took}
 		time.Sleep((calmShare - 1) * took)
 		if due() {
 			t.Errorf("scans take more than one part in %d of the time", calmShare)
 		}
-		a.decision.Hurry = true
+		l.decision.Hurry = true
 		if !due() {
 			t.Error("no haste")
 		}
-		a.census.Time, a.evicting = time.Now(), took
+		l.census.Time, l.evicting = time.Now(), took
 		time.Sleep((2*hurryShare - 1) * took)
 		if due() {
 			t.Error("haste has no bound")
@@ -430,7 +456,7 @@ func TestScanPace(t *testing.T) {
 		if !due() {
 			t.Errorf("haste is not worth one part in %d of the time", hurryShare)
 		}
-		a.decision.Hurry, a.census.Time, a.evicting = false, time.Now(), took
+		l.decision.Hurry, l.census.Time, l.evicting = false, time.Now(), took
 		time.Sleep((2*calmShare - 1) * took)
 		if due() {
 			t.Error("what evicting takes does not count")
@@ -441,17 +467,17 @@ func TestScanPace(t *testing.T) {
 		}
 
 		k.faults["scan"] = errors.New("interrupted")
-		census := a.census
-		a.scanning(time.Now())(t.Context())(a)
-		if a.census != census || a.fresh || a.told(policy.DegradedEvent, "scan: interrupted") != 1 {
-			t.Errorf("a failed scan: census replaced %v, events %v", a.census != census, a.reasons(policy.DegradedEvent))
+		census := l.census
+		l.scanning(time.Now())(t.Context(), a.walker)(l)
+		if l.census != census || l.fresh || l.told(policy.DegradedEvent, "scan: interrupted") != 1 {
+			t.Errorf("a failed scan: census replaced %v, events %v", l.census != census, l.reasons(policy.DegradedEvent))
 		}
 		k.faults["scan"] = nil
 		if !due() {
 			t.Error("a failed scan is not tried again")
 		}
-		a.scanning(time.Now())(t.Context())(a)
-		if a.census == census || !a.fresh || a.told(policy.DegradedEvent, "scan: works again") != 1 {
+		l.scanning(time.Now())(t.Context(), a.walker)(l)
+		if l.census == census || !l.fresh || l.told(policy.DegradedEvent, "scan: works again") != 1 {
 			t.Error("the next scan did not count")
 		}
 	})
@@ -461,9 +487,10 @@ func TestScanPace(t *testing.T) {
 func TestCensusOnce(t *testing.T) {
 	k := newKernel(t)
 	a := newAgent(k, parse(t, ""), false)
-	a.census, a.fresh = heavy(10), true
+	l := a.loop
+	l.census, l.fresh = heavy(10), true
 	for i, want := range []bool{true, false, false} {
-		if o, err := a.observe(time.Now()); err != nil || (o.Census != nil) != want {
+		if o, err := l.observe(time.Now()); err != nil || (o.Census != nil) != want {
 			t.Errorf("observation %d: census %v (%v), want %v", i, o.Census != nil, err, want)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"ctguard/agent/config"
 	"ctguard/agent/conntrack"
 	"ctguard/agent/survey"
 	"ctguard/agent/sysctl"
@@ -22,7 +23,7 @@ type Plan struct {
 
 // NewPlan finds out what level would bring here, with the table as it is now, selectors as if they
 // had passed their trial and timeouts as if the table were full. It only reads.
-func NewPlan(c Config, root string, level int) (Plan, error) {
+func NewPlan(c config.Config, root string, level int) (Plan, error) {
 	if most := len(c.Policy.Steps); level < 0 || level > most {
 		return Plan{}, fmt.Errorf("level %d is not between 0 and %d, the number of steps on this ladder", level, most)
 	}
@@ -35,14 +36,16 @@ func NewPlan(c Config, root string, level int) (Plan, error) {
 		return Plan{}, err
 	}
 	defer table.Close()
-	a := &Agent{config: c, table: table, settings: settings, actuator: &dry{settings: settings}, stack: survey.New(root)}
-	a.facts = (&surveyor{host: survey.New(root), config: c}).survey()
-	if a.facts.Admin, err = settings.Admin(); err != nil {
+	here := survey.New(root)
+	facts := survey.NewSurveyor(here, c, nil).Survey()
+	if facts.Admin, err = settings.Admin(); err != nil {
 		return Plan{}, err
 	}
 	now := time.Now()
-	o, err := a.observe(now)
-	if err != nil {
+	actuator := &dry{settings: settings}
+	o := policy.Observation{Time: now, Host: facts.Host}
+	// A counter that can't be read makes no difference to a plan.
+	if _, err := (sensors{table, here}).read(&o, c.Capacity, actuator.work); err != nil {
 		return Plan{}, err
 	}
 	// Kernel drops move between the two ticks, so that the second one sees a full table.
@@ -61,6 +64,7 @@ func NewPlan(c Config, root string, level int) (Plan, error) {
 			posture.Notrack[i].Stage = policy.Freed
 		}
 	}
-	changes, err := a.actuator.set(posture.Settings)
-	return Plan{level, m.Steps(), m.Selectors(), changes, nft.Render(nft.Desired{Posture: posture, Allow: a.facts.Allow}, now)}, err
+	changes, err := actuator.set(posture.Settings)
+	return Plan{level, m.Steps(), m.Selectors(), changes,
+		nft.Render(nft.Desired{Posture: posture, Allow: facts.Allow}, now)}, err
 }

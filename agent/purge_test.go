@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"ctguard/agent/survey"
 	"ctguard/policy"
 )
 
@@ -18,15 +19,17 @@ func TestPurging(t *testing.T) {
 			k := newKernel(t)
 			k.readOnly = dryRun
 			a := newAgent(k, parse(t, "[steps.notrack]\nenabled = false"), dryRun)
-			a.learn(facts{Host: policy.Host{Services: []policy.Selector{{Protocol: policy.UDP, Port: 53}}}})
+			l := a.loop
+			l.learn(survey.Facts{Host: policy.Host{Services: []policy.Selector{{Protocol: policy.UDP, Port: 53}}}})
 			k.count, k.census = 950, &policy.Census{Whole: true, Seen: 950, Total: 950,
-				Classes: [policy.NumClasses]int{policy.Replied: 600, policy.Assured: 350}, Ports: []policy.PortCount{{Protocol: 17, Port: 53, Entries: 600, Replied: 600}}}
+				Classes: [policy.NumClasses]int{policy.Replied: 600,
+					policy.Assured: 350}, Ports: []policy.PortCount{{Protocol: 17, Port: 53, Entries: 600, Replied: 600}}}
 			for range 20 {
 				a.turn()
-				time.Sleep(a.decision.Next)
+				time.Sleep(l.decision.Next)
 			}
-			if !slices.Contains(a.decision.Posture.Purges, dns) {
-				t.Fatalf("classes to be purged: %v", a.decision.Posture.Purges)
+			if !slices.Contains(l.decision.Posture.Purges, dns) {
+				t.Fatalf("classes to be purged: %v", l.decision.Posture.Purges)
 			}
 			purged := len(k.purged)
 			if dryRun != (purged == 0) {
@@ -36,7 +39,7 @@ func TestPurging(t *testing.T) {
 			a.turn()
 			purged = len(k.purged)
 			for range 20 {
-				time.Sleep(a.decision.Next)
+				time.Sleep(l.decision.Next)
 				a.turn()
 			}
 			if len(k.purged) != purged {

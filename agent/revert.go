@@ -2,17 +2,14 @@ package agent
 
 import (
 	"errors"
-	"io/fs"
-	"os"
 	"time"
 
-	"golang.org/x/time/rate"
-
+	"ctguard/agent/config"
 	"ctguard/agent/conntrack"
+	"ctguard/agent/state"
 	"ctguard/agent/survey"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
-	"ctguard/policy"
 )
 
 // RevertFor is how long the daemon stays at level 0 after `ctguard revert`.
@@ -20,7 +17,7 @@ const RevertFor = 15 * time.Minute
 
 // Revert puts back what a daemon left that is no longer running, in the network namespace of the
 // calling thread, and says what that was.
-func Revert(c Config, root string) ([]string, error) {
+func Revert(c config.Config, root string) ([]string, error) {
 	var done []string
 	removed, err := nft.Revert()
 	if err != nil {
@@ -45,8 +42,9 @@ func Revert(c Config, root string) ([]string, error) {
 }
 
 // revertUntracked gives connections entries that a daemon left untracked.
-func revertUntracked(c Config, root string) (int, error) {
-	if _, err := os.Stat(c.notePath()); errors.Is(err, fs.ErrNotExist) {
+func revertUntracked(c config.Config, root string) (int, error) {
+	d := state.At(c.StateDir)
+	if _, there, _ := d.Untracked(); !there {
 		return 0, nil
 	}
 	table, err := conntrack.Open()
@@ -54,18 +52,5 @@ func revertUntracked(c Config, root string) (int, error) {
 		return 0, err
 	}
 	defer table.Close()
-	l := &live{walker: table, connections: survey.New(root).Established, adopting: rate.NewLimiter(adoptionsPerSecond, adoptionsPerSecond)}
-	return adoptNoted(c.notePath(), l.adopt)
-}
-
-// backToBaseline drops every limit, the operator's too, and pins level 0 for a while.
-func (a *Agent) backToBaseline(r HoldRequest) error {
-	for _, word := range a.machine.Manual() {
-		if !word.Release {
-			word.Until = time.Now()
-			a.machine.SetManual(word)
-		}
-	}
-	r.Kind, r.Level = policy.Pin, 0
-	return a.hold(r)
+	return adoptNoted(d, newLive(nil, nil, table, survey.New(root).Established).adopt)
 }

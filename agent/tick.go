@@ -9,56 +9,84 @@ import (
 	"strings"
 	"time"
 
+	"ctguard/agent/state"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
 	"ctguard/policy"
 )
 
 // tick is one turn of the loop: observe, decide, apply.
-func (a *Agent) tick() {
+func (l *loop) tick() {
 	started := time.Now()
-	o, err := a.observe(started)
-	if a.trouble("observe", err); err != nil {
-		a.decision.Next = a.config.Policy.Calm
+	o, err := l.observe(started)
+	if l.trouble("observe", err); err != nil {
+		l.decision.Next = l.config.Policy.Calm
 		return
 	}
-	a.lookAround(started, o.Count)
-	words := memory{a.machine.Override(), a.machine.Manual()}
-	a.decision = a.machine.Tick(o)
-	if a.recorder != nil {
-		a.trouble("record", a.recorder.record(o, words, a.decision.Posture.Level))
+	l.lookAround(started, o.Count)
+	words := state.WordsOf(l.machine)
+	l.decision = l.machine.Tick(o)
+	if l.recorder != nil {
+		l.trouble("record", l.recorder.Record(o, words, l.decision.Posture.Level))
 	}
-	for _, e := range a.decision.Events {
-		a.emit(e)
+	for _, e := range l.decision.Events {
+		l.emit(e)
 	}
-	a.apply(started)
-	a.publish(o, time.Since(started))
+	l.apply(started)
+	l.publish(o, time.Since(started))
 }
 
-// observe reads everything that one tick needs. Without the count and the capacity there is nothing
-// to decide on; anything else that can't be read stays as it was, and is told of.
-func (a *Agent) observe(now time.Time) (policy.Observation, error) {
-	o := policy.Observation{Time: now, Host: a.facts.Host, Adopted: a.adopted,
-		Kernel: a.last.Kernel, Arrivals: a.last.Arrivals, Sockets: a.last.Sockets, Work: a.last.Work}
-	var err error
-	if o.Count, err = a.table.Count(); err != nil {
+// sensors are what the loop reads at each tick.
+type sensors struct {
+	table table
+	stack stack
+}
+
+// table is what the loop reads of the conntrack table; *conntrack.Table is one.
+type table interface {
+	Count() (int, error)
+	Max() (int, error)
+	Counters() (policy.KernelCounters, error)
+}
+
+// stack is what the loop reads of the protocol stack; *survey.Host is one.
+type stack interface {
+	Arrivals() (policy.Arrivals, error)
+	Sockets() (int, error)
+}
+
+// observe reads everything that one tick needs.
+func (l *loop) observe(now time.Time) (policy.Observation, error) {
+	o := policy.Observation{Time: now, Host: l.facts.Host, Adopted: l.adopted,
+		Kernel: l.last.Kernel, Arrivals: l.last.Arrivals, Sockets: l.last.Sockets, Work: l.last.Work}
+	blind, err := l.sensors.read(&o, l.config.Capacity, l.actuator.work)
+	if err != nil {
 		return o, err
 	}
-	if o.Capacity, err = a.capacity(); err != nil {
-		return o, err
+	l.trouble("counters", blind)
+	o.Work.Retimed = l.retimed
+	if l.fresh {
+		o.Census, l.fresh = l.census, false
 	}
-	var errs [4]error
-	errs[0] = update(&o.Kernel, a.table.Counters)
-	errs[1] = update(&o.Arrivals, a.stack.Arrivals)
-	errs[2] = update(&o.Sockets, a.stack.Sockets)
-	errs[3] = update(&o.Work, a.actuator.work)
-	a.trouble("counters", errors.Join(errs[:]...))
-	o.Work.Retimed = a.retimed
-	if a.fresh {
-		o.Census, a.fresh = a.census, false
-	}
-	a.last = o
+	l.last = o
 	return o, nil
+}
+
+// read reads into an observation. Without the count and the capacity, bound by what the configuration gives
+// this namespace, there is nothing to decide on; what else can't be read stays as it was and is in blind.
+func (s sensors) read(o *policy.Observation, bound int, work func() (policy.Work, error)) (blind, err error) {
+	if o.Count, err = s.table.Count(); err != nil {
+		return nil, err
+	}
+	if o.Capacity, err = s.capacity(bound); err != nil {
+		return nil, err
+	}
+	return errors.Join(
+		update(&o.Kernel, s.table.Counters),
+		update(&o.Arrivals, s.stack.Arrivals),
+		update(&o.Sockets, s.stack.Sockets),
+		update(&o.Work, work),
+	), nil
 }
 
 // update replaces a value by a newer one, if that can be read.
@@ -73,40 +101,42 @@ func update[T any](value *T, read func() (T, error)) error {
 // unbounded is the capacity where nf_conntrack_max is 0, which means no bound to the kernel.
 const unbounded = math.MaxInt32
 
-// capacity returns how many entries this namespace may use.
-func (a *Agent) capacity() (int, error) {
-	most, err := a.table.Max()
+// capacity returns how many entries this namespace may use: what the kernel allows, and no more than bound
+// unless that is 0.
+func (s sensors) capacity(bound int) (int, error) {
+	most, err := s.table.Max()
 	if most == 0 {
 		most = unbounded
 	}
-	if c := a.config.Capacity; c > 0 {
-		most = min(most, c)
+	if bound > 0 {
+		most = min(most, bound)
 	}
 	return most, err
 }
 
 // apply brings the kernel to the posture.
-func (a *Agent) apply(now time.Time) {
-	desired := nft.Desired{Posture: a.decision.Posture, Allow: a.facts.Allow}
-	if ok, err := a.actuator.intact(); err == nil && !ok {
-		a.emit(policy.Event{Time: now, Kind: policy.RepairEvent, Reason: "rules of table inet ctguard went missing: made again"})
+func (l *loop) apply(now time.Time) {
+	desired := nft.Desired{Posture: l.decision.Posture, Allow: l.facts.Allow}
+	if ok, err := l.actuator.intact(); err == nil && !ok {
+		l.emit(policy.Event{Time: now, Kind: policy.RepairEvent,
+			Reason: "rules of table inet ctguard went missing: made again"})
 	}
-	a.trouble("note", a.note(untracked(a.decision.Posture)))
-	err := a.actuator.rules(desired, now)
-	if a.trouble("rules", err); err != nil {
-		a.decision.Posture.Caps = sparing(a.decision.Posture.Caps)
+	l.trouble("note", l.state.NoteUntracked(untracked(l.decision.Posture)))
+	err := l.actuator.rules(desired, now)
+	if l.trouble("rules", err); err != nil {
+		l.decision.Posture.Caps = sparing(l.decision.Posture.Caps)
 	}
-	a.slowest = max(a.slowest, time.Since(now))
+	l.slowest = max(l.slowest, time.Since(now))
 	// Reading two dozen settings costs more than the rest of the tick: look again each second.
-	wanted := a.decision.Posture.Settings
-	if maps.Equal(wanted, a.setTo) && now.Sub(a.setAt) < time.Second {
+	settings := l.decision.Posture.Settings
+	if maps.Equal(settings, l.wanted.settings) && now.Sub(l.wanted.at) < time.Second {
 		return
 	}
-	a.setTo, a.setAt = wanted, now
-	changes, err := a.actuator.set(wanted)
-	a.trouble("settings", err)
+	l.wanted = wanted{settings, now}
+	changes, err := l.actuator.set(settings)
+	l.trouble("settings", err)
 	if len(changes) > 0 {
-		a.emit(policy.Event{Time: now, Kind: policy.StepEvent, Reason: "settings: " + summary(changes)})
+		l.emit(policy.Event{Time: now, Kind: policy.StepEvent, Reason: "settings: " + summary(changes)})
 	}
 }
 
@@ -131,16 +161,4 @@ func summary(changes []sysctl.Change) string {
 		list = append(list, fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(list, ", ")
-}
-
-// learn takes what was found out about the host, and reads the settings again: somebody else may
-// have changed them.
-func (a *Agent) learn(f facts) {
-	f.Admin = a.facts.Admin
-	a.facts = f
-	a.trouble("survey", errors.Join(f.faults...))
-	admin, err := a.settings.Admin()
-	if a.trouble("read settings", err); err == nil {
-		a.facts.Admin = admin
-	}
 }

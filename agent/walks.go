@@ -16,12 +16,13 @@ import (
 // Bounds of looking at the table. A whole scan of 65 536 entries takes a tenth of the budget on a
 // machine of 2020; what does not fit ends as a sample.
 const (
-	scanBudget     = 500 * time.Millisecond
-	sampleSize     = 5_000                  // entries: enough for what the table consists of, give or take 1.4 %
-	calmShare      = 40                     // one part in this many of the time goes into scans and evictions at most
-	hurryShare     = 3                      // the same while the table is about to fill up
-	hurryPause     = 500 * time.Millisecond // the least between two of them then: flows a second can't be told from less
-	listedPerLimit = 4                      // sources a scan lists for each that can be held back: more than that fold into networks
+	scanBudget = 500 * time.Millisecond
+	sampleSize = 5_000                  // entries: enough for what the table consists of, give or take 1.4 %
+	calmShare  = 40                     // one part in this many of the time goes into scans and evictions at most
+	hurryShare = 3                      // the same while the table is about to fill up
+	hurryPause = 500 * time.Millisecond // the least between two of them then: flows a second can't be told from less
+	// sources a scan lists for each that can be held back: more than that fold into networks
+	listedPerLimit = 4
 	minScanPause   = 200 * time.Millisecond
 	retimeDelay    = time.Second
 	idlePause      = 10 * time.Second // between samples at level 0, of a table that is half full
@@ -30,9 +31,33 @@ const (
 	staleCensus    = time.Second // while the table grows
 )
 
-// walk is one pass over the table; it runs beside the loop. It returns what it learnt as a function
-// that the loop runs.
-type walk func(context.Context) func(*Agent)
+// walk is one pass over the table; it runs beside the loop and must not touch it. It returns what it learnt
+// as a function that the loop runs.
+type walk func(context.Context, walker) func(*loop)
+
+// walker is what walks are done with. It belongs to the goroutine that walks, and to whoever has waited for
+// that to end.
+type walker struct {
+	scanner scanner
+	mover   mover
+}
+
+// scanner looks at who holds the table; *conntrack.Table is one.
+type scanner interface {
+	Scan(context.Context, conntrack.ScanOptions) (*policy.Census, error)
+}
+
+// run carries walks out, one at a time.
+func (w walker) run(ctx context.Context, walks <-chan walk, walked chan<- func(*loop)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case next := <-walks:
+			walked <- next(ctx, w)
+		}
+	}
+}
 
 // walks is what the loop knows of its walks over the table. Only one is under way at a time.
 type walks struct {
@@ -51,104 +76,104 @@ type walks struct {
 }
 
 // nextWalk picks the most urgent walk that is due; nil when none is.
-func (a *Agent) nextWalk(now time.Time) walk {
-	if w := a.adoption(); w != nil {
+func (l *loop) nextWalk(now time.Time) walk {
+	if w := l.adoption(); w != nil {
 		return w
 	}
-	if w := a.eviction(); w != nil {
+	if w := l.eviction(); w != nil {
 		return w
 	}
-	if w := a.purging(now); w != nil {
+	if w := l.purging(now); w != nil {
 		return w
 	}
 	// While the rules can't be written, what is freed is still tracked: leave it where it is.
-	if _, failing := a.troubles["rules"]; !failing {
-		if w := a.freeing(); w != nil {
+	if _, failing := l.troubles["rules"]; !failing {
+		if w := l.freeing(); w != nil {
 			return w
 		}
 	}
-	if a.decision.Growing && (a.census == nil || now.Sub(a.census.Time) >= staleCensus) {
-		if w := a.scanning(now); w != nil { // what a flood consists of decides more than how long its entries last
+	if l.decision.Growing && (l.census == nil || now.Sub(l.census.Time) >= staleCensus) {
+		if w := l.scanning(now); w != nil { // what a flood consists of decides more than how long its entries last
 			return w
 		}
 	}
-	if w := a.retiming(now); w != nil {
+	if w := l.retiming(now); w != nil {
 		return w
 	}
-	return a.scanning(now)
+	return l.scanning(now)
 }
 
 // eviction takes what sources hold above their caps out of the table, once per census.
-func (a *Agent) eviction() walk {
-	caps := a.decision.Posture.Caps
-	if len(caps) == 0 || a.evictedFor == a.census {
+func (l *loop) eviction() walk {
+	caps := l.decision.Posture.Caps
+	if len(caps) == 0 || l.evictedFor == l.census {
 		return nil
 	}
-	a.evictedFor = a.census
-	e := conntrack.Eviction{Caps: caps, Spare: a.facts.Allow}
-	return a.evict(e, func(freed conntrack.Evicted) policy.Event {
-		return policy.Event{Kind: policy.EvictEvent, Step: policy.Evict, Entries: freed.Entries,
-			Reason: fmt.Sprintf("%d entries of %d heavy sources above their fair share", freed.Entries, len(caps))}
+	l.evictedFor = l.census
+	e := conntrack.Eviction{Caps: caps, Spare: l.facts.Allow}
+	return l.evict(e, func(freed int) policy.Event {
+		return policy.Event{Kind: policy.EvictEvent, Step: policy.Evict, Entries: freed,
+			Reason: fmt.Sprintf("%d entries of %d heavy sources above their fair share", freed, len(caps))}
 	})
 }
 
 // purging deletes what a flood left of the classes that are to be purged.
-func (a *Agent) purging(now time.Time) walk {
-	classes := a.decision.Posture.Purges
-	if len(classes) == 0 || now.Sub(a.purged) < purgePause || a.purged.After(a.last.Time) {
+func (l *loop) purging(now time.Time) walk {
+	classes := l.decision.Posture.Purges
+	if len(classes) == 0 || now.Sub(l.purged) < purgePause || l.purged.After(l.last.Time) {
 		return nil
 	}
-	a.purged = now
-	spare := a.facts.Allow
-	return func(ctx context.Context) func(*Agent) {
+	l.purged = now
+	spare := l.facts.Allow
+	return func(ctx context.Context, w walker) func(*loop) {
 		var err error
 		for _, class := range classes {
-			err = errors.Join(err, a.actuator.purge(ctx, class, spare))
+			err = errors.Join(err, w.mover.purge(ctx, class, spare))
 		}
-		return func(a *Agent) {
-			a.purged, a.due = time.Now(), true // what is left shows at the next tick
-			a.trouble("purge", err)
+		return func(l *loop) {
+			l.purged, l.due = time.Now(), true // what is left shows at the next tick
+			l.trouble("purge", err)
 		}
 	}
 }
 
 // freeing takes the entries of selectors out of the table that were untracked for good.
-func (a *Agent) freeing() walk {
+func (l *loop) freeing() walk {
 	var due []policy.Selector
 	freed := make(map[policy.Selector]bool)
-	for _, n := range a.decision.Posture.Notrack {
+	for _, n := range l.decision.Posture.Notrack {
 		if n.Stage != policy.Freed {
 			continue
 		}
 		freed[n.Selector] = true
-		if !a.freed[n.Selector] {
+		if !l.freed[n.Selector] {
 			due = append(due, n.Selector)
 		}
 	}
-	a.freed = freed
+	l.freed = freed
 	if len(due) == 0 {
 		return nil
 	}
-	own := a.facts.own
+	own := l.facts.Own
 	e := conntrack.Eviction{Selectors: due, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}
-	return a.evict(e, func(freed conntrack.Evicted) policy.Event {
-		return policy.Event{Kind: policy.EvictEvent, Step: policy.NotrackStep, Entries: freed.Entries,
-			Reason: fmt.Sprintf("%d entries of %d untracked selectors freed", freed.Entries, len(due))}
+	return l.evict(e, func(freed int) policy.Event {
+		return policy.Event{Kind: policy.EvictEvent, Step: policy.NotrackStep, Entries: freed,
+			Reason: fmt.Sprintf("%d entries of %d untracked selectors freed", freed, len(due))}
 	})
 }
 
 // evict returns the walk that carries an eviction out and tells of it.
-func (a *Agent) evict(e conntrack.Eviction, tell func(conntrack.Evicted) policy.Event) walk {
-	census := a.census
-	return func(ctx context.Context) func(*Agent) {
+func (l *loop) evict(e conntrack.Eviction, tell func(int) policy.Event) walk {
+	census := l.census
+	return func(ctx context.Context, w walker) func(*loop) {
 		start := time.Now()
-		freed, err := a.actuator.evict(ctx, e, census)
+		freed, err := w.mover.evict(ctx, e, census)
 		took := time.Since(start)
-		return func(a *Agent) {
-			a.evicting += took
-			a.trouble("evict", err)
-			if freed.Entries > 0 {
-				a.emit(tell(freed))
+		return func(l *loop) {
+			l.evicting += took
+			l.trouble("evict", err)
+			if freed > 0 {
+				l.emit(tell(freed))
 			}
 		}
 	}
@@ -156,70 +181,70 @@ func (a *Agent) evict(e conntrack.Eviction, tell func(conntrack.Evicted) policy.
 
 // retiming shortens what existing entries have left when the wanted timeouts have become shorter, a moment
 // later: they follow pressure in several steps, and one walk serves them all.
-func (a *Agent) retiming(now time.Time) walk {
+func (l *loop) retiming(now time.Time) walk {
 	wanted := make(map[string]int)
-	for name, value := range a.decision.Posture.Settings {
-		if _, timeout := a.config.Policy.Floors[name]; timeout {
+	for name, value := range l.decision.Posture.Settings {
+		if _, timeout := l.config.Policy.Floors[name]; timeout {
 			wanted[name] = value
 		}
 	}
-	if maps.Equal(wanted, a.retimedTo) {
-		a.retimeFrom = time.Time{}
+	if maps.Equal(wanted, l.retimedTo) {
+		l.retimeFrom = time.Time{}
 		return nil
 	}
-	if a.retimeFrom.IsZero() {
-		a.retimeFrom = now
+	if l.retimeFrom.IsZero() {
+		l.retimeFrom = now
 	}
-	if now.Sub(a.retimeFrom) < retimeDelay {
+	if now.Sub(l.retimeFrom) < retimeDelay {
 		return nil
 	}
-	a.retimeFrom = time.Time{}
+	l.retimeFrom = time.Time{}
 	shorter := make(map[string]int)
 	for name, value := range wanted {
-		if was, ok := a.retimedTo[name]; !ok || value < was {
+		if was, ok := l.retimedTo[name]; !ok || value < was {
 			shorter[name] = value
 		}
 	}
-	a.retimedTo = wanted
+	l.retimedTo = wanted
 	if len(shorter) == 0 {
 		return nil
 	}
-	spare := a.facts.Allow
-	return func(ctx context.Context) func(*Agent) {
-		n, err := a.actuator.retime(ctx, shorter, spare)
-		return func(a *Agent) {
-			a.retimed += uint64(n)
-			a.trouble("retime", err)
+	spare := l.facts.Allow
+	return func(ctx context.Context, w walker) func(*loop) {
+		n, err := w.mover.retime(ctx, shorter, spare)
+		return func(l *loop) {
+			l.retimed += uint64(n)
+			l.trouble("retime", err)
 		}
 	}
 }
 
 // scanning looks at who holds the table, as often as the time budget allows.
-func (a *Agent) scanning(now time.Time) walk {
-	options := conntrack.ScanOptions{Budget: scanBudget, V4Bits: a.config.V4Bits, V6Bits: a.config.V6Bits,
-		MaxSources: listedPerLimit * a.config.Policy.MaxLimited}
+func (l *loop) scanning(now time.Time) walk {
+	options := conntrack.ScanOptions{Budget: scanBudget, V4Bits: l.config.V4Bits, V6Bits: l.config.V6Bits,
+		MaxSources: listedPerLimit * l.config.Policy.MaxLimited}
 	pause := minScanPause
-	switch a.decision.Scan {
+	switch l.decision.Scan {
 	case policy.NoScan:
 		return nil
 	case policy.SampleScan:
 		options.Limit, pause = sampleSize, samplePause
 		switch {
-		case a.decision.Growing:
+		case l.decision.Growing:
 			pause = minScanPause
-		case a.decision.Posture.Level == 0:
+		case l.decision.Posture.Level == 0:
 			pause = idlePause
 		}
 	case policy.WholeScan:
 	}
-	if a.census != nil && now.Sub(a.census.Time) < max(pause, a.rest(options.Limit)) {
+	if l.census != nil && now.Sub(l.census.Time) < max(pause, l.rest(options.Limit)) {
 		return nil
 	}
-	return func(ctx context.Context) func(*Agent) {
-		census, err := a.table.Scan(ctx, options)
-		return func(a *Agent) {
-			if a.trouble("scan", err); err == nil {
-				a.census, a.fresh, a.evicting = census, true, 0
+	return func(ctx context.Context, w walker) func(*loop) {
+		census, err := w.scanner.Scan(ctx, options)
+		return func(l *loop) {
+			if l.trouble("scan", err); err == nil {
+				l.census, l.fresh, l.evicting = census, true, 0
 			}
 		}
 	}
@@ -227,13 +252,13 @@ func (a *Agent) scanning(now time.Time) walk {
 
 // rest returns how long to rest between the last census and one of so many entries, 0 for all: for the time
 // that the last one and evicting what it found took, or as little as a sample will take.
-func (a *Agent) rest(entries int) time.Duration {
-	took := a.census.Took + a.evicting
-	if a.decision.Hurry {
+func (l *loop) rest(entries int) time.Duration {
+	took := l.census.Took + l.evicting
+	if l.decision.Hurry {
 		return max(hurryPause, hurryShare*took)
 	}
-	if seen := a.census.Seen; entries > 0 && seen > entries {
-		took = a.census.Took * time.Duration(entries) / time.Duration(seen)
+	if seen := l.census.Seen; entries > 0 && seen > entries {
+		took = l.census.Took * time.Duration(entries) / time.Duration(seen)
 	}
 	return calmShare * took
 }

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 )
 
 // Addresses of the two hosts of a link. The client has several so that it can be several sources.
@@ -43,7 +43,7 @@ func newLink(t *testing.T) *link {
 	t.Cleanup(func() { close(l.client) })
 	thread := make(chan int)
 	go func() {
-		if err := conntracktest.Enter(); err != nil {
+		if err := conntrackfill.Enter(); err != nil {
 			close(thread)
 			return
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/policy"
 )
 
@@ -172,7 +172,7 @@ func TestInNetNS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer there.Close()
-	if err := conntracktest.Enter(); err != nil {
+	if err := conntrackfill.Enter(); err != nil {
 		t.Fatal(err)
 	}
 	table := open(t, InNetNS(int(there.Fd())))

@@ -46,25 +46,22 @@ func (t *Table) Adopt(ctx context.Context, flows []Flow, r *rate.Limiter) (creat
 	if err != nil {
 		return 0, fmt.Errorf("adopt connections: %w", err)
 	}
-	queue, err := t.newChanges(ctx, msgNew, r)
-	if err != nil {
-		return 0, fmt.Errorf("adopt connections: %w", err)
-	}
-	queue.flags, queue.limit = unix.NLM_F_CREATE|unix.NLM_F_EXCL, min(queue.limit, adoptBatch)
 	refused, reason := 0, unix.Errno(0)
-	queue.done = func(int32) { created++ }
-	queue.skipped = func(int32) {}
-	queue.failed = func(_ int32, errno unix.Errno) {
-		if errno != unix.EEXIST {
-			refused, reason = refused+1, errno
+	created, err = t.change(ctx, msgNew, r, func(queue *changes) error {
+		queue.flags, queue.limit = unix.NLM_F_CREATE|unix.NLM_F_EXCL, min(queue.limit, adoptBatch)
+		queue.failed = func(errno unix.Errno) {
+			if errno != unix.EEXIST {
+				refused, reason = refused+1, errno
+			}
 		}
-	}
-	attributes := make([]byte, 0, 512)
-	for _, f := range flows {
-		attributes = f.appendEntry(attributes[:0], uint32(timeout))
-		queue.add(0, familyOf(f.Remote.Addr()), attributes)
-	}
-	if err = queue.close(); err == nil && refused > 0 {
+		attributes := make([]byte, 0, 512)
+		for _, f := range flows {
+			attributes = f.appendEntry(attributes[:0], uint32(timeout))
+			queue.add(familyOf(f.Remote.Addr()), attributes)
+		}
+		return nil
+	})
+	if err == nil && refused > 0 {
 		err = fmt.Errorf("%d of %d connections refused: %w", refused, len(flows), reason)
 	}
 	if err != nil {

@@ -79,7 +79,8 @@ func strictHost(t *testing.T) (*Table, map[string]pipe) {
 	t.Cleanup(func() { listener.Close() })
 	pipes := make(map[string]pipe)
 	for name, to := range map[string]netip.Addr{
-		"idle": conntracktest.Here4, "busy": conntracktest.Here4, "idle over IPv6": conntracktest.Here6, "busy over IPv6": conntracktest.Here6,
+		"idle": conntracktest.Here4, "busy": conntracktest.Here4, "idle over IPv6": conntracktest.Here6,
+		"busy over IPv6": conntracktest.Here6,
 	} {
 		var p pipe
 		peer.Do(func() {

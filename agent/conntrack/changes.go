@@ -17,8 +17,9 @@ const batchSize = 256
 // no acknowledgement: the kernel then answers failures only, so what was sent and not answered is
 // done. It works on a batch within the send, so all answers wait when that returns.
 //
-// While the kernel works on one batch, for another thread, the caller collects the next. All
-// callbacks come from within add and close, in the caller's own time.
+// While the kernel works on one batch, for another thread, the caller collects the next. Callbacks come from
+// within add and close, on the caller's goroutine. What the kernel refused is as a rule gone by itself, or a flow
+// that hardware forwards, which older kernels don't delete (EBUSY).
 type changes struct {
 	ctx     context.Context
 	socket  *socket
@@ -31,22 +32,38 @@ type changes struct {
 	idle    chan *batch   // back from it
 	answers []byte        // the sender's
 
-	done    func(owner int32)                   // called for each change that was made
-	failed  func(owner int32, errno unix.Errno) // called for each that was refused
-	skipped func(owner int32)                   // called for each that was never sent
-	err     error                               // the first error; nothing is sent after it
+	made   int                    // how many changes the kernel made
+	done   func()                 // called for each of them; nil if nobody watches
+	failed func(errno unix.Errno) // called for each that was refused; nil if nobody minds
+	err    error                  // the first error; nothing is sent after it
 }
 
 // batch is changes that go to the kernel in one call, and then what became of them.
 type batch struct {
 	messages []byte
-	owners   []int32            // whose each change is
+	n        int                // changes in messages
 	refused  map[int]unix.Errno // by position
 	unsent   bool
 	err      error
 }
 
-// newChanges opens a queue of changes to t's table. The caller sets the callbacks and closes it.
+// change has fill put changes into a queue, sends them in batches no faster than r allows, and returns how many
+// the kernel made, also beside an error. Whatever changes entries goes through here.
+func (t *Table) change(
+	ctx context.Context, kind uint16, r *rate.Limiter, fill func(*changes) error,
+) (made int, err error) {
+	queue, err := t.newChanges(ctx, kind, r)
+	if err != nil {
+		return 0, err
+	}
+	err = fill(queue)
+	if closeErr := queue.close(); closeErr != nil {
+		err = closeErr
+	}
+	return queue.made, err
+}
+
+// newChanges opens a queue of changes to t's table. The caller closes it.
 func (t *Table) newChanges(ctx context.Context, kind uint16, r *rate.Limiter) (*changes, error) {
 	s, err := t.dial()
 	if err != nil {
@@ -73,29 +90,34 @@ func (t *Table) newChanges(ctx context.Context, kind uint16, r *rate.Limiter) (*
 func newBatch() *batch {
 	return &batch{
 		messages: make([]byte, 0, batchSize*(headerLen+familyLen+recordBytes)),
-		owners:   make([]int32, 0, batchSize),
 		refused:  make(map[int]unix.Errno),
 	}
 }
 
-// add queues one change: attributes that name the entry and, for an update, say what is new.
-func (c *changes) add(owner int32, family uint8, attributes ...[]byte) {
+// add queues one change, attributes that name the entry and, for an update, say what is new. It says whether
+// there is any use in more.
+func (c *changes) add(family uint8, attributes ...[]byte) (more bool) {
 	if c.err != nil || c.limit <= 0 {
-		c.skipped(owner)
-		return
+		return c.err == nil
 	}
 	b := c.current
 	start := len(b.messages)
-	b.messages = appendMessage(b.messages, c.kind, c.flags, uint32(len(b.owners)), family, 0)
+	b.messages = appendMessage(b.messages, c.kind, c.flags, uint32(b.n), family, 0)
 	for _, a := range attributes {
 		b.messages = append(b.messages, a...)
 	}
 	closeMessage(b.messages, start)
-	if b.owners = append(b.owners, owner); len(b.owners) >= c.limit {
+	if b.n++; b.n >= c.limit {
 		c.work <- b
 		c.current = <-c.idle
 		c.settle(c.current)
 	}
+	return c.err == nil
+}
+
+// delete queues the deletion of an entry.
+func (c *changes) delete(e *entry) (more bool) {
+	return c.add(e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), e.bytes(e.idSpan))
 }
 
 // close sends the rest, waits for all answers and returns the first error.
@@ -111,30 +133,36 @@ func (c *changes) close() error {
 
 // settle tells the caller what became of a batch and empties it.
 func (c *changes) settle(b *batch) {
-	for i, owner := range b.owners {
-		if errno, refused := b.refused[i]; b.unsent {
-			c.skipped(owner)
-		} else if refused {
-			c.failed(owner, errno)
-		} else {
-			c.done(owner)
+	for i := range b.n {
+		errno, refused := b.refused[i]
+		switch {
+		case b.unsent:
+		case refused:
+			if c.failed != nil {
+				c.failed(errno)
+			}
+		default:
+			c.made++
+			if c.done != nil {
+				c.done()
+			}
 		}
 	}
 	if c.err == nil {
 		c.err = b.err
 	}
 	clear(b.refused)
-	*b = batch{messages: b.messages[:0], owners: b.owners[:0], refused: b.refused}
+	*b = batch{messages: b.messages[:0], refused: b.refused}
 }
 
 // execute sends a batch, no sooner than the rate allows, and collects the failures. It runs on the
 // sender's goroutine and touches nothing but the batch and the socket.
 func (c *changes) execute(b *batch) {
-	if len(b.owners) == 0 {
+	if b.n == 0 {
 		return
 	}
 	if c.rate != nil {
-		if err := c.rate.WaitN(c.ctx, len(b.owners)); err != nil {
+		if err := c.rate.WaitN(c.ctx, b.n); err != nil {
 			b.unsent, b.err = true, fmt.Errorf("wait for the budget of changes: %w", err)
 			return
 		}
@@ -164,10 +192,6 @@ func (c *changes) readAnswers(b *batch) error {
 		}
 	}
 }
-
-// vanished says whether a change failed because its entry is gone: ENOENT for an entry that is not
-// in the table, ETIME for one that is just dying.
-func vanished(errno unix.Errno) bool { return errno == unix.ENOENT || errno == unix.ETIME }
 
 // timeoutAttr writes CTA_TIMEOUT over b.
 func timeoutAttr(b []byte, seconds uint32) []byte {

@@ -16,21 +16,20 @@
 //	parse.go     one ctnetlink message to one entry
 //	names.go     numbers of the kernel's interface, and where each comes from
 //	scan.go      a dump to a census; sources.go counts sources on fixed memory
-//	changes.go   creations, deletes and updates in batches, and what became of each
-//	evict.go     who goes; ranks.go in which order
+//	changes.go   creations, deletions and updates in batches: all that changes entries goes through it
+//	evict.go     who goes; ranks.go in which order; selection.go what is freed because it goes untracked
 //	purge.go     what a flood from spoofed addresses left goes
-//	flush.go     deletions for which the kernel finds the entries itself
 //	retime.go    shorter timeouts for entries that exist; timeouts.go names them
 //	adopt.go     entries for connections that lived untracked
+//	prefixes.go  sets of prefixes
 //	probe.go     what this kernel can do, tried in a throw-away namespace
-//	sample.go    entries to try it on
 //
 // What a caller can get wrong:
 //
 //   - A [Table] belongs to the network namespace of the thread that opened it, not of the one that
 //     uses it. Lock the thread (runtime.LockOSThread) around a switch of namespace and [Open].
 //   - A dump is not atomic. An entry may be missed or seen twice; [policy.Census] says when the
-//     kernel noticed. Counts of what was deleted are exact: the kernel reports each failure.
+//     kernel noticed. Counts of what was deleted are exact, [Table.EvictPrefix] apart: the kernel reports each failure.
 //   - Evict after blocking, never before: the next packet makes the entry again.
 //   - The count of the table includes expired entries that nobody has collected yet; any dump
 //     collects those it meets, so a scan may lower the count by itself.

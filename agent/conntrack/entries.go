@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 )
 
@@ -64,34 +63,29 @@ func (t *Table) Entries(ctx context.Context, f EntryFilter, visit func(Entry) bo
 
 // Remove deletes the entries that the filter wants and returns how many, or, with dryRun, how many it would
 // delete. Entries with an original source in spare stay, and so do those whose answers go to one.
-func (t *Table) Remove(ctx context.Context, f EntryFilter, spare []netip.Prefix, dryRun bool, r *rate.Limiter) (n int, err error) {
+func (t *Table) Remove(
+	ctx context.Context, f EntryFilter, spare []netip.Prefix, dryRun bool, r *rate.Limiter,
+) (n int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	queue, err := t.newChanges(ctx, msgDelete, r)
-	if err != nil {
-		return 0, fmt.Errorf("remove entries: %w", err)
-	}
-	queue.done = func(int32) { n++ }
-	queue.failed = func(int32, unix.Errno) {} // gone by itself
-	queue.skipped = func(int32) {}
-	m, spared := newMatcher(f), newPrefixSet(spare)
-	_, err = t.walk(ctx, f.part(), deadline(0), func(e *entry) bool {
-		switch {
-		case !m.wants(e) || spared.contains(e.orig.src):
-		case dryRun:
-			n++
-		default:
-			queue.add(0, e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), e.bytes(e.idSpan))
-		}
-		return queue.err == nil
+	m, spared, counted := newMatcher(f), newPrefixSet(spare), 0
+	n, err = t.change(ctx, msgDelete, r, func(queue *changes) error {
+		_, err := t.walk(ctx, f.part(), deadline(0), func(e *entry) bool {
+			switch {
+			case !m.wants(e) || spared.contains(e.orig.src):
+				return true
+			case dryRun:
+				counted++
+				return true
+			}
+			return queue.delete(e)
+		})
+		return err
 	})
-	if closeErr := queue.close(); closeErr != nil {
-		err = closeErr
-	}
 	if err != nil {
 		err = fmt.Errorf("remove entries: %w", err)
 	}
-	return n, err
+	return n + counted, err
 }
 
 // part is what the kernel can leave out by itself.
@@ -117,7 +111,9 @@ type matcher struct {
 	limits *limits
 }
 
-func newMatcher(f EntryFilter) *matcher { return &matcher{f, newLimits(f.Timeouts)} }
+func newMatcher(f EntryFilter) *matcher {
+	return &matcher{EntryFilter: f, limits: newLimits(f.Timeouts)}
+}
 
 // wants says whether the filter wants an entry: the cheap questions first.
 func (m *matcher) wants(e *entry) bool {
@@ -151,15 +147,17 @@ func (m *matcher) either(e *entry) bool {
 // describe puts an entry into words.
 func (m *matcher) describe(e *entry) Entry {
 	f := Entry{
-		Protocol: e.orig.proto,
-		Source:   netip.AddrPortFrom(e.orig.src.netip(), e.orig.srcPort), Destination: netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort),
-		State: e.stateName(), Replied: e.status&statusSeenReply != 0, Assured: e.status&statusAssured != 0,
+		Protocol:    e.orig.proto,
+		Source:      netip.AddrPortFrom(e.orig.src.netip(), e.orig.srcPort),
+		Destination: netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort),
+		State:       e.stateName(), Replied: e.status&statusSeenReply != 0, Assured: e.status&statusAssured != 0,
 		Translated: e.translated(), Helped: e.helped, Offloaded: e.status&(statusOffload|statusHWOffload) != 0,
 		Zone: e.zone(), Mark: e.mark, ID: e.id(), Silent: -1,
 	}
 	var reply tuple
 	if reply.parse(e.bytes(e.replySpan)) {
-		f.ReplySource, f.ReplyDestination = netip.AddrPortFrom(reply.src.netip(), reply.srcPort), netip.AddrPortFrom(reply.dst.netip(), reply.dstPort)
+		f.ReplySource = netip.AddrPortFrom(reply.src.netip(), reply.srcPort)
+		f.ReplyDestination = netip.AddrPortFrom(reply.dst.netip(), reply.dstPort)
 	}
 	if e.timeout != noTimeout {
 		f.Left = time.Duration(e.timeout) * time.Second
@@ -180,12 +178,16 @@ func (e *entry) zone() uint16 {
 
 // Names of states as conntrack(8) prints them: enum tcp_conntrack, sctp_conntrack and ct_dccp_states.
 var (
-	tcpStates = [...]string{"NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE", "SYN_SENT2"}
+	tcpStates = [...]string{
+		"NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE", "SYN_SENT2",
+	}
 	sctpState = [...]string{
 		"NONE", "CLOSED", "COOKIE_WAIT", "COOKIE_ECHOED", "ESTABLISHED", "SHUTDOWN_SENT", "SHUTDOWN_RECD",
 		"SHUTDOWN_ACK_SENT", "HEARTBEAT_SENT", "HEARTBEAT_ACKED",
 	}
-	dccpState = [...]string{"NONE", "REQUEST", "RESPOND", "PARTOPEN", "OPEN", "CLOSEREQ", "CLOSING", "TIMEWAIT", "IGNORE", "INVALID"}
+	dccpState = [...]string{
+		"NONE", "REQUEST", "RESPOND", "PARTOPEN", "OPEN", "CLOSEREQ", "CLOSING", "TIMEWAIT", "IGNORE", "INVALID",
+	}
 )
 
 // stateName returns the state of a protocol that has one.

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 )
 
 // ask returns the source ports of the flows that a filter wants.
@@ -31,7 +31,7 @@ func filtered(t *testing.T) *Table {
 		flows[i].SrcPort = uint16(i + 1)
 	}
 	flows[1].Src, flows[1].State, flows[1].Status, flows[1].Timeout = addr("192.0.2.2"), tcpSynSent, 0, 60
-	flows[2].Proto, flows[2].State, flows[2].DstPort, flows[2].Status, flows[2].Timeout = unix.IPPROTO_UDP, 0, 53, conntracktest.SeenReply, 30
+	flows[2].Proto, flows[2].State, flows[2].DstPort, flows[2].Status, flows[2].Timeout = unix.IPPROTO_UDP, 0, 53, conntrackfill.SeenReply, 30
 	flows[3].Src, flows[3].Dst = addr("2001:db8::1"), addr("2001:db8:1::1")
 	flows[4].Zone = 7
 	flows[5].NewDst = addr("203.0.113.9")

@@ -22,17 +22,9 @@ type Eviction struct {
 	Local     func(netip.Addr) bool // whether an address is this host's own; needed for Selectors
 	Spare     []netip.Prefix        // the allowlist: entries with such an original source are never evicted
 	Timeouts  map[string]int        // seconds by sysctl name, as they are in force: needed for Cap.SpareRecent
-	Rate      *rate.Limiter         // deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
-	Progress  *atomic.Uint64        // grows with each entry deleted while Evict runs; nil if nobody watches
-}
-
-// Evicted is what became of an eviction, in entries.
-type Evicted struct {
-	Entries   int                  // really deleted
-	PerPrefix map[netip.Prefix]int // of them, by the prefix of the cap
-	Freed     int                  // of them, for a selector
-	Gone      int                  // gone before the delete reached them
-	Left      int                  // over their cap and still there: spared, refused by the kernel, or out of time
+	// deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
+	Rate     *rate.Limiter
+	Progress *atomic.Uint64 // grows with each entry deleted while Evict runs; nil if nobody watches
 }
 
 // heapLimit is how many entries an eviction remembers at most, in all: 16 MiB.
@@ -47,38 +39,35 @@ var heapLimit = 1 << 17 // tests lower it
 // Sources whose Keep is so large that their entries would not fit the memory bound are counted in a
 // pass of their own before.
 //
-// When ctx ends or the kernel fails, Evict returns what was done until then beside the error.
-func (t *Table) Evict(ctx context.Context, v Eviction) (Evicted, error) {
+// It returns how many entries are deleted, also beside the error when ctx ends or the kernel fails.
+func (t *Table) Evict(ctx context.Context, v Eviction) (deleted int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(v.Caps) == 0 && len(v.Selectors) == 0 {
-		return Evicted{}, nil
+		return 0, nil
 	}
 	if len(v.Selectors) > 0 && v.Local == nil {
-		return Evicted{}, errors.New("evict: selectors given, but not which addresses are local")
+		return 0, errors.New("evict: selectors given, but not which addresses are local")
 	}
 	x := newEvictor(v)
 	parts := t.partsFor(v)
 	if x.counting {
 		if err := t.walkParts(ctx, parts, x.count); err != nil {
-			return x.result(), fmt.Errorf("evict: %w", err)
+			return 0, fmt.Errorf("evict: %w", err)
 		}
 		x.aim()
 	}
-	queue, err := t.newChanges(ctx, msgDelete, v.Rate)
-	if err != nil {
-		return x.result(), fmt.Errorf("evict: %w", err)
-	}
-	queue.done, queue.failed, queue.skipped = x.deleted, x.refused, x.skipped
-	x.queue = queue
-	err = t.walkParts(ctx, parts, x.visit)
-	if closeErr := queue.close(); closeErr != nil {
-		err = closeErr
-	}
+	deleted, err = t.change(ctx, msgDelete, v.Rate, func(queue *changes) error {
+		x.queue = queue
+		if v.Progress != nil {
+			queue.done = func() { v.Progress.Add(1) }
+		}
+		return t.walkParts(ctx, parts, x.visit)
+	})
 	if err != nil {
 		err = fmt.Errorf("evict: %w", err)
 	}
-	return x.result(), err
+	return deleted, err
 }
 
 // maxFiltered is how many sources are looked for one by one: a dump that the kernel filters costs
@@ -120,18 +109,16 @@ func (t *Table) walkParts(ctx context.Context, parts []part, visit func(*entry) 
 	return nil
 }
 
-// quarry is one capped source during an eviction.
-type quarry struct {
+// target is one capped source during an eviction.
+type target struct {
 	cap     policy.Cap
 	fixed   int        // entries that stay whatever happens
 	ranks   ranks      // entries that stay for now
 	counted *histogram // instead of ranks, for a large Keep
-	deleted int
-	left    int
 }
 
 // rank returns what an entry of the source is worth.
-func (q *quarry) rank(e *entry) rank {
+func (q *target) rank(e *entry) rank {
 	at := rankOf(e)
 	if q.cap.ClosingFirst {
 		at = at.closingFirst()
@@ -141,54 +128,46 @@ func (q *quarry) rank(e *entry) rank {
 
 // evictor is one eviction under way.
 type evictor struct {
-	quarries  []quarry
+	targets   []target
 	bySource  prefixMap
 	spare     prefixSet
 	timeouts  *limits
 	selection selection
 	queue     *changes
-	progress  *atomic.Uint64
-	counting  bool // there are quarries to be counted first
-	freed     int
-	gone      int
-	left      int
+	counting  bool // there are sources to be counted first
 }
 
-// owners of changes that belong to no quarry.
-const ownerSelector int32 = -1
-
 func newEvictor(v Eviction) *evictor {
-	x := &evictor{spare: newPrefixSet(v.Spare), timeouts: newLimits(v.Timeouts), selection: newSelection(v.Selectors, v.Local), progress: v.Progress}
-	if x.progress == nil {
-		x.progress = new(atomic.Uint64)
-	}
+	x := &evictor{spare: newPrefixSet(v.Spare), timeouts: newLimits(v.Timeouts),
+		selection: newSelection(v.Selectors, v.Local)}
 	caps := slices.Clone(v.Caps)
 	slices.SortStableFunc(caps, func(a, b policy.Cap) int { return a.Keep - b.Keep })
 	room := heapLimit
 	for i, c := range caps {
-		q := quarry{cap: c}
+		q := target{cap: c}
 		if room -= max(c.Keep, 0); room < 0 {
 			q.counted = &histogram{counts: make([]uint32, numSteps)}
 			x.counting = true
 		}
-		x.quarries = append(x.quarries, q)
+		x.targets = append(x.targets, q)
 		x.bySource.add(c.Prefix, int32(i))
 	}
 	return x
 }
 
-// find returns the quarry of an entry and its index, or nil.
-func (x *evictor) find(e *entry) (*quarry, int32) {
+// find returns the capped source of an entry, or nil.
+func (x *evictor) find(e *entry) *target {
 	i, ok := x.bySource.find(e.orig.src)
 	if !ok {
-		return nil, 0
+		return nil
 	}
-	return &x.quarries[i], i
+	return &x.targets[i]
 }
 
-// stays says whether an entry of a quarry may not be touched.
-func (x *evictor) stays(q *quarry, e *entry, at rank) bool {
-	if at>>32 == rank(policy.Assured) && (q.cap.SpareAssured || q.cap.SpareRecent && !silentFor(e, x.timeouts, recent)) {
+// stays says whether an entry of a target may not be touched.
+func (x *evictor) stays(q *target, e *entry, at rank) bool {
+	if at>>32 == rank(policy.Assured) &&
+		(q.cap.SpareAssured || q.cap.SpareRecent && !silentFor(e, x.timeouts, recent)) {
 		return true
 	}
 	return x.spare.contains(e.orig.src)
@@ -199,7 +178,7 @@ const recent = 60
 
 // count looks at an entry of the counting pass.
 func (x *evictor) count(e *entry) bool {
-	q, _ := x.find(e)
+	q := x.find(e)
 	if q == nil || q.counted == nil || x.selection.frees(e) && !x.spare.contains(e.orig.src) {
 		return true
 	}
@@ -213,24 +192,21 @@ func (x *evictor) count(e *entry) bool {
 
 // aim turns what was counted into what goes.
 func (x *evictor) aim() {
-	for i := range x.quarries {
-		q := &x.quarries[i]
+	for i := range x.targets {
+		q := &x.targets[i]
 		if q.counted == nil {
 			continue
 		}
-		excess := q.fixed + q.counted.held - q.cap.Keep
-		q.counted.aim(excess)
-		q.left += min(max(excess-q.counted.held, 0), q.fixed)
+		q.counted.aim(q.fixed + q.counted.held - q.cap.Keep)
 	}
 }
 
 // visit decides on one entry and queues what goes. It says whether the dump is still needed.
 func (x *evictor) visit(e *entry) bool {
 	if x.selection.frees(e) && !x.spare.contains(e.orig.src) {
-		x.queue.add(ownerSelector, e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), e.bytes(e.idSpan))
-		return x.queue.err == nil
+		return x.queue.delete(e)
 	}
-	q, owner := x.find(e)
+	q := x.find(e)
 	if q == nil {
 		return true
 	}
@@ -238,79 +214,43 @@ func (x *evictor) visit(e *entry) bool {
 	switch stays := x.stays(q, e, at); {
 	case q.counted != nil:
 		if !stays && q.counted.takes(at) {
-			x.delete(owner, e)
+			x.queue.delete(e)
 		}
 	case stays:
-		x.fix(q, owner)
+		x.fix(q)
 	case q.fixed+q.ranks.len() < q.cap.Keep:
 		if !q.ranks.push(e, at) {
-			x.fix(q, owner) // it has attributes nobody knows yet: leave it alone
+			x.fix(q) // it has attributes nobody knows yet: leave it alone
 		}
 	default:
-		x.contest(q, owner, e, at)
+		x.contest(q, e, at)
 	}
 	return x.queue.err == nil
 }
 
 // fix counts an entry that stays, which may cost another one its place.
-func (x *evictor) fix(q *quarry, owner int32) {
+func (x *evictor) fix(q *target) {
 	q.fixed++
 	if q.fixed+q.ranks.len() > q.cap.Keep {
 		if q.ranks.len() == 0 {
-			q.left++
 			return
 		}
 		_, r := q.ranks.least()
-		x.queue.add(owner, r.family, r.attributes())
+		x.queue.add(r.family, r.attributes())
 		q.ranks.drop()
 	}
 }
 
 // contest deletes e, or the least valuable entry kept so far if that is worth less.
-func (x *evictor) contest(q *quarry, owner int32, e *entry, at rank) {
+func (x *evictor) contest(q *target, e *entry, at rank) {
 	if q.ranks.len() > 0 {
 		if least, r := q.ranks.least(); least < at {
-			x.queue.add(owner, r.family, r.attributes())
+			x.queue.add(r.family, r.attributes())
 			q.ranks.replaceLeast(e, at)
 			return
 		}
 	}
-	x.delete(owner, e)
-}
-
-func (x *evictor) delete(owner int32, e *entry) {
-	x.queue.add(owner, e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), e.bytes(e.idSpan))
-}
-
-func (x *evictor) deleted(owner int32) {
-	x.progress.Add(1)
-	if owner == ownerSelector {
-		x.freed++
-		return
-	}
-	x.quarries[owner].deleted++
-}
-
-func (x *evictor) refused(owner int32, errno unix.Errno) {
-	if vanished(errno) {
-		x.gone++
-		return
-	}
-	x.skipped(owner) // EBUSY: older kernels do not delete flows that hardware forwards
-}
-
-func (x *evictor) skipped(int32) { x.left++ }
-
-func (x *evictor) result() Evicted {
-	r := Evicted{Entries: x.freed, PerPrefix: make(map[netip.Prefix]int), Freed: x.freed, Gone: x.gone, Left: x.left}
-	for _, q := range x.quarries {
-		r.Entries += q.deleted
-		r.Left += q.left
-		if q.deleted > 0 {
-			r.PerPrefix[q.cap.Prefix] += q.deleted
-		}
-	}
-	return r
+	x.queue.delete(e)
 }
 
 // EvictPrefix deletes every entry whose original source is in p, except those in spare, and returns
@@ -320,8 +260,7 @@ func (x *evictor) result() Evicted {
 func (t *Table) EvictPrefix(ctx context.Context, p netip.Prefix, spare []netip.Prefix) (int, error) {
 	overlaps := func(s netip.Prefix) bool { return s.Overlaps(p) }
 	if !p.IsSingleIP() || slices.ContainsFunc(spare, overlaps) || !t.capabilities().FilteredFlush.of(p.Addr()) {
-		e, err := t.Evict(ctx, Eviction{Caps: []policy.Cap{{Prefix: p}}, Spare: spare})
-		return e.Entries, err
+		return t.Evict(ctx, Eviction{Caps: []policy.Cap{{Prefix: p}}, Spare: spare})
 	}
 	before, err := t.Count()
 	if err != nil {

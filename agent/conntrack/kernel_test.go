@@ -8,10 +8,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/agent/conntrack/conntracktest"
 )
 
-type flow = conntracktest.Flow
+type flow = conntrackfill.Flow
 
 // openTable makes a network namespace for the calling test and opens its table.
 func openTable(tb testing.TB) *Table {
@@ -31,7 +32,7 @@ func openTable(tb testing.TB) *Table {
 
 func fill(tb testing.TB, flows ...flow) {
 	tb.Helper()
-	if made, err := conntracktest.Fill(slices.Values(flows)); err != nil || made != len(flows) {
+	if made, err := conntrackfill.Fill(slices.Values(flows)); err != nil || made != len(flows) {
 		tb.Fatalf("made %d of %d entries: %v", made, len(flows), err)
 	}
 }

@@ -194,11 +194,13 @@ var (
 func (t *tuple) parse(b []byte) bool {
 	header := func(at int) uint32 { return binary.NativeEndian.Uint32(b[at:]) }
 	switch {
-	case len(b) == 48 && header(0) == headerIPv4 && header(4) == headerSrc4 && header(12) == headerDst4 && t.parsePorts(b[20:]):
+	case len(b) == 48 && header(0) == headerIPv4 && header(4) == headerSrc4 && header(12) == headerDst4 &&
+		t.parsePorts(b[20:]):
 		t.src = address{0, v4Mapped | uint64(binary.BigEndian.Uint32(b[8:]))}
 		t.dst = address{0, v4Mapped | uint64(binary.BigEndian.Uint32(b[16:]))}
 		return true
-	case len(b) == 72 && header(0) == headerIPv6 && header(4) == headerSrc6 && header(24) == headerDst6 && t.parsePorts(b[44:]):
+	case len(b) == 72 && header(0) == headerIPv6 && header(4) == headerSrc6 && header(24) == headerDst6 &&
+		t.parsePorts(b[44:]):
 		t.src = address{binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(b[16:])}
 		t.dst = address{binary.BigEndian.Uint64(b[28:]), binary.BigEndian.Uint64(b[36:])}
 		return true

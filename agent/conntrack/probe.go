@@ -116,11 +116,13 @@ func probeHere() (found Capabilities, err error) {
 		return found, err
 	}
 	defer t.Close()
-	found.FilteredDump.IPv4, found.FilteredFlush.IPv4, err = t.probe(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"))
+	one4, other4 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	one6, other6 := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+	found.FilteredDump.IPv4, found.FilteredFlush.IPv4, err = t.probe(one4, other4)
 	if err != nil {
 		return found, err
 	}
-	found.FilteredDump.IPv6, found.FilteredFlush.IPv6, err = t.probe(netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"))
+	found.FilteredDump.IPv6, found.FilteredFlush.IPv6, err = t.probe(one6, other6)
 	return found, err
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"ctguard/policy"
@@ -24,26 +23,18 @@ const statusLasting = statusAssured | statusSrcNAT | statusDstNAT
 // The kernel leaves out of it what lasts. One filtered flush would do for a third of the CPU, but can
 // spare nobody. When ctx ends or the kernel fails, Purge returns what was deleted until then beside the
 // error.
-func (t *Table) Purge(ctx context.Context, class policy.FlowClass, spare []netip.Prefix, r *rate.Limiter) (deleted int, err error) {
+func (t *Table) Purge(
+	ctx context.Context, class policy.FlowClass, spare []netip.Prefix, r *rate.Limiter,
+) (deleted int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	queue, err := t.newChanges(ctx, msgDelete, r)
-	if err != nil {
-		return 0, fmt.Errorf("purge %v: %w", class, err)
-	}
-	queue.done = func(int32) { deleted++ }
-	queue.failed = func(int32, unix.Errno) {} // gone by itself, or EBUSY: flows that hardware forwards, on older kernels
-	queue.skipped = func(int32) {}
 	spared := newPrefixSet(spare)
-	_, err = t.walk(ctx, part{lacks: statusLasting}, deadline(0), func(e *entry) bool {
-		if e.purgeable(class) && !spared.contains(e.orig.src) {
-			queue.add(0, e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), e.bytes(e.idSpan))
-		}
-		return queue.err == nil
+	deleted, err = t.change(ctx, msgDelete, r, func(queue *changes) error {
+		_, err := t.walk(ctx, part{lacks: statusLasting}, deadline(0), func(e *entry) bool {
+			return !e.purgeable(class) || spared.contains(e.orig.src) || queue.delete(e)
+		})
+		return err
 	})
-	if closeErr := queue.close(); closeErr != nil {
-		err = closeErr
-	}
 	if err != nil {
 		err = fmt.Errorf("purge %v: %w", class, err)
 	}
@@ -52,5 +43,6 @@ func (t *Table) Purge(ctx context.Context, class policy.FlowClass, spare []netip
 
 // purgeable says whether e is of a class and has no bit of statusLasting.
 func (e *entry) purgeable(class policy.FlowClass) bool {
-	return e.orig.proto == class.Protocol && (class.Port == 0 || e.orig.dstPort == class.Port) && e.status&statusLasting == 0
+	return e.orig.proto == class.Protocol && (class.Port == 0 || e.orig.dstPort == class.Port) &&
+		e.status&statusLasting == 0
 }

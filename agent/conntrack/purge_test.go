@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/policy"
 )
 
@@ -24,7 +24,7 @@ func litter(src, dst netip.Addr) []flow {
 	}
 	flows := []flow{
 		{Proto: unix.IPPROTO_UDP, DstPort: 53},
-		{Proto: unix.IPPROTO_UDP, DstPort: 53, Status: conntracktest.SeenReply},
+		{Proto: unix.IPPROTO_UDP, DstPort: 53, Status: conntrackfill.SeenReply},
 		{Proto: unix.IPPROTO_UDP, DstPort: 53, Zone: 7},
 		{Proto: unix.IPPROTO_UDP, DstPort: 54},
 		{Proto: unix.IPPROTO_TCP, DstPort: 53, State: tcpSynSent},
@@ -48,7 +48,8 @@ func kept(tb testing.TB, table *Table, flows []flow) (places []int) {
 	left := dump(tb, table)
 	for i, f := range flows {
 		if slices.ContainsFunc(left, func(e entry) bool {
-			return e.orig.proto == f.Proto && e.orig.src == addressOf(f.Src) && (e.orig.srcPort == f.SrcPort || e.orig.srcPort == 0)
+			return e.orig.proto == f.Proto && e.orig.src == addressOf(f.Src) &&
+				(e.orig.srcPort == f.SrcPort || e.orig.srcPort == 0)
 		}) {
 			places = append(places, i)
 		}
@@ -113,7 +114,8 @@ func without(n int, out []int) (rest []int) {
 // flood is n unreplied UDP flows to one port, from an address each, of both families in turn.
 func flood(n int, port uint16) (flows []flow) {
 	for i := range n {
-		f := flow{Src: nth(addr("10.0.0.1"), i), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_UDP, SrcPort: 9, DstPort: port, Timeout: 600}
+		f := flow{Src: nth(addr("10.0.0.1"), i), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_UDP, SrcPort: 9,
+			DstPort: port, Timeout: 600}
 		if i%2 == 1 {
 			f.Src, f.Dst = nth(addr("2001:db8::1"), i), addr("2001:db8:1::1")
 		}
@@ -127,7 +129,8 @@ func TestPurgeMany(t *testing.T) {
 	fill(t, flood(3000, 53)...)
 	fill(t, tcp("192.0.2.1", 100, tcpEstablished, busy, 600)...)
 	for _, want := range []int{3000, 0} {
-		if n, err := table.Purge(t.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil, nil); err != nil || n != want {
+		if n, err := table.Purge(t.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil,
+			nil); err != nil || n != want {
 			t.Errorf("deleted %d, %v; want %d", n, err, want)
 		}
 	}
@@ -158,7 +161,8 @@ func TestPurgeEndsWithContext(t *testing.T) {
 	cancel()
 	table := openTable(t)
 	fill(t, flood(10, 53)...)
-	if n, err := table.Purge(ctx, policy.FlowClass{Protocol: protoUDP, Port: 53}, nil, nil); !errors.Is(err, context.Canceled) || n != 0 {
+	if n, err := table.Purge(ctx, policy.FlowClass{Protocol: protoUDP, Port: 53}, nil, nil); !errors.Is(err,
+		context.Canceled) || n != 0 {
 		t.Errorf("deleted %d, %v", n, err)
 	}
 }
@@ -172,7 +176,8 @@ func BenchmarkPurge(b *testing.B) {
 		b.StopTimer()
 		fill(b, litter...)
 		b.StartTimer()
-		if n, err := table.Purge(b.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil, nil); err != nil || n != len(litter) {
+		if n, err := table.Purge(b.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil,
+			nil); err != nil || n != len(litter) {
 			b.Fatalf("deleted %d, %v", n, err)
 		}
 	}

@@ -5,16 +5,17 @@ import (
 	"fmt"
 	"net/netip"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 )
 
 // Retiming says how long existing entries may still live.
 type Retiming struct {
-	Timeouts map[string]int // seconds by sysctl name, such as nf_conntrack_tcp_timeout_established; states without a name stay as they are
-	Before   map[string]int // likewise, as they were in force until now: how long entries have been silent is told from them; may be empty
-	Spare    []netip.Prefix // the allowlist: entries with such an original source stay as they are
-	Rate     *rate.Limiter  // changes per second, nil for no bound; Retime waits for it, in batches up to its burst
+	// seconds by sysctl name, such as nf_conntrack_tcp_timeout_established; states without a name stay as they are
+	Timeouts map[string]int
+	// likewise, as they were in force until now: how long entries have been silent is told from them; may be empty
+	Before map[string]int
+	Spare  []netip.Prefix // the allowlist: entries with such an original source stay as they are
+	Rate   *rate.Limiter  // changes per second, nil for no bound; Retime waits for it, in batches up to its burst
 }
 
 // Retime gives every entry that has more time left than the timeout of its protocol and state that
@@ -32,34 +33,25 @@ func (t *Table) Retime(ctx context.Context, r Retiming) (changed int, err error)
 	if len(r.Timeouts) == 0 {
 		return 0, nil
 	}
-	queue, err := t.newChanges(ctx, msgNew, r.Rate)
-	if err != nil {
-		return 0, fmt.Errorf("retime: %w", err)
-	}
-	queue.done = func(int32) { changed++ }
-	queue.failed = func(int32, unix.Errno) {} // the entry is gone, or has just become fixed
-	queue.skipped = func(int32) {}
-
 	limits, before, spare := newLimits(r.Timeouts), newLimits(r.Before), newPrefixSet(r.Spare)
 	timeout := make([]byte, 0, 2*attrLen)
-	_, err = t.walk(ctx, part{}, deadline(0), func(e *entry) bool {
-		limit := limits.of(e)
-		if e.timeout == noTimeout || e.timeout <= limit || e.status&statusFixedTimeout != 0 || spare.contains(e.orig.src) {
-			return true
-		}
-		if was := before.of(e); was != noTimeout && e.timeout < was {
-			limit -= min(was-e.timeout, limit/2)
-		}
-		if limit >= e.timeout {
-			return true
-		}
-		timeout = timeoutAttr(timeout, limit)
-		queue.add(0, e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), timeout)
-		return queue.err == nil
+	changed, err = t.change(ctx, msgNew, r.Rate, func(queue *changes) error {
+		_, err := t.walk(ctx, part{}, deadline(0), func(e *entry) bool {
+			limit := limits.of(e)
+			if e.timeout == noTimeout || e.timeout <= limit || e.status&statusFixedTimeout != 0 || spare.contains(e.orig.src) {
+				return true
+			}
+			if was := before.of(e); was != noTimeout && e.timeout < was {
+				limit -= min(was-e.timeout, limit/2)
+			}
+			if limit >= e.timeout {
+				return true
+			}
+			timeout = timeoutAttr(timeout, limit)
+			return queue.add(e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), timeout)
+		})
+		return err
 	})
-	if closeErr := queue.close(); closeErr != nil {
-		err = closeErr
-	}
 	if err != nil {
 		err = fmt.Errorf("retime: %w", err)
 	}

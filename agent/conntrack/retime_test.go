@@ -6,14 +6,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/policy"
 )
 
 func TestRetime(t *testing.T) {
 	const long = 5000
 	one := func(proto, state uint8, status uint32) flow {
-		return flow{Src: addr("192.0.2.1"), Dst: addr("198.51.100.1"), Proto: proto, SrcPort: 4000, DstPort: 80, State: state, Status: status, Timeout: long}
+		return flow{Src: addr("192.0.2.1"), Dst: addr("198.51.100.1"), Proto: proto, SrcPort: 4000, DstPort: 80,
+			State: state, Status: status, Timeout: long}
 	}
 	unacked := one(6, tcpEstablished, busy)
 	unacked.Unacked = true
@@ -23,7 +24,7 @@ func TestRetime(t *testing.T) {
 	short.Timeout = 5
 	zoned := one(6, tcpEstablished, busy)
 	zoned.Zone = 7
-	const sr = conntracktest.SeenReply
+	const sr = conntrackfill.SeenReply
 	table := openTable(t)
 	for _, c := range []struct {
 		name    string
@@ -54,7 +55,8 @@ func TestRetime(t *testing.T) {
 		{"already shorter", short, ""},
 	} {
 		func() { // not a subtest: those have threads, and so namespaces, of their own
-			if _, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: prefix("0.0.0.0/0")}, {Prefix: prefix("::/0")}}}); err != nil {
+			if _, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: prefix("0.0.0.0/0")},
+				{Prefix: prefix("::/0")}}}); err != nil {
 				t.Fatal(err)
 			}
 			fill(t, c.flow)
@@ -81,7 +83,8 @@ func TestRetime(t *testing.T) {
 // everyTimeout is long for all settings, so that a test shows which one is asked.
 func everyTimeout() map[string]int {
 	all := make(map[string]int)
-	for prefix, names := range map[string][]string{tcpTimeout: tcpStateNames[:], sctpTimeout: sctpStateNames[:], dccpTimeout: dccpStateNames[:]} {
+	for prefix, names := range map[string][]string{tcpTimeout: tcpStateNames[:], sctpTimeout: sctpStateNames[:],
+		dccpTimeout: dccpStateNames[:]} {
 		for _, n := range names {
 			if n != "" {
 				all[prefix+n] = 4000
@@ -102,9 +105,10 @@ func TestRetimeSpares(t *testing.T) {
 	table := openTable(t)
 	fill(t, tcp("192.0.2.1", 10, tcpEstablished, busy, 5000)...)
 	fill(t, tcp("192.0.2.2", 10, tcpEstablished, busy, 5000)...)
-	fixed := tcp("192.0.2.3", 1, tcpEstablished, busy|conntracktest.FixedTimeout, 5000)
+	fixed := tcp("192.0.2.3", 1, tcpEstablished, busy|conntrackfill.FixedTimeout, 5000)
 	fill(t, fixed...)
-	fill(t, flow{Src: addr("192.0.2.4"), Dst: addr("192.0.2.5"), Proto: unix.IPPROTO_UDP, SrcPort: 1, DstPort: 2, Timeout: 5000})
+	fill(t, flow{Src: addr("192.0.2.4"), Dst: addr("192.0.2.5"), Proto: unix.IPPROTO_UDP, SrcPort: 1, DstPort: 2,
+		Timeout: 5000})
 	n, err := table.Retime(t.Context(), Retiming{
 		Timeouts: map[string]int{"nf_conntrack_tcp_timeout_established": 60},
 		Spare:    []netip.Prefix{prefix("192.0.2.2/32")},

@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"ctguard/policy"
@@ -15,9 +14,11 @@ import (
 
 // Retirement says what counts as finished.
 type Retirement struct {
-	Timeouts map[string]int        // seconds by sysctl name, as they are in force: how long an entry has been silent is told from them
-	Silent   time.Duration         // how long an entry must have been silent; whole seconds count
-	Services []policy.Selector     // this host's own services: an answered UDP question to one of them needs no entry
+	// seconds by sysctl name, as they are in force: how long an entry has been silent is told from them
+	Timeouts map[string]int
+	Silent   time.Duration // how long an entry must have been silent; whole seconds count
+	// this host's own services: an answered UDP question to one of them needs no entry
+	Services []policy.Selector
 	Local    func(netip.Addr) bool // whether an address is this host's own; nil means that none is
 	Dead     bool                  // also what this host asked for and nobody answers: a pass of its own over unanswered entries
 	Rate     *rate.Limiter         // deletions per second, nil for no bound
@@ -53,34 +54,19 @@ const statusKept = statusExpected | statusFixedTimeout | statusOffload | statusH
 func (t *Table) Retire(ctx context.Context, r Retirement) (deleted int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	queue, err := t.newChanges(ctx, msgDelete, r.Rate)
-	if err != nil {
-		return 0, fmt.Errorf("retire finished entries: %w", err)
-	}
-	queue.done = func(int32) {
-		deleted++
-		if r.Progress != nil {
-			r.Progress.Add(1)
-		}
-	}
-	queue.failed = func(int32, unix.Errno) {} // gone by itself
-	queue.skipped = func(int32) {}
 	f := newFinished(r)
-	remove := func(over func(*entry) bool) func(*entry) bool {
-		return func(e *entry) bool {
-			if over(e) {
-				queue.add(0, e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), e.bytes(e.idSpan))
-			}
-			return queue.err == nil
+	deleted, err = t.change(ctx, msgDelete, r.Rate, func(queue *changes) error {
+		if r.Progress != nil {
+			queue.done = func() { r.Progress.Add(1) }
 		}
-	}
-	_, err = t.walk(ctx, part{has: statusSeenReply}, deadline(0), remove(f.over))
-	if err == nil && r.Dead && queue.err == nil {
-		_, err = t.walk(ctx, part{lacks: statusSeenReply}, deadline(0), remove(f.dead))
-	}
-	if closeErr := queue.close(); closeErr != nil {
-		err = closeErr
-	}
+		over := func(e *entry) bool { return !f.over(e) || queue.delete(e) }
+		if _, err := t.walk(ctx, part{has: statusSeenReply}, deadline(0), over); err != nil || !r.Dead {
+			return err
+		}
+		dead := func(e *entry) bool { return !f.dead(e) || queue.delete(e) }
+		_, err := t.walk(ctx, part{lacks: statusSeenReply}, deadline(0), dead)
+		return err
+	})
 	if err != nil {
 		err = fmt.Errorf("retire finished entries: %w", err)
 	}
@@ -100,7 +86,8 @@ func newFinished(r Retirement) *finished {
 	if local == nil {
 		local = func(netip.Addr) bool { return false }
 	}
-	return &finished{limits: newLimits(r.Timeouts), silent: uint32(r.Silent / time.Second), services: newSelection(r.Services, local), local: local}
+	return &finished{limits: newLimits(r.Timeouts), silent: uint32(r.Silent / time.Second),
+		services: newSelection(r.Services, local), local: local}
 }
 
 // over says whether the conversation of an answered entry is over.

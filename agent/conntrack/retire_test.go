@@ -7,13 +7,13 @@ import (
 	"testing"
 	"time"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/policy"
 )
 
 // What is over goes, whoever owns it and whether it is translated or not; what may still speak stays.
 func TestRetire(t *testing.T) {
-	const sr = conntracktest.SeenReply
+	const sr = conntrackfill.SeenReply
 	inside, own, outside := addr("192.0.2.10"), addr("192.0.2.1"), addr("198.51.100.1")
 	service := []policy.Selector{{Protocol: policy.UDP, Port: 5000}}
 	tcp := func(state uint8, status uint32, left uint32) flow {
@@ -26,7 +26,7 @@ func TestRetire(t *testing.T) {
 	translated.NewSrc = own
 	zoned := tcp(tcpTimeWait, busy, 100)
 	zoned.Zone = 7
-	fixed := tcp(tcpTimeWait, busy|conntracktest.FixedTimeout, 100)
+	fixed := tcp(tcpTimeWait, busy|conntrackfill.FixedTimeout, 100)
 	question := tcp(tcpSynSent, 0, 100)
 	question.Src = own
 	six := flow{Src: addr("2001:db8::1"), Dst: addr("2001:db8:1::1"), Proto: protoICMPv6, Status: sr, Timeout: 20}
@@ -112,7 +112,7 @@ func TestRetireKeeps(t *testing.T) {
 // A dump leaves out by status what it is asked to, on kernels that can; those that can't send everything.
 func TestWalkByStatus(t *testing.T) {
 	table := openTable(t)
-	for i, status := range []uint32{0, conntracktest.SeenReply, busy} {
+	for i, status := range []uint32{0, conntrackfill.SeenReply, busy} {
 		fill(t, flow{Src: addr("192.0.2.1"), Dst: addr("198.51.100.1"), Proto: protoUDP, SrcPort: uint16(1 + i), DstPort: 9, Status: status, Timeout: 60})
 	}
 	for _, c := range []struct {

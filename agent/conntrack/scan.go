@@ -15,13 +15,15 @@ import (
 // probability below one in a thousand, whatever the size of the table.
 const SampleSize = 16384
 
-// Defaults for the zero values of [ScanOptions].
+// What the zero values of [ScanOptions] mean.
 const (
-	DefaultV4Bits     = 32
-	DefaultV6Bits     = 64
-	DefaultMaxSources = 1024
-	DefaultMaxPorts   = 64
+	defaultV4Bits     = 32
+	defaultV6Bits     = 64
+	defaultMaxSources = 1024
 )
+
+// maxPorts is how many destination ports a census lists, largest first.
+var maxPorts = 64 // tests lower it
 
 // ScanOptions says how much of the table a scan reads and how much of it the census lists.
 type ScanOptions struct {
@@ -30,26 +32,22 @@ type ScanOptions struct {
 	V4Bits, V6Bits int           // prefix lengths that make a source; 0 means 32 and 64
 	Apart          []netip.Addr  // IPv6 addresses in whose networks of V6Bits each address is a source of its own: a router's in its LAN
 	MaxSources     int           // sources listed, largest first; 0 means 1024
-	MaxPorts       int           // destination ports listed, largest first; 0 means 64
 }
 
 func (o ScanOptions) withDefaults() ScanOptions {
 	o.V4Bits, o.V6Bits = prefixBits(o.V4Bits, o.V6Bits)
 	if o.MaxSources == 0 {
-		o.MaxSources = DefaultMaxSources
-	}
-	if o.MaxPorts == 0 {
-		o.MaxPorts = DefaultMaxPorts
+		o.MaxSources = defaultMaxSources
 	}
 	return o
 }
 
 func prefixBits(v4, v6 int) (int, int) {
 	if v4 <= 0 || v4 > 32 {
-		v4 = DefaultV4Bits
+		v4 = defaultV4Bits
 	}
 	if v6 <= 0 || v6 > 128 {
-		v6 = DefaultV6Bits
+		v6 = defaultV6Bits
 	}
 	return v4, v6
 }
@@ -236,7 +234,7 @@ func (y *tally) topPorts() []policy.PortCount {
 	slices.SortFunc(all, func(a, b policy.PortCount) int {
 		return cmp.Or(b.Entries-a.Entries, int(a.Protocol)-int(b.Protocol), int(a.Port)-int(b.Port))
 	})
-	return slices.Clone(all[:min(len(all), y.options.MaxPorts)])
+	return slices.Clone(all[:min(len(all), maxPorts)])
 }
 
 func nonZero(counts []int) map[uint8]int {

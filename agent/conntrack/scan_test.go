@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/policy"
 )
 
@@ -19,15 +19,18 @@ import (
 func mixed() []flow {
 	return slices.Concat(
 		tcp("192.0.2.1", 10, tcpSynSent, 0, 60),
-		tcp("192.0.2.2", 5, tcpSynRecv, conntracktest.SeenReply, 60),
-		tcp("192.0.2.3", 3, tcpTimeWait, conntracktest.SeenReply|conntracktest.Assured, 60),
-		tcp("192.0.2.4", 2, tcpEstablished, conntracktest.SeenReply|conntracktest.Assured, 3000),
+		tcp("192.0.2.2", 5, tcpSynRecv, conntrackfill.SeenReply, 60),
+		tcp("192.0.2.3", 3, tcpTimeWait, conntrackfill.SeenReply|conntrackfill.Assured, 60),
+		tcp("192.0.2.4", 2, tcpEstablished, conntrackfill.SeenReply|conntrackfill.Assured, 3000),
 		[]flow{
-			{Src: addr("2001:db8::1"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5, DstPort: 53, Timeout: 30},
-			{Src: addr("2001:db8::2"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5, DstPort: 53, Timeout: 30, Status: conntracktest.SeenReply},
+			{Src: addr("2001:db8::1"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5, DstPort: 53,
+				Timeout: 30},
+			{Src: addr("2001:db8::2"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_UDP, SrcPort: 5, DstPort: 53,
+				Timeout: 30, Status: conntrackfill.SeenReply},
 			{Src: addr("2001:db8:2::1"), Dst: addr("2001:db8:1::1"), Proto: unix.IPPROTO_ICMPV6, SrcPort: 77, Timeout: 30},
 			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_ICMP, SrcPort: 77, Timeout: 30},
-			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_SCTP, SrcPort: 77, DstPort: 99, State: 4, Timeout: 30},
+			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_SCTP, SrcPort: 77, DstPort: 99, State: 4,
+				Timeout: 30},
 			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_GRE, SrcPort: 7, DstPort: 8, Timeout: 30},
 			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: 50, Timeout: 30},
 			{Src: addr("192.0.2.5"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_DCCP, Timeout: 30},
@@ -69,7 +72,8 @@ func TestScanWhole(t *testing.T) {
 	if want := (policy.PortCount{Protocol: 6, Port: 80, Entries: 20, Replied: 10}); c.Ports[0] != want {
 		t.Errorf("largest port %+v, want %+v", c.Ports[0], want)
 	}
-	if want := (policy.Holding{Prefix: prefix("192.0.2.1/32"), Entries: 10, Classes: [policy.NumClasses]int{10}}); c.Sources[0] != want {
+	if want := (policy.Holding{Prefix: prefix("192.0.2.1/32"), Entries: 10,
+		Classes: [policy.NumClasses]int{10}}); c.Sources[0] != want {
 		t.Errorf("largest source %+v, want %+v", c.Sources[0], want)
 	}
 	i := slices.IndexFunc(c.Sources, func(h policy.Holding) bool { return h.Prefix == prefix("2001:db8::/64") })
@@ -116,7 +120,9 @@ func TestScanOptions(t *testing.T) {
 		}
 	})
 	t.Run("few listed", func(t *testing.T) {
-		c, err := table.Scan(t.Context(), ScanOptions{MaxSources: 1, MaxPorts: 1})
+		defer func(n int) { maxPorts = n }(maxPorts)
+		maxPorts = 1
+		c, err := table.Scan(t.Context(), ScanOptions{MaxSources: 1})
 		if err != nil || len(c.Sources) != 1 || c.Sources[0].Entries != 10 || len(c.Ports) != 1 || c.Rest.Entries != len(flows)-10 || c.Distinct != 7 {
 			t.Errorf("%+v, %v", c, err)
 		}
@@ -175,7 +181,7 @@ func TestScanOneWay(t *testing.T) {
 	table := openTable(t)
 	fill(t, slices.Concat(
 		tcp("192.0.2.1", 1, tcpEstablished, 0, 300),
-		tcp("192.0.2.2", 1, tcpEstablished, conntracktest.SeenReply, 300),
+		tcp("192.0.2.2", 1, tcpEstablished, conntrackfill.SeenReply, 300),
 		tcp("192.0.2.3", 1, tcpSynSent, 0, 60))...)
 	first, err := table.Scan(t.Context(), ScanOptions{})
 	if err != nil {

@@ -83,7 +83,8 @@ func (s *sources) reserve(n int) {
 		return
 	}
 	s.release()
-	memory, err := unix.Mmap(-1, 0, n*(slotSize+nameSize), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	memory, err := unix.Mmap(-1, 0, n*(slotSize+nameSize), unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil { // the limit of mappings or of address space; the heap may still have room
 		s.slots, s.names = make([]slot, n), make([]address, n)
 		return

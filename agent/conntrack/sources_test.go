@@ -34,7 +34,8 @@ func TestSourcesCountsLikeAMap(t *testing.T) {
 		s.settle()
 		top, rest := s.largest(1<<20, holdingOf)
 		if len(top) != len(want) || s.used != len(want) || rest.Entries != 0 || s.short != 0 {
-			t.Fatalf("%d listed, %d used, %d in the rest, short by %d; want %d", len(top), s.used, rest.Entries, s.short, len(want))
+			t.Fatalf("%d listed, %d used, %d in the rest, short by %d; want %d", len(top), s.used, rest.Entries, s.short,
+				len(want))
 		}
 		for i, h := range top {
 			if h.Classes != want[addressOf(h.Prefix.Addr())] {
@@ -124,7 +125,8 @@ func TestRanksKeepTheBest(t *testing.T) {
 func TestSteps(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		draw := func(name string) rank {
-			return rank(rapid.Uint64Range(0, uint64(policy.NumClasses)-1).Draw(t, name+" class"))<<32 | rank(rapid.Uint32().Draw(t, name))
+			return rank(rapid.Uint64Range(0, uint64(policy.NumClasses)-1).Draw(t,
+				name+" class"))<<32 | rank(rapid.Uint32().Draw(t, name))
 		}
 		a, b := draw("a"), draw("b")
 		if a > b {
@@ -143,7 +145,8 @@ func TestPrefixes(t *testing.T) {
 			return netip.AddrFrom4([4]byte{10, 0, rapid.Byte().Draw(t, "c") & 3, rapid.Byte().Draw(t, "d")})
 		})
 		address6 := rapid.Custom(func(t *rapid.T) netip.Addr {
-			return netip.AddrFrom16([16]byte{0x20, 1, 7: rapid.Byte().Draw(t, "h") & 3, 8: rapid.Byte().Draw(t, "i"), 15: rapid.Byte().Draw(t, "p")})
+			return netip.AddrFrom16([16]byte{0x20, 1, 7: rapid.Byte().Draw(t, "h") & 3, 8: rapid.Byte().Draw(t, "i"),
+				15: rapid.Byte().Draw(t, "p")})
 		})
 		anyAddress := rapid.OneOf(address4, address6)
 		var prefixes []netip.Prefix

@@ -84,7 +84,8 @@ func TestEstablished(t *testing.T) {
 	}{
 		{"one port", map[uint16]bool{80: true, 443: false}, local(open, six, theirEnd, ended)},
 		{"two ports", map[uint16]bool{80: true, 443: true}, local(open, six, theirEnd, ended, other)},
-		{"the first and the last of three", map[uint16]bool{80: true, 81: true, 443: true}, local(open, six, theirEnd, ended, other)},
+		{"the first and the last of three", map[uint16]bool{80: true, 81: true, 443: true},
+			local(open, six, theirEnd, ended, other)},
 		{"between others", map[uint16]bool{1: true, 443: true, 65535: true}, local(other)},
 		{"more than the kernel is asked for", many, local(open, six, theirEnd, ended)},
 		{"none", nil, nil},
@@ -101,7 +102,8 @@ func TestEstablished(t *testing.T) {
 			t.Errorf("%s: peers (-want +got), error %v:\n%s", c.name, err, diff)
 		}
 	}
-	if got, err := h.Established(map[uint16]bool{80: true}, 2); err != nil || len(got) != 2 || strings.Contains(peers(got)[0], "443") {
+	if got, err := h.Established(map[uint16]bool{80: true},
+		2); err != nil || len(got) != 2 || strings.Contains(peers(got)[0], "443") {
 		t.Errorf("at most two: %v (%v)", got, err)
 	}
 }

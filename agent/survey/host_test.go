@@ -47,10 +47,12 @@ func TestResolvers(t *testing.T) {
 		name, text string
 		want       []string
 	}{
-		{"two", "# comment\nsearch example.org\nnameserver 192.0.2.53\nnameserver 2001:db8::53\n", []string{"192.0.2.53", "2001:db8::53"}},
+		{"two", "# comment\nsearch example.org\nnameserver 192.0.2.53\nnameserver 2001:db8::53\n",
+			[]string{"192.0.2.53", "2001:db8::53"}},
 		{"link-local", "nameserver fe80::1%eth0\n", []string{"fe80::1"}},
 		{"mapped", "nameserver ::ffff:192.0.2.53\n", []string{"192.0.2.53"}},
-		{"nonsense", "nameserver\nnameserver localhost\n#nameserver 192.0.2.1\n;nameserver 192.0.2.2\noptions ndots:5", []string{}},
+		{"nonsense", "nameserver\nnameserver localhost\n#nameserver 192.0.2.1\n;nameserver 192.0.2.2\noptions ndots:5",
+			[]string{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h, _ := fixture(t, map[string]string{"etc/resolv.conf": c.text})
@@ -140,7 +142,8 @@ func TestSockets(t *testing.T) {
 		files map[string]string
 		want  int
 	}{
-		{"both families", map[string]string{"proc/thread-self/net/sockstat": sockstat, "proc/thread-self/net/sockstat6": "TCP6: inuse 12\nUDP6: inuse 4\n"}, 37},
+		{"both families", map[string]string{"proc/thread-self/net/sockstat": sockstat,
+			"proc/thread-self/net/sockstat6": "TCP6: inuse 12\nUDP6: inuse 4\n"}, 37},
 		{"no IPv6", map[string]string{"proc/thread-self/net/sockstat": sockstat}, 25},
 		{"none", nil, 0},
 	} {
@@ -186,7 +189,7 @@ func TestParseSocket(t *testing.T) {
 }
 
 // What others have is what process 1 sees, or else what memory holds beyond the kernel's own stock.
-func TestElsewhere(t *testing.T) {
+func TestOtherNamespaces(t *testing.T) {
 	stock := slackPerCPU * runtime.NumCPU()
 	slab := func(n int) string {
 		return fmt.Sprintf("slabinfo - version: 2.1\nnf_conntrack_expect 9000 9000 208 19 1\nnf_conntrack %d %d 256 16 1 : tunables 0 0 0\n", n, n+10)
@@ -202,7 +205,7 @@ func TestElsewhere(t *testing.T) {
 		"slab with stock": {map[string]string{"proc/slabinfo": slab(stock - 1)}, 0},
 	} {
 		h, _ := fixture(t, c.files)
-		if got := h.Elsewhere(); got != c.want {
+		if got := h.OtherNamespaces(); got != c.want {
 			t.Errorf("%s: %d entries elsewhere, want %d", name, got, c.want)
 		}
 	}

@@ -70,7 +70,8 @@ func (q query) list(each func(Live) bool) error {
 	}
 	defer unix.Close(fd)
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}) // the kernel answers at once
-	buf := make([]byte, 32<<10)                                                               // no datagram of a dump is larger
+	// no datagram of a dump is larger
+	buf := make([]byte, 32<<10)
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		if _, err := unix.Write(fd, q.request(family)); err != nil {
 			return fmt.Errorf("list sockets: %w", err)

@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+
+	"ctguard/agent/state"
 )
 
 // journalName is the journal's file name in the state directory, unless another network namespace has
@@ -73,7 +75,7 @@ func SetAside(dir string) (string, error) {
 	if aside == nil {
 		return "", errors.New("set the damaged journal aside: there is none")
 	}
-	return strings.Join(aside, ", "), syncDir(dir)
+	return strings.Join(aside, ", "), state.SyncDir(dir)
 }
 
 // sum returns a checksum of the journal: a flipped bit must not become a value that is written in silence.
@@ -168,7 +170,7 @@ func (j Journal) save(dir string) error {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove journal: %w", err)
 		}
-		return syncDir(dir)
+		return state.SyncDir(dir)
 	}
 	j.Version = journalVersion
 	j.Sum = j.sum()
@@ -176,29 +178,8 @@ func (j Journal) save(dir string) error {
 	if err != nil {
 		return fmt.Errorf("write journal: %w", err)
 	}
-	f, err := os.CreateTemp(dir, j.file+".*")
-	if err != nil {
+	if err := state.ReplaceSynced(path, append(text, '\n')); err != nil {
 		return fmt.Errorf("write journal: %w", err)
-	}
-	_, err = f.Write(append(text, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write journal: %w", errors.Join(err, os.Remove(f.Name())))
-	}
-	return syncDir(dir)
-}
-
-// syncDir makes a rename or removal in dir lasting.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync state directory: %w", err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("sync state directory: %w", err)
 	}
 	return nil
 }

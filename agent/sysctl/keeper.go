@@ -47,9 +47,6 @@ func (c Change) String() string {
 	return fmt.Sprintf("%s %d -> %d", c.Name, c.From, c.To)
 }
 
-// Changed returns how many settings are not at the administrator's value because of ctguard.
-func (k *Keeper) Changed() int { return len(k.journal.Settings) }
-
 // Admin returns every setting as the administrator has it.
 func (k *Keeper) Admin() (map[string]int, error) {
 	all, err := k.All()

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/agent/conntrack/conntracktest"
 )
 
@@ -47,7 +48,7 @@ func TestKernel(t *testing.T) {
 	other := make(chan struct{})
 	go func() {
 		defer close(other)
-		if err := conntracktest.Enter(); err != nil {
+		if err := conntrackfill.Enter(); err != nil {
 			t.Error(err)
 			return
 		}
@@ -56,7 +57,7 @@ func TestKernel(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		if k.Changed() != 0 {
+		if changed(k) != 0 {
 			t.Error("the journal was taken for this namespace's")
 		}
 		if now, err := k.Admin(); err != nil || now[loose] != 1 {
@@ -67,7 +68,7 @@ func TestKernel(t *testing.T) {
 			t.Error(err)
 		}
 		again, err := NewKeeper("/proc", dir)
-		if err != nil || again.Changed() != 1 {
+		if err != nil || changed(again) != 1 {
 			t.Errorf("the journal beside it is not found again (%v)", err)
 			return
 		}
@@ -109,7 +110,7 @@ func TestKernelRefuses(t *testing.T) {
 	if diff := cmp.Diff(before, all(t)); diff != "" {
 		t.Errorf("settings (-before +after):\n%s", diff)
 	}
-	if k.Changed() != 0 {
+	if changed(k) != 0 {
 		t.Error("something is still claimed")
 	}
 }

@@ -11,7 +11,8 @@ import (
 )
 
 // ErrNoConntrack says that this kernel, or this namespace, has no conntrack settings.
-var ErrNoConntrack = errors.New("no connection tracking in this kernel: /proc/sys/net/netfilter/nf_conntrack_max is missing")
+var ErrNoConntrack = errors.New("no connection tracking in this kernel: " +
+	"/proc/sys/net/netfilter/nf_conntrack_max is missing")
 
 // Timestamps is the one setting here that is not conntrack's: net.ipv4.tcp_timestamps, which synproxy
 // depends on.
@@ -29,7 +30,8 @@ type Settings struct {
 // NewSettings returns the settings below proc, which is "/proc" except in tests. It returns
 // [ErrNoConntrack] where there are none.
 func NewSettings(proc string) (*Settings, error) {
-	s := &Settings{filepath.Join(proc, "sys/net"), filepath.Join(filepath.Dir(proc), "sys/module/nf_conntrack/parameters/hashsize")}
+	hashSize := filepath.Join(filepath.Dir(proc), "sys/module/nf_conntrack/parameters/hashsize")
+	s := &Settings{filepath.Join(proc, "sys/net"), hashSize}
 	if _, err := os.Stat(s.path("nf_conntrack_max")); err != nil {
 		return nil, fmt.Errorf("%w (modprobe nf_conntrack)", ErrNoConntrack)
 	}

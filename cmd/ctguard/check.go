@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ctguard/agent"
+	"ctguard/agent/config"
 )
 
 func (p *program) checkCommand() *cobra.Command {
@@ -14,7 +14,7 @@ func (p *program) checkCommand() *cobra.Command {
 		Short: "validate a configuration file",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if _, err := agent.LoadConfig(args[0], false); err != nil {
+			if _, err := config.Load(args[0], false); err != nil {
 				return usage(err, "")
 			}
 			fmt.Fprintf(c.OutOrStdout(), "%s: fine\n", args[0])

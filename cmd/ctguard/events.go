@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ctguard/agent"
+	"ctguard/agent/control"
 )
 
 func (p *program) eventsCommand() *cobra.Command {
@@ -17,7 +17,7 @@ func (p *program) eventsCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			path, after := "events?since=%d", uint64(0)
 			for {
-				var list []agent.NumberedEvent
+				var list []control.NumberedEvent
 				if err := p.call(c.Context(), fmt.Sprintf(path, after), nil, &list); err != nil || c.Context().Err() != nil {
 					return err
 				}

@@ -7,9 +7,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ctguard/agent"
+	"ctguard/agent/config"
 	"ctguard/agent/conntrack"
-	"ctguard/policy"
+	"ctguard/agent/control"
+	"ctguard/agent/state"
+	"ctguard/agent/survey"
 )
 
 func (p *program) evictCommand() *cobra.Command {
@@ -18,15 +20,15 @@ func (p *program) evictCommand() *cobra.Command {
 		Short: "delete the entries of a source now",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			prefix, err := agent.ParsePrefix(args[0])
+			prefix, err := config.ParsePrefix(args[0])
 			if err != nil {
 				return usage(err, "ctguard evict 198.51.100.7")
 			}
-			config, err := p.inside(c.Context())
+			conf, err := p.inside(c.Context())
 			if err != nil {
 				return err
 			}
-			spare, err := p.spared(c.Context(), config)
+			spare, err := p.spared(c.Context(), conf)
 			if err != nil {
 				return err
 			}
@@ -35,8 +37,8 @@ func (p *program) evictCommand() *cobra.Command {
 				return err
 			}
 			defer table.Close()
-			freed, err := table.Evict(c.Context(), conntrack.Eviction{Caps: []policy.Cap{{Prefix: prefix}}, Spare: spare})
-			fmt.Fprintf(c.OutOrStdout(), "deleted %d entries of %s\n", freed.Entries, prefix)
+			deleted, err := table.EvictPrefix(c.Context(), prefix, spare)
+			fmt.Fprintf(c.OutOrStdout(), "deleted %d entries of %s\n", deleted, prefix)
 			return err
 		},
 	}
@@ -44,12 +46,12 @@ func (p *program) evictCommand() *cobra.Command {
 
 // spared returns the whole allowlist: what is configured, what is learnt of this host and, where there is
 // a daemon, the operators that it has seen stay.
-func (p *program) spared(ctx context.Context, config agent.Config) ([]netip.Prefix, error) {
-	spare, err := agent.Allowlist(config, "/")
-	if err != nil || !agent.Running() {
+func (p *program) spared(ctx context.Context, conf config.Config) ([]netip.Prefix, error) {
+	spare, err := survey.Allowlist(conf, "/")
+	if err != nil || !state.Running() {
 		return spare, err
 	}
-	var s agent.Status
+	var s control.Status
 	if err := p.call(ctx, "status", nil, &s); err != nil {
 		return nil, fmt.Errorf("ask whom to spare: %w", err)
 	}

@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ctguard/agent"
+	"ctguard/agent/config"
 )
 
 func (p *program) explainCommand() *cobra.Command {
@@ -15,7 +15,7 @@ func (p *program) explainCommand() *cobra.Command {
 		Short: "say why a source is, or is not, held back",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if _, err := agent.ParsePrefix(args[0]); err != nil {
+			if _, err := config.ParsePrefix(args[0]); err != nil {
 				return usage(err, "ctguard explain 198.51.100.7")
 			}
 			var lines []string

@@ -1,4 +1,3 @@
-// Command ctguard keeps a host's connection-tracking table from filling up.
 package main
 
 import (
@@ -12,7 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent"
+	"ctguard/agent/config"
+	"ctguard/agent/control"
 )
 
 // Exit codes.
@@ -65,20 +65,22 @@ type program struct {
 	configPath string
 	given      bool   // --config was given: the file must exist
 	netns      string // what --netns says
-	namespace  agent.Namespace
+	namespace  config.Namespace
+	client     *control.Client // one for all calls: each keeps a connection
 }
 
 // config loads the configuration of the namespace that the command is about.
-func (p *program) config() (agent.Config, error) {
-	c, err := agent.LoadConfig(p.configPath, !p.given)
+func (p *program) config() (config.Config, error) {
+	c, err := config.Load(p.configPath, !p.given)
 	if err != nil {
-		return c, usage(err, "ctguard check FILE validates a configuration; every key is explained in docs/examples/ctguard.toml")
+		return c, usage(err, "ctguard check FILE validates a configuration; "+
+			"every key is explained in docs/examples/ctguard.toml")
 	}
 	return c.In(p.namespace), nil
 }
 
 // everywhere reports whether a command is about all namespaces that the configuration has.
-func (p *program) everywhere(c agent.Config) bool { return p.netns == "" && len(c.Namespaces) > 0 }
+func (p *program) everywhere(c config.Config) bool { return p.netns == "" && len(c.Namespaces) > 0 }
 
 // newCommand returns the whole command line.
 func newCommand() *cobra.Command {
@@ -97,7 +99,7 @@ func newCommand() *cobra.Command {
 		PersistentPreRunE: func(c *cobra.Command, _ []string) (err error) {
 			p.given = c.Flags().Changed("config")
 			if c.Flags().Changed("netns") {
-				if p.namespace, err = agent.ParseNamespace(p.netns); err != nil {
+				if p.namespace, err = config.ParseNamespace(p.netns); err != nil {
 					return usage(err, "ip netns list shows their names")
 				}
 			}
@@ -105,9 +107,11 @@ func newCommand() *cobra.Command {
 		},
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.PersistentFlags().StringVar(&p.configPath, "config", agent.DefaultConfigPath, "configuration file")
-	root.PersistentFlags().StringVar(&p.netns, "netns", "", "network namespace: a name of ip-netns(8), or a path such as /proc/PID/ns/net (default the one this is started in)")
-	root.AddCommand(p.runCommand(), p.statusCommand(), p.sourcesCommand(), p.planCommand(), p.holdCommand(), p.autoCommand(),
+	root.PersistentFlags().StringVar(&p.configPath, "config", config.DefaultPath, "configuration file")
+	root.PersistentFlags().StringVar(&p.netns, "netns", "",
+		"network namespace: a name of ip-netns(8), or a path such as /proc/PID/ns/net (default the one this is started in)")
+	root.AddCommand(p.runCommand(), p.statusCommand(), p.sourcesCommand(), p.planCommand(), p.holdCommand(),
+		p.autoCommand(),
 		p.limitCommand(), p.releaseCommand(), p.eventsCommand(), p.evictCommand(), p.revertCommand(), p.checkCommand(),
 		p.explainCommand(), p.replayCommand(), versionCommand())
 	wrongUsage(root)

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent"
+	"ctguard/agent/config"
 )
 
 // The main goroutine keeps the main thread. An exec from another thread would lose the signal that
@@ -21,22 +21,23 @@ import (
 func init() { runtime.LockOSThread() }
 
 // inside loads the configuration for a command that works in the namespace itself, and goes there.
-func (p *program) inside(ctx context.Context) (agent.Config, error) {
+func (p *program) inside(ctx context.Context) (config.Config, error) {
 	if err := enter(ctx, p.namespace); err != nil {
-		return agent.Config{}, err
+		return config.Config{}, err
 	}
 	return p.config()
 }
 
 // enter moves this process into a network namespace. Go's threads cannot move together, so one goes and
 // has the program begin anew there, where there is nothing left to do.
-func enter(ctx context.Context, n agent.Namespace) error {
+func enter(ctx context.Context, n config.Namespace) error {
 	if n.IsHost() {
 		return nil
 	}
 	f, err := os.Open(n.Path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return usage(fmt.Errorf("there is no network namespace %s", n), "ip netns list shows their names; a path such as /proc/PID/ns/net will do, too")
+		return usage(fmt.Errorf("there is no network namespace %s", n),
+			"ip netns list shows their names; a path such as /proc/PID/ns/net will do, too")
 	}
 	if err != nil {
 		return fmt.Errorf("open network namespace: %w", err)
@@ -80,7 +81,7 @@ const lookPause = 2 * time.Second
 
 // whileNamed returns a context that ends when the name of a namespace leads elsewhere, or nowhere: a
 // container has gone or was made anew, and its namespace must not be kept alive by its guard.
-func whileNamed(ctx context.Context, n agent.Namespace) (context.Context, context.CancelCauseFunc) {
+func whileNamed(ctx context.Context, n config.Namespace) (context.Context, context.CancelCauseFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	if n.IsHost() {
 		return ctx, cancel

@@ -9,12 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ctguard/agent"
+	"ctguard/agent/control"
 	"ctguard/policy"
 )
 
 func (p *program) holdCommand() *cobra.Command {
-	var r agent.HoldRequest
+	var r control.HoldRequest
 	var atMost bool
 	c := &cobra.Command{
 		Use:   "hold LEVEL|STEP|now --for 30m --reason R",
@@ -26,15 +26,16 @@ func (p *program) holdCommand() *cobra.Command {
 				r.Kind = policy.AtMost
 			}
 			if args[0] == "now" && atMost {
-				return usage(errors.New("now freezes the level where it is: --at-most needs a number"), "ctguard hold 1 --at-most --for 30m --reason maintenance")
+				return usage(errors.New("now freezes the level where it is: --at-most needs a number"),
+					"ctguard hold 1 --at-most --for 30m --reason maintenance")
 			} else if args[0] == "now" {
 				r.Kind = policy.Freeze
 			} else {
-				config, err := p.config()
+				conf, err := p.config()
 				if err != nil {
 					return err
 				}
-				if r.Level, err = levelOf(args[0], config.Policy.Steps); err != nil {
+				if r.Level, err = levelOf(args[0], conf.Policy.Steps); err != nil {
 					return usage(err, "ctguard hold notrack --for 30m --reason maintenance")
 				}
 			}
@@ -82,7 +83,7 @@ func (p *program) releaseCommand() *cobra.Command {
 
 // prefixCommand makes a command that takes an operator's word on one prefix.
 func (p *program) prefixCommand(name, short string, release bool) *cobra.Command {
-	r := agent.PrefixRequest{Release: release}
+	r := control.PrefixRequest{Release: release}
 	c := &cobra.Command{
 		Use:   name + " PREFIX",
 		Short: short,

@@ -19,27 +19,28 @@ func (p *program) planCommand() *cobra.Command {
 		Short: "print the exact ruleset and settings a level would bring here; write nothing",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			config, err := p.inside(c.Context())
+			conf, err := p.inside(c.Context())
 			if err != nil {
 				return err
 			}
-			level := len(config.Policy.Steps)
+			level := len(conf.Policy.Steps)
 			if c.Flags().Changed("level") {
-				if level, err = levelOf(text, config.Policy.Steps); err != nil {
+				if level, err = levelOf(text, conf.Policy.Steps); err != nil {
 					return usage(err, "ctguard plan --level notrack")
 				}
 			}
-			if most := len(config.Policy.Steps); level < 0 || level > most {
+			if most := len(conf.Policy.Steps); level < 0 || level > most {
 				return usage(fmt.Errorf("level %d is not between 0 and %d, the number of steps on this ladder", level, most), "")
 			}
-			plan, err := agent.NewPlan(config, "/", level)
+			plan, err := agent.NewPlan(conf, "/", level)
 			if err != nil {
 				return err
 			}
 			return show(c.OutOrStdout(), asJSON, plan, func(w io.Writer) { printPlan(w, plan) })
 		},
 	}
-	c.Flags().StringVar(&text, "level", "", "the level to plan, a number or the step on top of it (default the whole ladder)")
+	c.Flags().StringVar(&text, "level", "",
+		"the level to plan, a number or the step on top of it (default the whole ladder)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }

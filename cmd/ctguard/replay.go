@@ -7,7 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ctguard/agent"
+	"ctguard/agent/control"
+	"ctguard/agent/record"
 	"ctguard/policy"
 )
 
@@ -20,19 +21,19 @@ func (p *program) replayCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			var other *policy.Config
 			if p.given {
-				config, err := p.config()
+				conf, err := p.config()
 				if err != nil {
 					return err
 				}
-				other = &config.Policy
+				other = &conf.Policy
 			}
 			f, err := os.Open(args[0])
 			if err != nil {
 				return usage(err, "ctguard run --record FILE makes one")
 			}
 			defer f.Close()
-			var ticks []agent.ReplayedTick
-			if err := agent.Replay(f, other, func(t agent.ReplayedTick) {
+			var ticks []record.Tick
+			if err := record.Replay(f, other, func(t record.Tick) {
 				t.Observation.Census = nil // not needed any more, and large
 				ticks = append(ticks, t)
 			}); err != nil {
@@ -50,16 +51,16 @@ func (p *program) replayCommand() *cobra.Command {
 }
 
 // printReplay prints the events of a replay and how it differs from what was recorded.
-func printReplay(w io.Writer, ticks []agent.ReplayedTick) {
+func printReplay(w io.Writer, ticks []record.Tick) {
 	if len(ticks) == 0 {
 		fmt.Fprintln(w, "the recording is empty")
 		return
 	}
 	differ, peak := 0, 0.0
-	var first *agent.ReplayedTick
+	var first *record.Tick
 	for i, t := range ticks {
 		for _, e := range t.Decision.Events {
-			printEvent(w, agent.NumberedEvent{Event: e})
+			printEvent(w, control.NumberedEvent{Event: e})
 		}
 		if peak = max(peak, t.Decision.Fill); t.Decision.Posture.Level != t.Recorded {
 			if differ++; first == nil {

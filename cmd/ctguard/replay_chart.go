@@ -7,7 +7,7 @@ import (
 	"strings"
 	"text/template"
 
-	"ctguard/agent"
+	"ctguard/agent/record"
 )
 
 //go:embed replay.svg.tmpl
@@ -20,13 +20,13 @@ const (
 )
 
 // writeReplayChart draws fill and pressure in percent, and the levels recorded and replayed.
-func writeReplayChart(path string, ticks []agent.ReplayedTick) error {
+func writeReplayChart(path string, ticks []record.Tick) error {
 	if len(ticks) == 0 {
 		return fmt.Errorf("draw %s: the recording is empty", path)
 	}
 	start := ticks[0].Observation.Time
 	span := max(ticks[len(ticks)-1].Observation.Time.Sub(start).Seconds(), 1)
-	line := func(value func(agent.ReplayedTick) float64) string {
+	line := func(value func(record.Tick) float64) string {
 		var points strings.Builder
 		for _, t := range ticks {
 			x := chartLeft + chartWidth*t.Observation.Time.Sub(start).Seconds()/span
@@ -43,10 +43,10 @@ func writeReplayChart(path string, ticks []agent.ReplayedTick) error {
 	err := template.Must(template.New("chart").Parse(replayTemplate)).Execute(&out, map[string]any{
 		"Left": chartLeft, "Top": chartTop, "Width": chartWidth, "Height": chartHeight,
 		"Right": chartLeft + chartWidth, "Bottom": chartTop + chartHeight, "Most": most, "Seconds": fmt.Sprintf("%.0f", span),
-		"Fill":     line(func(t agent.ReplayedTick) float64 { return t.Decision.Fill / 100 }),
-		"Pressure": line(func(t agent.ReplayedTick) float64 { return t.Decision.Pressure / 100 }),
-		"Recorded": line(func(t agent.ReplayedTick) float64 { return float64(t.Recorded) / float64(most) }),
-		"Replayed": line(func(t agent.ReplayedTick) float64 { return float64(t.Decision.Posture.Level) / float64(most) }),
+		"Fill":     line(func(t record.Tick) float64 { return t.Decision.Fill / 100 }),
+		"Pressure": line(func(t record.Tick) float64 { return t.Decision.Pressure / 100 }),
+		"Recorded": line(func(t record.Tick) float64 { return float64(t.Recorded) / float64(most) }),
+		"Replayed": line(func(t record.Tick) float64 { return float64(t.Decision.Posture.Level) / float64(most) }),
 	})
 	if err != nil {
 		return fmt.Errorf("draw %s: %w", path, err)

@@ -9,6 +9,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"ctguard/agent"
+	"ctguard/agent/config"
+	"ctguard/agent/control"
+	"ctguard/agent/state"
 )
 
 func (p *program) revertCommand() *cobra.Command {
@@ -17,26 +20,27 @@ func (p *program) revertCommand() *cobra.Command {
 		Short: "go back to the baseline now, with or without the daemon",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			config, err := p.inside(c.Context())
+			conf, err := p.inside(c.Context())
 			if err != nil {
 				return err
 			}
-			if p.everywhere(config) {
-				return p.revertAll(c, config.Namespaces)
+			if p.everywhere(conf) {
+				return p.revertAll(c, conf.Namespaces)
 			}
-			if agent.Running() {
-				r := agent.HoldRequest{For: agent.RevertFor.String(), Reason: "ctguard revert"}
+			if state.Running() {
+				r := control.HoldRequest{For: agent.RevertFor.String(), Reason: "ctguard revert"}
 				if err := p.call(c.Context(), "revert", r, nil); err != nil {
 					return err
 				}
-				fmt.Fprintf(c.OutOrStdout(), "the daemon is back at level 0 and stays there for %s; ctguard auto lets it go on\n", agent.RevertFor)
-				var s agent.Status
+				fmt.Fprintf(c.OutOrStdout(), "the daemon is back at level 0 and stays there for %s; ctguard auto lets it go on\n",
+					agent.RevertFor)
+				var s control.Status
 				if err := p.call(c.Context(), "status", nil, &s); err != nil || s.Mode != "dry-run" {
 					return err
 				}
 				// A dry run puts nothing back, neither what it didn't change nor what an earlier run left.
 			}
-			done, err := agent.Revert(config, "/")
+			done, err := agent.Revert(conf, "/")
 			for _, line := range done {
 				fmt.Fprintln(c.OutOrStdout(), line)
 			}
@@ -50,7 +54,7 @@ func (p *program) revertCommand() *cobra.Command {
 
 // revertAll reverts one namespace after the other, each by a process in it. One that is not there does not
 // keep the others from it.
-func (p *program) revertAll(c *cobra.Command, namespaces []agent.Namespace) error {
+func (p *program) revertAll(c *cobra.Command, namespaces []config.Namespace) error {
 	program, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find own program: %w", err)
@@ -58,7 +62,8 @@ func (p *program) revertAll(c *cobra.Command, namespaces []agent.Namespace) erro
 	var errs []error
 	for _, n := range namespaces {
 		fmt.Fprintf(c.OutOrStdout(), "namespace %s:\n", n)
-		one := exec.CommandContext(c.Context(), program, append([]string{"revert", "--netns", n.String()}, p.arguments(false)...)...)
+		one := exec.CommandContext(c.Context(), program, append([]string{"revert", "--netns", n.String()},
+			p.arguments(false)...)...)
 		one.Stdout, one.Stderr = c.OutOrStdout(), c.ErrOrStderr()
 		if err := one.Run(); err != nil {
 			errs = append(errs, fmt.Errorf("namespace %s was not reverted: %w", n, err))

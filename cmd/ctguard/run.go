@@ -22,23 +22,24 @@ func (p *program) runCommand() *cobra.Command {
 		Short: "guard the table until SIGTERM, or the tables of all namespaces of the configuration; SIGHUP reads it again",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			config, err := p.inside(c.Context())
+			conf, err := p.inside(c.Context())
 			if err != nil {
 				return err
 			}
 			hup := make(chan os.Signal, 1)
 			signal.Notify(hup, unix.SIGHUP)
-			if p.everywhere(config) {
+			if p.everywhere(conf) {
 				if record != "" {
-					return usage(errors.New("--record is of one namespace, and the configuration has several"), "ctguard run --netns NAME --record FILE")
+					return usage(errors.New("--record is of one namespace, and the configuration has several"),
+						"ctguard run --netns NAME --record FILE")
 				}
-				return supervise(c.Context(), hup, config.Namespaces, p.arguments(dryRun), logger())
+				return supervise(c.Context(), hup, conf.Namespaces, p.arguments(dryRun), logger())
 			}
 			log := logger()
 			if p.netns != "" {
 				log = log.With("namespace", p.namespace.String())
 			}
-			a, err := agent.New(config, agent.Options{DryRun: dryRun, Record: record, Root: "/", Log: log, Ready: announce})
+			a, err := agent.New(conf, agent.Options{DryRun: dryRun, Record: record, Root: "/", Log: log, Ready: announce})
 			if err != nil {
 				return err
 			}

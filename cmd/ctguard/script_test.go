@@ -18,6 +18,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/agent/conntrack/conntracktest"
 )
 
@@ -82,7 +83,7 @@ func setUp(env *testscript.Env) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	if err := conntracktest.Enter(); err != nil {
+	if err := conntrackfill.Enter(); err != nil {
 		return err
 	}
 	here, err := thisNamespace()
@@ -122,12 +123,14 @@ func keepMax(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Defer(aloneWithTheTable(ts))
 	initial := fmt.Sprintf("/proc/%d/ns/net", os.Getppid())
 	ts.Setenv("initial", initial)
-	for _, path := range []string{"/proc/sys/net/netfilter/nf_conntrack_max", "/sys/module/nf_conntrack/parameters/hashsize"} {
+	for _, path := range []string{"/proc/sys/net/netfilter/nf_conntrack_max",
+		"/sys/module/nf_conntrack/parameters/hashsize"} {
 		before, err := os.ReadFile(path)
 		ts.Check(err)
 		ts.Defer(func() {
 			// The file in /proc can be written in the initial namespace only.
-			out, err := exec.Command("nsenter", "--net="+initial, "sh", "-c", "echo "+strings.TrimSpace(string(before))+" >"+path).CombinedOutput()
+			out, err := exec.Command("nsenter", "--net="+initial, "sh", "-c",
+				"echo "+strings.TrimSpace(string(before))+" >"+path).CombinedOutput()
 			if err != nil {
 				ts.Logf("put %s back: %v: %s", path, err, out)
 			}
@@ -184,13 +187,13 @@ func fill(ts *testscript.TestScript, _ bool, args []string) {
 	if src.Is6() {
 		dst = netip.MustParseAddr("2001:db8:ffff::1")
 	}
-	made, err := conntracktest.Fill(func(yield func(conntracktest.Flow) bool) {
+	made, err := conntrackfill.Fill(func(yield func(conntrackfill.Flow) bool) {
 		for i := range n {
 			if len(args) == 1 {
 				src = src.Next()
 			}
-			if !yield(conntracktest.Flow{Src: src, Dst: dst, Proto: unix.IPPROTO_TCP, SrcPort: uint16(1024 + i), DstPort: 80,
-				State: 3, Status: conntracktest.SeenReply | conntracktest.Assured, Timeout: 3600}) {
+			if !yield(conntrackfill.Flow{Src: src, Dst: dst, Proto: unix.IPPROTO_TCP, SrcPort: uint16(1024 + i), DstPort: 80,
+				State: 3, Status: conntrackfill.SeenReply | conntrackfill.Assured, Timeout: 3600}) {
 				return
 			}
 		}

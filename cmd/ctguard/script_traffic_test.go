@@ -22,8 +22,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent"
-	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/conntrack/conntrackfill"
+	"ctguard/agent/control"
 	"ctguard/policy"
 )
 
@@ -82,7 +82,7 @@ func peer(ts *testscript.TestScript, neg bool, args []string) {
 	var there *os.File
 	made := make(chan error)
 	go func() {
-		err := conntracktest.Enter()
+		err := conntrackfill.Enter()
 		if err == nil {
 			there, err = thisNamespace()
 		}
@@ -104,7 +104,8 @@ func peer(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		ts.Check(ip("address add " + pair[0] + " dev " + name + nodad))
 		ts.Check(inside(there, func() error {
-			return errors.Join(ip("address add "+pair[1]+" dev uplink"+nodad), ip("route replace default via "+gateway.Addr().String()))
+			return errors.Join(ip("address add "+pair[1]+" dev uplink"+nodad),
+				ip("route replace default via "+gateway.Addr().String()))
 		}))
 	}
 }
@@ -313,13 +314,13 @@ func spoofed(to netip.AddrPort) []byte {
 }
 
 // status asks the daemon of ctguard.toml.
-func status(ts *testscript.TestScript) agent.Status {
+func status(ts *testscript.TestScript) control.Status {
 	// Not with ts.Exec, which would write each of many answers down.
 	ask := exec.Command("ctguard", "status", "--json", "--config", "ctguard.toml")
 	ask.Dir = ts.MkAbs(".")
 	answer, err := ask.Output()
 	ts.Check(err)
-	var s agent.Status
+	var s control.Status
 	ts.Check(json.Unmarshal(answer, &s))
 	return s
 }
@@ -356,7 +357,8 @@ func climb(ts *testscript.TestScript, neg bool, args []string) {
 
 // pin has the daemon hold a level and waits until it does; the log says how each step stands there.
 func pin(ts *testscript.TestScript, level int) {
-	ts.Check(ts.Exec("ctguard", "hold", strconv.Itoa(level), "--for", "5m", "--reason", "test", "--config", "ctguard.toml"))
+	ts.Check(ts.Exec("ctguard", "hold", strconv.Itoa(level), "--for", "5m", "--reason", "test", "--config",
+		"ctguard.toml"))
 	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		s := status(ts)
 		waiting := unsettled(s, level)
@@ -376,7 +378,7 @@ func pin(ts *testscript.TestScript, level int) {
 }
 
 // unsettled says what is still to come until a level is held; it is empty when nothing is.
-func unsettled(s agent.Status, level int) string {
+func unsettled(s control.Status, level int) string {
 	if s.Level != level || s.Mode != "hold" {
 		return fmt.Sprintf("it is %s at level %d", s.Mode, s.Level)
 	}

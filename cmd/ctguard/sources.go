@@ -50,7 +50,7 @@ func (p *program) sourcesCommand() *cobra.Command {
 			if n < 1 {
 				return usage(fmt.Errorf("-n %d is below 1", n), "")
 			}
-			config, err := p.inside(c.Context())
+			conf, err := p.inside(c.Context())
 			if err != nil {
 				return err
 			}
@@ -59,7 +59,8 @@ func (p *program) sourcesCommand() *cobra.Command {
 				return err
 			}
 			defer table.Close()
-			options := conntrack.ScanOptions{V4Bits: config.V4Bits, V6Bits: config.V6Bits, MaxSources: n, Limit: conntrack.SampleSize}
+			options := conntrack.ScanOptions{V4Bits: conf.V4Bits, V6Bits: conf.V6Bits, MaxSources: n,
+				Limit: conntrack.SampleSize}
 			if full {
 				options.Limit = 0
 			}
@@ -106,7 +107,8 @@ func newSourcesReport(census *policy.Census) sourcesReport {
 
 // protocolName returns the name of an IP protocol number; see protocols(5).
 func protocolName(number uint8) string {
-	names := map[uint8]string{1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 58: "icmpv6", 132: "sctp", 136: "udplite"}
+	names := map[uint8]string{1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 58: "icmpv6", 132: "sctp",
+		136: "udplite"}
 	if name, ok := names[number]; ok {
 		return name
 	}

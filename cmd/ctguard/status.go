@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ctguard/agent"
+	"ctguard/agent/control"
 )
 
 func (p *program) statusCommand() *cobra.Command {
@@ -20,7 +20,7 @@ func (p *program) statusCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			for {
-				var s agent.Status
+				var s control.Status
 				if err := p.call(c.Context(), "status", nil, &s); err != nil || c.Context().Err() != nil {
 					return err
 				}
@@ -55,7 +55,7 @@ func show(w io.Writer, asJSON bool, v any, text func(io.Writer)) error {
 }
 
 // printStatus prints the status for people.
-func printStatus(w io.Writer, s agent.Status) {
+func printStatus(w io.Writer, s control.Status) {
 	full := "not filling"
 	if s.SecondsToFull != nil {
 		full = fmt.Sprintf("full in %.0f s", *s.SecondsToFull)
@@ -96,7 +96,7 @@ func printStatus(w io.Writer, s agent.Status) {
 }
 
 // printSelectors prints the candidates for notrack.
-func printSelectors(w io.Writer, s agent.Status) {
+func printSelectors(w io.Writer, s control.Status) {
 	if len(s.Selectors) == 0 {
 		return
 	}
@@ -110,7 +110,7 @@ func printSelectors(w io.Writer, s agent.Status) {
 }
 
 // printLimited prints the sources that are held back, the first twenty of them.
-func printLimited(w io.Writer, s agent.Status) {
+func printLimited(w io.Writer, s control.Status) {
 	if len(s.Limited) == 0 {
 		return
 	}
@@ -127,7 +127,7 @@ func printLimited(w io.Writer, s agent.Status) {
 }
 
 // printEvent prints one event on a line.
-func printEvent(w io.Writer, e agent.NumberedEvent) {
+func printEvent(w io.Writer, e control.NumberedEvent) {
 	what := string(e.Kind)
 	if e.From != nil && e.To != nil {
 		what += fmt.Sprintf(" %d->%d", *e.From, *e.To)

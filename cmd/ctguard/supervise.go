@@ -14,7 +14,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
-	"ctguard/agent"
+	"ctguard/agent/config"
 )
 
 // An agent that ends is started again after a pause, twice as long each time it lived no longer than the
@@ -29,16 +29,16 @@ const (
 type supervisor struct {
 	arguments []string // of each agent, besides its namespace
 	log       *slog.Logger
-	wards     []*ward
+	children  []*child
 	news      chan func() // what those have to tell that wait for agents
 	announced bool        // systemd knows that all are ready
 	stopping  bool
 	failed    error // why all must end, or have not ended well
 }
 
-// ward is one agent.
-type ward struct {
-	namespace agent.Namespace
+// child is one agent and its process.
+type child struct {
+	namespace config.Namespace
 	process   *os.Process // nil while it does not run
 	ready     bool        // it guards its table now
 	proven    bool        // it did so once: its configuration is right
@@ -48,20 +48,21 @@ type ward struct {
 }
 
 // supervise runs the agents of the namespaces until ctx ends.
-func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []agent.Namespace, arguments []string, log *slog.Logger) error {
+func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []config.Namespace, arguments []string,
+	log *slog.Logger) error {
 	s := &supervisor{arguments: arguments, log: log, news: make(chan func())}
 	for _, n := range namespaces {
-		w := &ward{namespace: n}
-		s.wards = append(s.wards, w)
-		s.start(w)
+		c := &child{namespace: n}
+		s.children = append(s.children, c)
+		s.start(c)
 	}
 	for {
 		select {
 		case <-ctx.Done():
 			return s.stop()
 		case <-hup:
-			for _, w := range s.wards {
-				s.reload(w)
+			for _, c := range s.children {
+				s.reload(c)
 			}
 		case tell := <-s.news:
 			if tell(); s.failed != nil {
@@ -72,30 +73,30 @@ func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []agent.Nam
 }
 
 // start starts the agent of a namespace. It ends with this process, also by kill -9.
-func (s *supervisor) start(w *ward) {
+func (s *supervisor) start(c *child) {
 	if s.stopping {
 		return
 	}
-	w.started = time.Now()
-	r, process, err := s.launch(w.namespace)
+	c.started = time.Now()
+	r, process, err := s.launch(c.namespace)
 	if err != nil {
-		s.again(w, err)
+		s.again(c, err)
 		return
 	}
-	w.process = process.Process
+	c.process = process.Process
 	go func() {
 		one := make([]byte, 1)
 		if n, _ := r.Read(one); n > 0 {
-			s.news <- func() { s.settle(w) }
+			s.news <- func() { s.settle(c) }
 		}
 		r.Close()
 		err := process.Wait()
-		s.news <- func() { s.ended(w, err) }
+		s.news <- func() { s.ended(c, err) }
 	}()
 }
 
 // launch starts an agent and returns the pipe that it writes to when it is ready.
-func (s *supervisor) launch(n agent.Namespace) (*os.File, *exec.Cmd, error) {
+func (s *supervisor) launch(n config.Namespace) (*os.File, *exec.Cmd, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, nil, err
@@ -118,15 +119,15 @@ func (s *supervisor) launch(n agent.Namespace) (*os.File, *exec.Cmd, error) {
 }
 
 // settle notes that an agent guards its table, and tells systemd when all do.
-func (s *supervisor) settle(w *ward) {
-	w.ready, w.proven = true, true
-	s.log.Info("agent is ready", "namespace", w.namespace.String())
+func (s *supervisor) settle(c *child) {
+	c.ready, c.proven = true, true
+	s.log.Info("agent is ready", "namespace", c.namespace.String())
 	if s.stopping {
-		_ = w.process.Signal(unix.SIGTERM) // one that came before it could be caught is lost
-	} else if w.due {
-		s.reload(w)
+		_ = c.process.Signal(unix.SIGTERM) // one that came before it could be caught is lost
+	} else if c.due {
+		s.reload(c)
 	}
-	for _, other := range s.wards {
+	for _, other := range s.children {
 		if !other.proven {
 			return
 		}
@@ -138,16 +139,16 @@ func (s *supervisor) settle(w *ward) {
 }
 
 // reload has an agent read the configuration again. One that is not ready yet may not know the signal.
-func (*supervisor) reload(w *ward) {
-	if w.due = !w.ready; w.ready {
-		_ = w.process.Signal(unix.SIGHUP)
+func (*supervisor) reload(c *child) {
+	if c.due = !c.ready; c.ready {
+		_ = c.process.Signal(unix.SIGHUP)
 	}
 }
 
 // ended notes that an agent has ended. It is started again, unless it never ran because something is wrong
 // with the configuration, about which it has said what.
-func (s *supervisor) ended(w *ward, err error) {
-	w.process, w.ready = nil, false
+func (s *supervisor) ended(c *child, err error) {
+	c.process, c.ready = nil, false
 	var exit *exec.ExitError
 	code := 0
 	if errors.As(err, &exit) {
@@ -156,31 +157,32 @@ func (s *supervisor) ended(w *ward, err error) {
 	switch {
 	case s.stopping:
 		if code > 0 {
-			s.failed = errors.Join(s.failed, fmt.Errorf("agent of namespace %s: %w", w.namespace, err))
+			s.failed = errors.Join(s.failed, fmt.Errorf("agent of namespace %s: %w", c.namespace, err))
 		}
-	case code == exitUsage && !w.proven:
-		s.failed = usage(fmt.Errorf("namespace %s can't be guarded: see above", w.namespace), "")
+	case code == exitUsage && !c.proven:
+		s.failed = usage(fmt.Errorf("namespace %s can't be guarded: see above", c.namespace), "")
 	default:
-		s.again(w, err)
+		s.again(c, err)
 	}
 }
 
 // again starts an agent again after a pause.
-func (s *supervisor) again(w *ward, err error) {
-	w.pause = min(max(firstPause, 2*w.pause), longestPause)
-	if time.Since(w.started) > longestPause {
-		w.pause = firstPause
+func (s *supervisor) again(c *child, err error) {
+	c.pause = min(max(firstPause, 2*c.pause), longestPause)
+	if time.Since(c.started) > longestPause {
+		c.pause = firstPause
 	}
-	s.log.Warn("agent has ended, it is started again", "namespace", w.namespace.String(), "error", fmt.Sprint(err), "pause", w.pause.String())
-	time.AfterFunc(w.pause, func() { s.news <- func() { s.start(w) } })
+	s.log.Warn("agent has ended, it is started again", "namespace", c.namespace.String(), "error", fmt.Sprint(err),
+		"pause", c.pause.String())
+	time.AfterFunc(c.pause, func() { s.news <- func() { s.start(c) } })
 }
 
 // stop ends all agents and waits until they have taken everything back.
 func (s *supervisor) stop() error {
 	s.stopping = true
-	for _, w := range s.wards {
-		if w.process != nil {
-			_ = w.process.Signal(unix.SIGTERM)
+	for _, c := range s.children {
+		if c.process != nil {
+			_ = c.process.Signal(unix.SIGTERM)
 		}
 	}
 	for s.running() {
@@ -191,8 +193,8 @@ func (s *supervisor) stop() error {
 
 // running reports whether any agent still runs.
 func (s *supervisor) running() bool {
-	for _, w := range s.wards {
-		if w.process != nil {
+	for _, c := range s.children {
+		if c.process != nil {
 			return true
 		}
 	}

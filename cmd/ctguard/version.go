@@ -15,7 +15,8 @@ func versionCommand() *cobra.Command {
 		Short: "print the version",
 		Args:  cobra.NoArgs,
 		Run: func(c *cobra.Command, _ []string) {
-			fmt.Fprintf(c.OutOrStdout(), "ctguard %s (%s, %s/%s)\n", agent.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			fmt.Fprintf(c.OutOrStdout(), "ctguard %s (%s, %s/%s)\n", agent.Version, runtime.Version(), runtime.GOOS,
+				runtime.GOARCH)
 		},
 	}
 }

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"ctguard/agent/conntrack/conntrackbench"
+	"ctguard/cmd/ctlab/internal/conntrackbench"
 )
 
 // benchTableCommand measures the reader and cleaner of the table against its peers.

@@ -80,7 +80,8 @@ func TestGuardBeatsEarlyDrop(t *testing.T) {
 	binary := guardBinary(t)
 	for _, attack := range []string{"syn-spoofed", "udp-spoofed"} {
 		t.Run(attack, func(t *testing.T) {
-			res, err := lab.Run(t.Context(), lab.Scenario{Attack: attack, Guard: "ctguard-evict", CTGuard: binary, AttackFor: 9 * time.Second})
+			res, err := lab.Run(t.Context(), lab.Scenario{Attack: attack, Guard: "ctguard-evict", CTGuard: binary,
+				AttackFor: 9 * time.Second})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -89,7 +90,8 @@ func TestGuardBeatsEarlyDrop(t *testing.T) {
 				t.Errorf("less than %d %% of new connections were served: %+v\nevents: %v", far, res.HTTP.During, res.Events)
 			}
 			if res.Lasting.Lost > 0 || !res.Lasting.SessionAlive || len(res.LeftBehind) > 0 {
-				t.Errorf("lost %d connections, session alive %t, left behind %q", res.Lasting.Lost, res.Lasting.SessionAlive, res.LeftBehind)
+				t.Errorf("lost %d connections, session alive %t, left behind %q", res.Lasting.Lost, res.Lasting.SessionAlive,
+					res.LeftBehind)
 			}
 		})
 	}
@@ -103,7 +105,8 @@ func TestDryRunWritesNothing(t *testing.T) {
 		t.Skip("runs an attack")
 	}
 	res, err := lab.Run(t.Context(), lab.Scenario{
-		Attack: "handshake", Guard: "ctguard-evict", CTGuard: guardBinary(t), ExtraArgs: []string{"--dry-run"}, AttackFor: 6 * time.Second,
+		Attack: "handshake", Guard: "ctguard-evict", CTGuard: guardBinary(t), ExtraArgs: []string{"--dry-run"},
+		AttackFor: 6 * time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +158,8 @@ func TestBenchData(t *testing.T) {
 	before := idleMax(t)
 	for _, topology := range []string{"server", "nat-gateway"} {
 		out, err := lab.BenchData(t.Context(), lab.BenchOptions{
-			CTGuard: guardBinary(t), Rounds: 1, Slice: 50 * time.Millisecond, Levels: []int{0, 1}, Topologies: []string{topology}, SkipDrops: true,
+			CTGuard: guardBinary(t), Rounds: 1, Slice: 50 * time.Millisecond, Levels: []int{0,
+				1}, Topologies: []string{topology}, SkipDrops: true,
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -35,7 +35,8 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(demoCommand(), listCommand(), matrixCommand(), runCommand(), benchTableCommand(), benchTableChildCommand(),
+	root.AddCommand(demoCommand(), listCommand(), matrixCommand(), runCommand(), benchTableCommand(),
+		benchTableChildCommand(),
 		benchDataCommand())
 	return root
 }

@@ -82,7 +82,8 @@ func (o matrixFlags) plan() []contest {
 func matrixGuards(topology string, a lab.Attack) []string {
 	var names []string
 	for _, g := range lab.Guards {
-		if g.Optional || g.Name == "control" || g.Name == "ctguard-evict" && topology == "nat-gateway" || g.Name == "advice" && a.Variant {
+		if g.Optional || g.Name == "control" ||
+			g.Name == "ctguard-evict" && topology == "nat-gateway" || g.Name == "advice" && a.Variant {
 			continue
 		}
 		names = append(names, g.Name)

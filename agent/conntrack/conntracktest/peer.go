@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"ctguard/agent/conntrack/conntrackfill"
 )
 
 // The two ends of the link that [NewPeer] makes: this host's addresses and interface, and the peer's.
@@ -27,13 +29,13 @@ const (
 type Peer struct{ work chan func() }
 
 // NewPeer makes a peer and sets up both ends with the addresses of this package. The calling thread is in a
-// namespace of its own; see [Enter]. The peer lives until Close.
+// namespace of its own; see [conntrackfill.Enter]. The peer lives until Close.
 func NewPeer() (*Peer, error) {
 	p := &Peer{make(chan func())}
 	entered := make(chan error)
 	var thread int
 	go func() {
-		err := Enter()
+		err := conntrackfill.Enter()
 		thread = unix.Gettid()
 		entered <- err
 		for f := range p.work {
@@ -44,7 +46,8 @@ func NewPeer() (*Peer, error) {
 		close(p.work)
 		return nil, err
 	}
-	err := Run("ip link add "+hereLink+" type veth peer name "+thereLink+fmt.Sprintf(" netns %d", thread), "ip link set lo up",
+	err := Run("ip link add "+hereLink+" type veth peer name "+thereLink+fmt.Sprintf(" netns %d", thread),
+		"ip link set lo up",
 		"ip address add "+Here4.String()+"/24 dev "+hereLink,
 		"ip address add "+Here6.String()+"/64 dev "+hereLink+" nodad", "ip link set "+hereLink+" up")
 	if err == nil {

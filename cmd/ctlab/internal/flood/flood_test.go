@@ -139,7 +139,8 @@ func targetsOf(s Spec, n int) map[netip.AddrPort]bool {
 func TestActiveTimeOfPulses(t *testing.T) {
 	f := flooder{spec: Spec{On: 4 * time.Second, Off: 6 * time.Second}}
 	for in, want := range map[time.Duration]time.Duration{
-		time.Second: time.Second, 5 * time.Second: 4 * time.Second, 11 * time.Second: 5 * time.Second, 29 * time.Second: 12 * time.Second,
+		time.Second: time.Second, 5 * time.Second: 4 * time.Second, 11 * time.Second: 5 * time.Second,
+		29 * time.Second: 12 * time.Second,
 	} {
 		if got := f.active(in); got != want {
 			t.Errorf("active time in %v is %v, want %v", in, got, want)

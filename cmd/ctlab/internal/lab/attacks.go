@@ -51,7 +51,8 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "handshake6", Summary: "the same over IPv6, from 200 networks of /64",
-		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort, ipv6: true,
+		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+		ipv6: true,
 	},
 	{
 		Name: "newcomers", Summary: "3 000 newcomers hold 12 connections each, fewer than most ordinary users",
@@ -79,7 +80,8 @@ var Attacks = []Attack{
 		Topologies: onServer, kind: flood.UDP, rate: 50000, port: service.UDPPort,
 	},
 	{
-		Name: "udp-ports", Summary: "UDP to 10 001 ports that are open and that nobody listens on, each from a random address",
+		Name:       "udp-ports",
+		Summary:    "UDP to 10 001 ports that are open and that nobody listens on, each from a random address",
 		Topologies: onServer, kind: flood.UDP, rate: 50000, port: unusedPort, span: unusedPorts,
 	},
 	{
@@ -100,7 +102,8 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "nat-user6", Summary: "one inside /64 opens 5 000 connections a second over IPv6, each from another address",
-		Variant: true, Topologies: onGateway, kind: flood.Handshake, rate: 5000, from: insideUser6, port: service.HTTPPort, ipv6: true,
+		Variant: true, Topologies: onGateway, kind: flood.Handshake, rate: 5000, from: insideUser6, port: service.HTTPPort,
+		ipv6: true,
 	},
 	{
 		Name: "nat-udp", Summary: "20 users of the gateway, 3 000 UDP flows each, used again and again",
@@ -117,7 +120,8 @@ var Attacks = []Attack{
 	{
 		// Over IPv6: where addresses are translated, a protocol without ports has one flow for each
 		// outside address, and the kernel refuses the rest.
-		Name: "odd-protocol", Summary: "packets of protocol 253, without ports, each from a random inside address over IPv6, never answered",
+		Name:       "odd-protocol",
+		Summary:    "packets of protocol 253, without ports, each from a random inside address over IPv6, never answered",
 		Topologies: onGateway, kind: flood.Odd, rate: 20000, ipv6: true, silent: true,
 	},
 	{

@@ -3,11 +3,8 @@ package lab
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +15,8 @@ import (
 	"time"
 
 	"github.com/BurntSushi/toml"
+
+	"ctguard/agent/control"
 )
 
 const (
@@ -34,7 +33,7 @@ type ctguard struct {
 	args   []string
 	extra  []string // TOML, merged in this order
 	config string
-	client *http.Client
+	client *control.Client
 	cmd    *exec.Cmd
 	exited chan struct{}
 
@@ -94,7 +93,7 @@ func (g *ctguard) start(ctx context.Context, r *run) error {
 		_ = g.cmd.Wait() // an early end shows in the status
 		close(g.exited)
 	}()
-	g.client = socketClient(filepath.Join(r.dir, socketName))
+	g.client = control.NewClient(filepath.Join(r.dir, socketName))
 	if err := g.awaitStatus(ctx, r); err != nil {
 		return errors.Join(err, g.stop(r))
 	}
@@ -102,16 +101,6 @@ func (g *ctguard) start(ctx context.Context, r *run) error {
 	g.polls = cancel
 	g.polling.Go(func() { g.poll(pollCtx) })
 	return nil
-}
-
-func socketClient(path string) *http.Client {
-	var d net.Dialer
-	return &http.Client{
-		Timeout: pollTimeout,
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return d.DialContext(ctx, "unix", path)
-		}},
-	}
 }
 
 // writeConfig merges what the lab needs over what was asked for.
@@ -203,21 +192,14 @@ func (g *ctguard) poll(ctx context.Context) {
 // ask reads the status from the agent's socket. A socket has a path, not a
 // namespace, so this works from here and costs no process.
 func (g *ctguard) ask(ctx context.Context) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://ctguard/v1/status", nil)
-	if err != nil {
-		return err
-	}
-	resp, err := g.client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }() // read only
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("read status: %s", resp.Status)
-	}
+	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
+	defer cancel()
 	var st agentStatus
-	if err := json.NewDecoder(resp.Body).Decode(&st); err != nil {
+	if err := g.client.Call(ctx, "status", nil, &st); err != nil {
 		return fmt.Errorf("read status: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err // a call that is cancelled is no error
 	}
 	g.current.Store(st.Level)
 	g.mu.Lock()

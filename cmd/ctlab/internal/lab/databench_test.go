@@ -62,7 +62,8 @@ func TestWaysToDrop(t *testing.T) {
 		t.Fatalf("told of %v, result %v", got, out.Drops)
 	}
 	d := *out.Drops
-	for name, rate := range map[string]float64{"blocked": d.Blocked, "limited": d.Limited, "late": d.Late, "ingress": d.Ingress} {
+	for name, rate := range map[string]float64{"blocked": d.Blocked, "limited": d.Limited, "late": d.Late,
+		"ingress": d.Ingress} {
 		if rate < 10_000 {
 			t.Errorf("%s: %.0f packets a second", name, rate)
 		}

@@ -123,7 +123,8 @@ func (g *fail2ban) await(ctx context.Context, r *run) error {
 	ctx, cancel := context.WithTimeout(ctx, fail2banPatience)
 	defer cancel()
 	for {
-		out, err := exec.CommandContext(ctx, "fail2ban-client", "-s", filepath.Join(r.dir, fail2banSocket), "status", "newflows").CombinedOutput()
+		out, err := exec.CommandContext(ctx, "fail2ban-client", "-s", filepath.Join(r.dir, fail2banSocket), "status",
+			"newflows").CombinedOutput()
 		if err == nil {
 			return nil
 		}

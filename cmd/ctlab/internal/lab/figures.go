@@ -37,11 +37,12 @@ func (r *run) result(out outcome) *Result {
 	}
 	res := &Result{
 		Scenario: r.sc, Kernel: kernel(), CPUs: runtime.NumCPU(),
-		Flood:    r.floodFigures(out),
-		Fill:     fill(samples, onset, end),
-		HTTP:     serviceFigures(out.users.HTTP, onset, end, total),
-		UDP:      serviceFigures(out.users.UDP, onset, end, total),
-		Lasting:  Lasting{Opened: out.users.Lasting, Lost: out.users.Lost, Resets: out.users.Resets, SessionAlive: out.users.Session},
+		Flood: r.floodFigures(out),
+		Fill:  fill(samples, onset, end),
+		HTTP:  serviceFigures(out.users.HTTP, onset, end, total),
+		UDP:   serviceFigures(out.users.UDP, onset, end, total),
+		Lasting: Lasting{Opened: out.users.Lasting, Lost: out.users.Lost, Resets: out.users.Resets,
+			SessionAlive: out.users.Session},
 		Samples:  samples,
 		Failures: out.users.Failures,
 		Leaked:   out.leaked, LeakExamples: out.examples,

@@ -159,9 +159,12 @@ func (s *site) routeGateway(wan *ns.Namespace) error {
 		in *ns.Namespace
 		ns.Route
 	}{
-		{s.protected, ns.Route{Dst: insideAll, Via: netip.MustParseAddr("192.0.2.254"), Dev: "atk0", GatewayMAC: hw(mac(2, 2))}},
-		{s.protected, ns.Route{Dst: insideAll6, Via: netip.MustParseAddr("2001:db8:1::2"), Dev: "atk0", GatewayMAC: hw(mac(2, 2))}},
-		{s.protected, ns.Route{Dst: outsideAll, Via: netip.MustParseAddr("198.51.100.2"), Dev: "wan1", GatewayMAC: hw(mac(4, 2))}},
+		{s.protected, ns.Route{Dst: insideAll, Via: netip.MustParseAddr("192.0.2.254"), Dev: "atk0",
+			GatewayMAC: hw(mac(2, 2))}},
+		{s.protected, ns.Route{Dst: insideAll6, Via: netip.MustParseAddr("2001:db8:1::2"), Dev: "atk0",
+			GatewayMAC: hw(mac(2, 2))}},
+		{s.protected, ns.Route{Dst: outsideAll, Via: netip.MustParseAddr("198.51.100.2"), Dev: "wan1",
+			GatewayMAC: hw(mac(4, 2))}},
 		{s.clients, ns.Route{Dst: anywhere4, Via: gwInside4, Dev: "eth0"}},
 		{s.clients, ns.Route{Dst: anywhere6, Via: gwInside6, Dev: "eth0"}},
 		{wan, ns.Route{Dst: anywhere6, Via: gwOutside6, Dev: "eth0"}},

@@ -51,7 +51,8 @@ table ip mistake {
 func TestNothingLeaksByItself(t *testing.T) {
 	res := runWith(t, quietGateway(), passive{})
 	if res.Leaked == nil || *res.Leaked > 0 || res.Lasting.Resets > 0 {
-		t.Errorf("%s packets leaked (%q), %d connections were reset, want none", show(res.Leaked), res.LeakExamples, res.Lasting.Resets)
+		t.Errorf("%s packets leaked (%q), %d connections were reset, want none", show(res.Leaked), res.LeakExamples,
+			res.Lasting.Resets)
 	}
 	sc := quietGateway()
 	sc.Topology, sc.Attack = "server", "handshake"

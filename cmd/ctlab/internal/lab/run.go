@@ -113,7 +113,8 @@ func (r *run) roomToLower() error {
 		return fmt.Errorf("is connection tracking there? %w", err)
 	}
 	if count > r.sc.Capacity/2 {
-		return fmt.Errorf("this machine tracks %d connections itself: lowering nf_conntrack_max to %d would hurt it", count, r.sc.Capacity)
+		return fmt.Errorf("this machine tracks %d connections itself: lowering nf_conntrack_max to %d would hurt it", count,
+			r.sc.Capacity)
 	}
 	return nil
 }

@@ -54,7 +54,8 @@ func (s *stand) close() (err error) {
 
 // hold pins the level and waits until it is there.
 func (s *stand) hold(ctx context.Context, level int) error {
-	if err := s.guard.operate(ctx, "hold", strconv.Itoa(level), "--for", benchHold, "--reason", "ctlab bench-data"); err != nil {
+	if err := s.guard.operate(ctx, "hold", strconv.Itoa(level), "--for", benchHold, "--reason",
+		"ctlab bench-data"); err != nil {
 		return err
 	}
 	return s.guard.await(ctx, s.run, startPatience, func(st agentStatus) bool {

@@ -33,7 +33,8 @@ func FromAny(prefixes []netip.Prefix) []bpf.Instruction {
 		prog = append(prog,
 			bpf.LoadAbsolute{Off: ethLen + 12, Size: 4},
 			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: ^uint32(0) << (32 - p.Bits())},
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3]), SkipTrue: 1},
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3]),
+				SkipTrue: 1},
 			bpf.RetConstant{Val: snapLen},
 		)
 	}

@@ -102,7 +102,8 @@ func TestDocumentation(t *testing.T) {
 // The filter passes exactly the frames whose source lies in one of the prefixes.
 func TestFromAny(t *testing.T) {
 	vm, err := bpf.NewVM(FromAny([]netip.Prefix{
-		netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("198.18.0.0/16"), netip.MustParsePrefix("198.19.0.7/32"),
+		netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("198.18.0.0/16"),
+		netip.MustParsePrefix("198.19.0.7/32"),
 	}))
 	if err != nil {
 		t.Fatal(err)

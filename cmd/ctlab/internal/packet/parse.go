@@ -51,5 +51,6 @@ func Describe(frame []byte) string {
 		return fmt.Sprintf("a frame of %d bytes", len(frame))
 	}
 	b := frame[ethLen:]
-	return fmt.Sprintf("protocol %d, %v to %v", b[9], netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20])))
+	return fmt.Sprintf("protocol %d, %v to %v", b[9], netip.AddrFrom4([4]byte(b[12:16])),
+		netip.AddrFrom4([4]byte(b[16:20])))
 }

@@ -25,7 +25,8 @@ func (d *Data) printf(format string, args ...any) {
 func (d *Data) Level(l lab.DataLevel) {
 	if !d.begun {
 		d.begun = true
-		d.printf("| topology | level | UDP rounds | new TCP connections | one TCP stream |\n| --- | --- | --- | --- | --- |\n")
+		d.printf("| topology | level | UDP rounds | new TCP connections | one TCP stream |\n" +
+			"| --- | --- | --- | --- | --- |\n")
 	}
 	name := fmt.Sprintf("%d %s", l.Level, l.Step)
 	if l.Step == "" {
@@ -52,7 +53,8 @@ func pairs(p lab.Pairs, unit string, scale float64) string {
 
 // Drops writes the second table.
 func (d *Data) Drops(c lab.DropCost) {
-	d.printf("\n| packets of one source network, dropped | on one processor | against input | a packet, beyond sending | against input |\n")
+	d.printf("\n| packets of one source network, dropped | on one processor | against input " +
+		"| a packet, beyond sending | against input |\n")
 	d.printf("| --- | --- | --- | --- | --- |\n")
 	row := func(name string, rate, ratio, net float64) {
 		cheaper := choose(net > 0, fmt.Sprintf("%.2f × cheaper", net), "–")

@@ -28,8 +28,9 @@ func example(guard string, kept bool) *lab.Result {
 			Topology: "server", Attack: "handshake", Guard: guard, Calm: 2 * time.Second, AttackFor: 8 * time.Second,
 			After: 2 * time.Second, Capacity: 65536, Background: 32000, HTTPRate: 200,
 		},
-		Fill:    lab.Fill{Calm: 47, Peak: 100, End: 100, SecondsAbove: 3.5, Drops: 8123},
-		HTTP:    lab.Service{Calm: figure(100), Onset: figure(100), During: figure(60.04), After: figure(1.2), P50: figure(0.41), P99: figure(7), LongestOutage: 1.3},
+		Fill: lab.Fill{Calm: 47, Peak: 100, End: 100, SecondsAbove: 3.5, Drops: 8123},
+		HTTP: lab.Service{Calm: figure(100), Onset: figure(100), During: figure(60.04), After: figure(1.2),
+			P50: figure(0.41), P99: figure(7), LongestOutage: 1.3},
 		Lasting: lab.Lasting{Opened: 40, SessionAlive: true},
 	}
 	r.OrdinaryKept = figure(100)
@@ -120,7 +121,8 @@ func TestData(t *testing.T) {
 	bulk := lab.Pairs{With: 2e9, None: 2.5e9, Ratio: 0.8, Least: 0.8, Most: 0.8, FailedWith: 3}
 	d.Level(lab.DataLevel{Topology: "server", UDP: p, TCP: p, Bulk: bulk})
 	d.Level(lab.DataLevel{Topology: "nat-gateway", Level: 2, Step: "notrack", Skipped: "a gateway", UDP: p, TCP: p})
-	d.Drops(lab.DropCost{Blocked: 6e5, Limited: 5e5, Late: 2e5, Ingress: 1e6, BlockedRatio: 3, LimitedRatio: 2.5, BlockedNet: 6, LimitedNet: 4})
+	d.Drops(lab.DropCost{Blocked: 6e5, Limited: 5e5, Late: 2e5, Ingress: 1e6, BlockedRatio: 3, LimitedRatio: 2.5,
+		BlockedNet: 6, LimitedNet: 4})
 	if d.Err != nil {
 		t.Fatal(d.Err)
 	}

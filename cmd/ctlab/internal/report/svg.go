@@ -66,7 +66,8 @@ func SVG(w io.Writer, results []*lab.Result) error {
 	d := drawing{
 		Width: svgWidth, Left: plotLeft, Right: plotRight,
 		Title: lab.AttackSummary(first.Attack),
-		Under: fmt.Sprintf("table of %d entries, %d of them held by ordinary users; clients ask for %d new connections a second",
+		Under: fmt.Sprintf("table of %d entries, %d of them held by ordinary users; "+
+			"clients ask for %d new connections a second",
 			first.Capacity, first.Background, first.HTTPRate),
 	}
 	for i, r := range results {
@@ -155,7 +156,8 @@ func levelPath(r *lab.Result, x, y func(float64) float64) (string, []tick) {
 
 // verdict is a panel in a sentence.
 func verdict(r *lab.Result) string {
-	s := fmt.Sprintf("%s of new connections served under attack, %s after it", percent(r.HTTP.During), percent(r.HTTP.After))
+	s := fmt.Sprintf("%s of new connections served under attack, %s after it", percent(r.HTTP.During),
+		percent(r.HTTP.After))
 	if isAgent(r) {
 		s += fmt.Sprintf("; agent: %.1f %% of a core, %d MiB", r.Guard.CPUPercent, r.Guard.PeakRSSKiB/1024)
 	}

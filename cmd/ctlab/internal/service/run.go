@@ -56,7 +56,8 @@ func Run(ctx context.Context, c *role.Conn) error {
 	if err != nil {
 		return err
 	}
-	for port, k := range map[int]kind{HTTPPort: httpListener, SSHPort: echoListener, LinePort: echoListener, SpeakPort: speakListener, SinkPort: sinkListener} {
+	for port, k := range map[int]kind{HTTPPort: httpListener, SSHPort: echoListener, LinePort: echoListener,
+		SpeakPort: speakListener, SinkPort: sinkListener} {
 		if err := tcp.listen(port, k); err != nil {
 			return err
 		}

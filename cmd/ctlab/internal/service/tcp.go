@@ -33,7 +33,8 @@ const (
 // toConn is from a listener's kind to that of its connections.
 const toConn = httpConn - httpListener
 
-var response = []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n")
+var response = []byte("HTTP/1.1 200 OK\r\n" +
+	"Content-Type: text/plain\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n")
 
 // tcpServer serves all TCP ports from one epoll descriptor. Connections that send
 // nothing stay open: holding them is what an ordinary server does for a minute, and

@@ -50,7 +50,8 @@ func TestResetOfAListener(t *testing.T) {
 	_ = c.Close()
 	w.note(l.talk(t.Context()))
 	if res := w.result(); res.Lasting != 1 || res.Lost != 1 || res.Resets != 1 {
-		t.Errorf("of %d connections %d are lost, %d reset (%v), want 1 of each", res.Lasting, res.Lost, res.Resets, res.Failures)
+		t.Errorf("of %d connections %d are lost, %d reset (%v), want 1 of each", res.Lasting, res.Lost, res.Resets,
+			res.Failures)
 	}
 }
 

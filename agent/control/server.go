@@ -1,0 +1,283 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
+
+	"ctguard/agent/config"
+	"ctguard/agent/state"
+)
+
+// maxHeader bounds the header of a request, in bytes.
+const maxHeader = 16 << 10
+
+// Options say where a server listens and who may change things. They hold for its whole life.
+type Options struct {
+	Socket  string // path of the control socket
+	Group   string // group whose members may change things, besides root; empty: none
+	Metrics string // address that serves metrics, and nothing else, to everybody; empty: none
+}
+
+// Server is the control socket, and the metrics address if there is one.
+type Server struct {
+	options   Options
+	limits    limits
+	board     *Board
+	followers *places
+	services  []service
+}
+
+// service is one listener and what serves it.
+type service struct {
+	listener net.Listener
+	http     *http.Server
+}
+
+// Listen opens the control socket, and the metrics address. A socket file that nobody answers on is left by
+// a crash and is replaced.
+func Listen(o Options, b *Board) (*Server, error) { return listen(o, b, usual) }
+
+func listen(o Options, b *Board, lim limits) (*Server, error) {
+	s := &Server{options: o, limits: lim, board: b, followers: newPlaces(lim.followers, lim.others)}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// open does the work of listen.
+func (s *Server) open() error {
+	path := s.options.Socket
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("control socket: %w (socket names another path)", err)
+	}
+	if err := removeStale(path); err != nil {
+		return err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	s.add(newBoundedListener(l, s.limits), s.handler())
+	gid, err := groupID(s.options.Group)
+	if err == nil {
+		err = errors.Join(os.Chown(path, -1, gid), os.Chmod(path, 0o660))
+	}
+	if err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	if s.options.Metrics != "" {
+		m, err := net.Listen("tcp", s.options.Metrics)
+		if err != nil {
+			return fmt.Errorf("metrics.listen: %w", err)
+		}
+		public := http.NewServeMux()
+		public.Handle("/metrics", s.board.metrics.handler())
+		s.add(netutil.LimitListener(m, s.limits.scrapers), public)
+	}
+	return nil
+}
+
+// add makes a service of a listener. Whoever is too slow, to ask, to take the answer or to ask again, is cut
+// off.
+func (s *Server) add(l net.Listener, h http.Handler) {
+	s.services = append(s.services, service{l, &http.Server{
+		Handler: h, ConnContext: withPeer, MaxHeaderBytes: maxHeader,
+		ReadTimeout: s.limits.request, WriteTimeout: s.limits.answer, IdleTimeout: s.limits.idle,
+	}})
+}
+
+// Close closes the listeners, which removes the socket. It may be called more than once.
+func (s *Server) Close() error {
+	var errs []error
+	for _, one := range s.services {
+		if err := one.listener.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeStale removes the socket file of a daemon that is no more. One that somebody answers on, and
+// a file that is no socket, stay and are an error.
+func removeStale(path string) error {
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return fmt.Errorf("control socket %s is in use: another ctguard answers there; give each its own socket", path)
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil //nolint:nilerr // what is wrong with the path, if it is not only absent, is told when the socket is made
+	}
+	if info.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("control socket %s: there is a file that is no socket (socket names another path)", path)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("control socket: remove the stale one: %w", err)
+	}
+	return nil
+}
+
+// Serve answers until ctx ends.
+func (s *Server) Serve(ctx context.Context) error {
+	var group errgroup.Group
+	for _, one := range s.services {
+		group.Go(func() error { return one.http.Serve(one.listener) })
+	}
+	<-ctx.Done()
+	for _, one := range s.services {
+		one.http.Close() // those who follow events wait for news for ever: they are cut off
+	}
+	if err := group.Wait(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return ctx.Err()
+}
+
+// handler routes the control socket's requests.
+func (s *Server) handler() http.Handler {
+	local := http.NewServeMux()
+	local.HandleFunc("GET /v1/status", s.sendStatus)
+	local.HandleFunc("GET /v1/events", s.sendEvents)
+	local.HandleFunc("POST /v1/hold", change(s, hold))
+	local.HandleFunc("POST /v1/revert", change(s, baseline))
+	local.HandleFunc("POST /v1/auto", change(s, auto))
+	local.HandleFunc("POST /v1/prefix", change(s, word))
+	local.HandleFunc("GET /v1/explain", s.explain)
+	local.Handle("GET /metrics", s.board.metrics.handler())
+	return local
+}
+
+// sendStatus answers with the state after the last tick.
+func (s *Server) sendStatus(w http.ResponseWriter, _ *http.Request) {
+	status := s.board.Status()
+	if status == nil {
+		http.Error(w, "starting", http.StatusServiceUnavailable)
+		return
+	}
+	sendJSON(w, status)
+}
+
+// sendEvents answers with the events after ?since=N; with &wait=1 it waits until there are any. What it sends
+// is shared by all who ask: a client that never reads costs its connection and nothing more.
+func (s *Server) sendEvents(w http.ResponseWriter, r *http.Request) {
+	after, _ := strconv.ParseUint(r.URL.Query().Get("since"), 10, 64)
+	list, news := s.board.events.since(after)
+	if len(list) == 0 && r.URL.Query().Get("wait") != "" {
+		if !s.followers.take(isRoot(peerOf(r.Context()))) {
+			http.Error(w, fmt.Sprintf("%d clients follow the events already: try again later", s.limits.followers),
+				http.StatusServiceUnavailable)
+			return
+		}
+		s.waiting(w)
+		for len(list) == 0 && r.Context().Err() == nil {
+			select {
+			case <-news:
+				list, news = s.board.events.since(after)
+			case <-r.Context().Done():
+			}
+		}
+		s.followers.free()
+		s.answering(w)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	sendList(w, list)
+}
+
+// ask has the loop answer a request, however long that takes it.
+func (s *Server) ask(w http.ResponseWriter, r *http.Request, request Request) ([]string, error) {
+	s.waiting(w)
+	defer s.answering(w)
+	return s.board.ask(r.Context(), request)
+}
+
+// waiting lifts the time limit of a request that is there as a whole: from now on reading only shows when the
+// client leaves. answering sets that of the answer.
+func (*Server) waiting(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+}
+
+func (s *Server) answering(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.limits.answer))
+}
+
+// sendList writes texts as a JSON list.
+func sendList(w http.ResponseWriter, list [][]byte) {
+	before := "[\n  "
+	for _, text := range list {
+		if _, err := w.Write([]byte(before)); err != nil {
+			return // the other side is gone: there is nobody to tell
+		}
+		_, _ = w.Write(text)
+		before = ",\n  "
+	}
+	after := "\n]\n"
+	if len(list) == 0 {
+		after = "[]\n"
+	}
+	_, _ = w.Write([]byte(after))
+}
+
+// explain answers with the lines that say why ?prefix=P is limited or not.
+func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
+	prefix, err := config.ParsePrefix(r.URL.Query().Get("prefix"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	lines, err := s.ask(w, r, Explain{prefix})
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	sendJSON(w, lines)
+}
+
+// change makes a handler of what changes something: it checks who asks, reads the body and has the loop do
+// it.
+func change[T any](s *Server, read func(T) (Request, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := mayChange(peerOf(r.Context()), s.options.Group); err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		var body T
+		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, s.limits.body))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&body); err != nil {
+			http.Error(w, "request: "+err.Error(), http.StatusBadRequest)
+			return
+		}
+		request, err := read(body)
+		if err == nil {
+			_, err = s.ask(w, r, request)
+		}
+		switch {
+		case errors.Is(err, state.ErrForgetful):
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		case err != nil:
+			http.Error(w, err.Error(), http.StatusBadRequest)
+		default:
+			w.WriteHeader(http.StatusNoContent)
+		}
+	}
+}
+
+// sendJSON answers with v.
+func sendJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	_ = encoder.Encode(v) // where the other side is gone there is nobody to tell
+}

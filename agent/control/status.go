@@ -1,0 +1,46 @@
+package control
+
+import (
+	"net/netip"
+	"time"
+
+	"ctguard/policy"
+)
+
+// Status is what `ctguard status --json` prints. Field names are stable.
+type Status struct {
+	Mode          string                  `json:"mode"` // "auto", "hold" or "dry-run"
+	Version       string                  `json:"version"`
+	Profile       policy.Profile          `json:"profile"`
+	Level         int                     `json:"level"`
+	Fill          float64                 `json:"fill_percent"`
+	Pressure      float64                 `json:"pressure_percent"`
+	Count         int                     `json:"count"`
+	Capacity      int                     `json:"capacity"`
+	Rate          float64                 `json:"rate_per_second"`
+	SecondsToFull *float64                `json:"seconds_to_full"` // null while the table is not filling
+	KernelDrops   uint64                  `json:"kernel_drops"`    // new flows the kernel refused since boot
+	Steps         []policy.StepStatus     `json:"steps"`
+	Selectors     []policy.SelectorStatus `json:"selectors"` // candidates for notrack
+	Limited       []LimitedStatus         `json:"limited"`
+	Allow         []netip.Prefix          `json:"allow"`
+	Override      *policy.Override        `json:"override"`
+	Manual        []policy.Manual         `json:"manual"`   // what the operator said of single prefixes
+	Degraded      []string                `json:"degraded"` // what ctguard cannot do now, and why
+	Missing       []string                `json:"missing"`  // what this kernel lacks, and what happens instead
+	Evicted       uint64                  `json:"evicted_entries"`
+	Events        []NumberedEvent         `json:"events"` // the last 20
+	Time          time.Time               `json:"time"`
+	TickSeconds   float64                 `json:"tick_seconds"` // how long the last tick took
+	// the longest so far from an observation to its rules in the kernel
+	RulesSeconds float64 `json:"rules_seconds"`
+}
+
+// LimitedStatus is one source that is held back.
+type LimitedStatus struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	Kind    string       `json:"kind"`    // "limit" or "block"
+	Entries int          `json:"entries"` // what it held when the last scan saw it
+	Until   time.Time    `json:"until"`
+	Reason  string       `json:"reason"`
+}

@@ -1,0 +1,62 @@
+package record
+
+import (
+	"bufio"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"ctguard/policy"
+)
+
+// Tick is one tick of a replay beside what was recorded.
+type Tick struct {
+	Observation policy.Observation
+	Decision    policy.Decision
+	Recorded    int // the level then
+}
+
+// Replay runs a recording through a machine with a configuration, or with the one it was recorded
+// with if c is nil, and calls each for every tick. A recording that breaks off, as after a crash, is
+// replayed up to there.
+func Replay(in io.Reader, c *policy.Config, each func(Tick)) error {
+	zip, err := gzip.NewReader(bufio.NewReader(in))
+	if err != nil {
+		return fmt.Errorf("replay: this is no recording of ctguard run --record: %w", err)
+	}
+	lines := json.NewDecoder(zip)
+	var first head
+	if err := lines.Decode(&first); err != nil {
+		return fmt.Errorf("replay: read the recording's head: %w", err)
+	}
+	if c == nil {
+		if faults := first.Policy.Validate(); len(faults) > 0 {
+			return fmt.Errorf("replay: the recording's configuration: %w", faults[0])
+		}
+		c = &first.Policy
+	}
+	m := policy.New(*c)
+	var host policy.Host
+	for {
+		var f frame
+		if err := lines.Decode(&f); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("replay: %w", err)
+		}
+		if f.Host != nil {
+			host = *f.Host
+		}
+		if f.Words != nil {
+			m.SetOverride(f.Words.Override)
+			for _, w := range f.Words.Manual {
+				m.SetManual(w)
+			}
+		}
+		o := f.Observation
+		o.Host = host
+		each(Tick{o, m.Tick(o), f.Level})
+	}
+}

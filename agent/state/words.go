@@ -1,0 +1,87 @@
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"ctguard/policy"
+)
+
+// MaxOverride is the longest that an operator's word may hold.
+const MaxOverride = 7 * 24 * time.Hour
+
+// Words are what operators said and what still holds of it.
+type Words struct {
+	Override *policy.Override `json:"override"`
+	Manual   []policy.Manual  `json:"manual"`
+}
+
+// WordsOf returns the operators' words that a machine goes by.
+func WordsOf(m *policy.Machine) Words { return Words{m.Override(), m.Manual()} }
+
+// words returns where the operators' words are kept.
+func (d *Dir) words() string { return filepath.Join(d.path, "operator.json") }
+
+// ErrForgetful says that the operators' words could not be written down.
+var ErrForgetful = errors.New("done, but a restart will forget it")
+
+// Remember writes the operators' words down.
+func (d *Dir) Remember(w Words) error {
+	if d == nil {
+		return nil
+	}
+	text, err := json.MarshalIndent(w, "", "  ")
+	if err == nil {
+		err = Replace(d.words(), append(text, '\n'))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrForgetful, err)
+	}
+	return nil
+}
+
+// Words reads the operators' words of an earlier run. A word given under a clock that was wrong, or written
+// by hand, has an end all the same: [MaxOverride] from now. What can't be read, or is no word, is left out
+// and is in the error.
+func (d *Dir) Words(now time.Time) (Words, error) {
+	if d == nil {
+		return Words{}, nil
+	}
+	text, err := os.ReadFile(d.words())
+	if errors.Is(err, fs.ErrNotExist) {
+		return Words{}, nil
+	}
+	var found Words
+	if err == nil {
+		err = json.Unmarshal(text, &found)
+	}
+	if err != nil {
+		return Words{}, err
+	}
+	latest := now.Add(MaxOverride)
+	soonest := func(until time.Time) time.Time {
+		if until.After(latest) {
+			return latest
+		}
+		return until
+	}
+	var w Words
+	if found.Override != nil && now.Before(found.Override.Until) {
+		found.Override.Until = soonest(found.Override.Until)
+		w.Override = found.Override
+	}
+	for _, word := range found.Manual {
+		if !word.Prefix.IsValid() {
+			err = errors.New("one without a prefix is left out")
+			continue
+		}
+		word.Until = soonest(word.Until)
+		w.Manual = append(w.Manual, word)
+	}
+	return w, err
+}

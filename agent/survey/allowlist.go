@@ -1,0 +1,72 @@
+package survey
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"ctguard/agent/config"
+)
+
+// loginGrace is how long a management connection must live before its peer counts as an operator:
+// anybody can open one, and flood from there, but sshd closes it after LoginGraceTime (120 s by
+// default, sshd_config(5)) unless it logs in.
+const loginGrace = 150 * time.Second
+
+// operators returns the peers of management connections that have logged in.
+func (s *Surveyor) operators(now time.Time) ([]netip.Addr, error) {
+	peers := s.host.Sessions()
+	seen := make(map[Connection]time.Time)
+	for _, port := range s.config.Ports {
+		connections, err := s.host.Connections(port)
+		if err != nil {
+			return peers, err
+		}
+		for _, c := range connections {
+			first, known := s.seen[c]
+			if !known {
+				first = now
+			}
+			seen[c] = first
+			if now.Sub(first) >= loginGrace {
+				peers = append(peers, c.Remote.Addr())
+			}
+		}
+	}
+	s.seen = seen
+	return peers, nil
+}
+
+// allowlist returns the configured prefixes, loopback, the host's own addresses, its gateways and
+// resolvers and the operators logged in from elsewhere.
+func (s *Surveyor) allowlist(own, operators []netip.Addr) ([]netip.Prefix, error) {
+	list := slices.Clone(s.config.Allow)
+	list = append(list, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
+	learnt := slices.Concat(own, s.host.Gateways())
+	resolvers, err := s.host.Resolvers()
+	if err != nil {
+		return list, err
+	}
+	learnt = append(learnt, resolvers...)
+	learnt = append(learnt, operators...)
+	for _, addr := range learnt {
+		list = append(list, netip.PrefixFrom(addr, addr.BitLen()))
+	}
+	slices.SortFunc(list, func(a, b netip.Prefix) int {
+		if c := a.Addr().Compare(b.Addr()); c != 0 {
+			return c
+		}
+		return a.Bits() - b.Bits()
+	})
+	return slices.Compact(list), nil
+}
+
+// Allowlist returns whom a daemon that started now would spare.
+func Allowlist(c config.Config, root string) ([]netip.Prefix, error) {
+	s := NewSurveyor(New(root), c, nil)
+	own, err := s.host.Own()
+	operators, err2 := s.operators(time.Now())
+	list, err3 := s.allowlist(own, operators)
+	return list, errors.Join(err, err2, err3)
+}

@@ -1,0 +1,61 @@
+package capabilities
+
+import (
+	"errors"
+
+	"ctguard/agent/conntrack"
+	"ctguard/nft"
+	"ctguard/policy"
+)
+
+// ErrNoRules says that this kernel can't make ctguard's rules at all.
+var ErrNoRules = errors.New("this kernel's nftables lacks what ctguard's rules need " +
+	"(sets with intervals and timeouts, notrack, fib)")
+
+// Found is what this kernel can do, for those who use it.
+type Found struct {
+	Rules   []nft.Option               // how to open the table inet ctguard
+	Missing []string                   // what this kernel lacks and what happens instead, for an operator
+	Lacking map[policy.StepName]string // steps that this kernel can't do at all, with the reasons
+}
+
+// Probe tries what this kernel can do. What is not in the answer the packages work around by themselves.
+func Probe() (Found, error) {
+	rules, err := nft.Probe()
+	if err != nil {
+		return Found{}, err
+	}
+	if !rules.Rules {
+		return Found{}, ErrNoRules
+	}
+	c := Found{Lacking: lackingSteps(rules)}
+	note := func(has bool, text string) {
+		if !has {
+			c.Missing = append(c.Missing, text)
+		}
+	}
+	if !rules.Owner {
+		c.Rules = append(c.Rules, nft.Unowned())
+	}
+	note(rules.Owner, "tables owned by a process (Linux 5.12): "+
+		"after kill -9 the rules stay until the next start or ctguard revert")
+	note(rules.Reject, "reject at prerouting (Linux 5.9): evict.reject drops instead")
+	entries, err := conntrack.Probe()
+	if err != nil {
+		return Found{}, err
+	}
+	c.Missing = append(c.Missing, entries.Missing()...)
+	return c, nil
+}
+
+// lackingSteps returns the steps that need rules which this kernel does not have.
+func lackingSteps(rules nft.Capabilities) map[policy.StepName]string {
+	lacking := make(map[policy.StepName]string)
+	if !rules.Socket {
+		lacking[policy.ClosedPorts] = "this kernel's nftables lacks the expression socket (Linux 4.20)"
+	}
+	if !rules.Synproxy {
+		lacking[policy.Synproxy] = "this kernel's nftables lacks the statement synproxy (Linux 5.3)"
+	}
+	return lacking
+}

@@ -1,0 +1,115 @@
+package survey
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"ctguard/agent/config"
+	"ctguard/policy"
+)
+
+// Facts is what is known of a host.
+type Facts struct {
+	policy.Host
+	Own    []netip.Addr // the host's own addresses
+	Faults []error      // what could not be found out
+}
+
+// Surveyor finds out what an agent must know of its host, as its configuration wants it. It belongs to one
+// goroutine at a time.
+type Surveyor struct {
+	host    *Host
+	config  config.Config
+	lacking map[policy.StepName]string // steps that this kernel can't do
+	seen    map[Connection]time.Time   // management connections and when each was first seen
+}
+
+// NewSurveyor returns a surveyor of h. lacking are the steps that this kernel can't do, with the reasons; see
+// package capabilities.
+func NewSurveyor(h *Host, c config.Config, lacking map[policy.StepName]string) *Surveyor {
+	return &Surveyor{host: h, config: c, lacking: lacking}
+}
+
+// Reconfigure makes another configuration count. Who has logged in has not left because of it.
+func (s *Surveyor) Reconfigure(c config.Config) { s.config = c }
+
+// Survey finds out everything about the host. What can't be found out is left empty, which makes
+// ctguard do less, and is in Faults.
+func (s *Surveyor) Survey() Facts {
+	var f Facts
+	note := func(err error) {
+		if err != nil {
+			f.Faults = append(f.Faults, err)
+		}
+	}
+	var err error
+	f.Services, err = s.services()
+	note(err)
+	operators, err := s.operators(time.Now())
+	note(err)
+	f.Lane = s.lane(operators)
+	if f.Refused, err = s.host.Refused(slices.Concat(f.Services, f.Lane)); err != nil {
+		note(err)
+		f.Services, f.Lane = nil, nil // unknown NAT: nothing goes untracked
+	}
+	s.excepted(&f)
+	for _, one := range s.managed(f.Services) {
+		if f.Refused[one] == "" {
+			f.Refused[one] = "a management port: the host's own limits on new connections stay in force; " +
+				"list it in notrack.services to leave it untracked"
+		}
+	}
+	f.Own, err = s.host.Own()
+	note(err)
+	f.Allow, err = s.allowlist(f.Own, operators)
+	note(err)
+	f.Handshake, err = s.host.Handshake()
+	note(err)
+	f.Listeners, f.Unproxied, err = s.listeners()
+	note(err)
+	f.Unfit, f.Room, err = s.unfit()
+	note(err)
+	return f
+}
+
+// listeners returns the TCP ports that synproxy may stand in front of, and why it can't of some of
+// them. What can't be found out leaves none.
+func (s *Surveyor) listeners() ([]policy.Selector, map[policy.Selector]string, error) {
+	list := s.config.Proxied
+	if len(list) == 0 {
+		found, err := s.host.Services()
+		if err != nil {
+			return nil, nil, err
+		}
+		list = slices.DeleteFunc(found, func(one policy.Selector) bool { return one.Protocol != policy.TCP })
+	}
+	unproxied, err := s.host.Unproxied(list)
+	if err != nil {
+		return nil, nil, err
+	}
+	return list, unproxied, nil
+}
+
+// unfit returns the steps that can't do their work on this host, with the reasons, and how many
+// entries the table may grow to. What can't be found out speaks against a step.
+func (s *Surveyor) unfit() (map[policy.StepName]string, int, error) {
+	unfit, err := s.host.Unfit()
+	if err != nil {
+		unfit = map[policy.StepName]string{policy.ClosedPorts: "what this host does with packets is not known: " +
+			err.Error()}
+	}
+	maps.Copy(unfit, s.lacking)
+	if s.config.Policy.Profile == policy.NATGateway && unfit[policy.ClosedPorts] == "" {
+		unfit[policy.ClosedPorts] = "not on a gateway: answers to what it forwards come to its own address"
+	}
+	room, err2 := s.host.Room(s.config.GrowMemory)
+	switch {
+	case s.config.Capacity > 0:
+		unfit[policy.Grow] = "table.capacity bounds this namespace"
+	case err2 != nil:
+		unfit[policy.Grow] = err2.Error()
+	}
+	return unfit, room, err
+}
