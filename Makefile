@@ -34,6 +34,13 @@ deps: ## install the Debian packages that the tests and the lab use
 	fi
 	@[ -e /proc/sys/net/netfilter/nf_conntrack_max ] || modprobe nf_conntrack
 
+.PHONY: check
+check: ## what needs neither root nor anything installed: vet, format, unit tests; the linter if it is there
+	$(GO) vet ./...
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@if [ -x $(LINT) ]; then $(LINT) run ./...; else echo "no linter in .tools: make lint brings it"; fi
+	CTGUARD_REQUIRE_PRIVILEGED= $(GO) test -short -timeout 5m ./...
+
 .PHONY: test
 test: deps lint build ## every test, on the real kernel: needs root
 	CTGUARD_REQUIRE_PRIVILEGED=1 $(GO) test -count=1 -p 1 -timeout 20m ./...

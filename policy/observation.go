@@ -163,4 +163,13 @@ type Census struct {
 	Sources          []Holding     // the largest sources, largest first, bounded
 	Distinct         int           // how many sources were told apart; at least len(Sources)
 	Rest             Holding       // the entries of all sources not listed, without a prefix
+	OneWay           []OneWayFlow  // TCP picked up in the middle that never saw an answer, bounded
+}
+
+// OneWayFlow is a TCP entry beyond its handshake without an answer. It may be a stray packet's, which is
+// never renewed, or a connection of which this host sees one direction only (an asymmetric route, direct
+// server return): that one is renewed by each of its packets, and two censuses tell the difference.
+type OneWayFlow struct {
+	ID   uint32 // the kernel's id of the entry (CTA_ID), the same as long as the entry lives
+	Left uint32 // seconds until it expires
 }

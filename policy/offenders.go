@@ -73,7 +73,7 @@ func excess(accounts []account, held map[netip.Prefix]bool, c Config) []Cap {
 		}
 		keep := int(min(a.held, a.keepHeld) + min(a.passing, a.keepPassing))
 		heldBack := held[a.Prefix] || held[c.folded(a.Prefix)]
-		caps = append(caps, Cap{a.Prefix, max(keep, 1), c.SpareAssured || !heldBack, !heldBack && a.answered() >= ownAddress})
+		caps = append(caps, Cap{Prefix: a.Prefix, Keep: max(keep, 1), SpareAssured: c.SpareAssured || !heldBack, ClosingFirst: !heldBack && a.answered() >= ownAddress})
 	}
 	return caps
 }

@@ -88,5 +88,6 @@ type Cap struct {
 	Prefix       netip.Prefix
 	Keep         int
 	SpareAssured bool // evict none of its assured entries, whatever the excess
+	SpareRecent  bool // evict none of its assured entries that a packet passed in the last minute
 	ClosingFirst bool // take closing entries before handshakes under way: its excess is not its fault
 }

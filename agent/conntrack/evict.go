@@ -21,6 +21,7 @@ type Eviction struct {
 	Selectors []policy.Selector
 	Local     func(netip.Addr) bool // whether an address is this host's own; needed for Selectors
 	Spare     []netip.Prefix        // the allowlist: entries with such an original source are never evicted
+	Timeouts  map[string]int        // seconds by sysctl name, as they are in force: needed for Cap.SpareRecent
 	// deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
 	Rate     *rate.Limiter
 	Progress *atomic.Uint64 // grows with each entry deleted while Evict runs; nil if nobody watches
@@ -130,13 +131,15 @@ type evictor struct {
 	targets   []target
 	bySource  prefixMap
 	spare     prefixSet
+	timeouts  *limits
 	selection selection
 	queue     *changes
 	counting  bool // there are sources to be counted first
 }
 
 func newEvictor(v Eviction) *evictor {
-	x := &evictor{spare: newPrefixSet(v.Spare), selection: newSelection(v.Selectors, v.Local)}
+	x := &evictor{spare: newPrefixSet(v.Spare), timeouts: newLimits(v.Timeouts),
+		selection: newSelection(v.Selectors, v.Local)}
 	caps := slices.Clone(v.Caps)
 	slices.SortStableFunc(caps, func(a, b policy.Cap) int { return a.Keep - b.Keep })
 	room := heapLimit
@@ -163,8 +166,15 @@ func (x *evictor) find(e *entry) *target {
 
 // stays says whether an entry of a target may not be touched.
 func (x *evictor) stays(q *target, e *entry, at rank) bool {
-	return q.cap.SpareAssured && at>>32 == rank(policy.Assured) || x.spare.contains(e.orig.src)
+	if at>>32 == rank(policy.Assured) &&
+		(q.cap.SpareAssured || q.cap.SpareRecent && !silentFor(e, x.timeouts, recent)) {
+		return true
+	}
+	return x.spare.contains(e.orig.src)
 }
+
+// recent is how many seconds a conversation that just spoke counts as one that goes on.
+const recent = 60
 
 // count looks at an entry of the counting pass.
 func (x *evictor) count(e *entry) bool {

@@ -324,3 +324,28 @@ func waitFor(holds func() bool) context.Context {
 	}()
 	return ctx
 }
+
+// What has just spoken is spared where that is asked for, whatever the excess; what is idle goes.
+func TestEvictSparesRecent(t *testing.T) {
+	table := openTable(t)
+	held := func(n int, left uint32) []flow { return tcp("192.0.2.1", n, tcpEstablished, busy, left) }
+	recent, idle := held(5, 1000), held(9, 900)[5:]
+	fill(t, slices.Concat(recent, idle)...)
+	e := Eviction{Timeouts: map[string]int{"nf_conntrack_tcp_timeout_established": 1000}}
+	for _, c := range []struct {
+		cap  policy.Cap
+		left int
+	}{
+		{policy.Cap{Prefix: prefix("192.0.2.1/32"), Keep: 7, SpareRecent: true}, 7},
+		{policy.Cap{Prefix: prefix("192.0.2.1/32"), Keep: 1, SpareRecent: true}, 5},
+		{policy.Cap{Prefix: prefix("192.0.2.1/32"), Keep: 1}, 1},
+	} {
+		e.Caps = []policy.Cap{c.cap}
+		if _, err := table.Evict(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+		if left := len(dump(t, table)); left != c.left {
+			t.Errorf("%+v: %d left, want %d", c.cap, left, c.left)
+		}
+	}
+}

@@ -18,6 +18,7 @@ const (
 	attrProtoInfo  = 4  // CTA_PROTOINFO
 	attrHelp       = 5  // CTA_HELP
 	attrTimeout    = 7  // CTA_TIMEOUT, seconds
+	attrMark       = 8  // CTA_MARK
 	attrID         = 12 // CTA_ID
 	attrZone       = 18 // CTA_ZONE
 	attrFilter     = 25 // CTA_FILTER
@@ -70,12 +71,15 @@ const (
 // Bits of CTA_STATUS: enum ip_conntrack_status in
 // include/uapi/linux/netfilter/nf_conntrack_common.h.
 const (
+	statusExpected     = 1 << 0 // a helper announced it
 	statusSeenReply    = 1 << 1
 	statusAssured      = 1 << 2
 	statusConfirmed    = 1 << 3 // in the table: the kernel insists on it when it makes an entry
 	statusSrcNAT       = 1 << 4
 	statusDstNAT       = 1 << 5
 	statusFixedTimeout = 1 << 10
+	statusOffload      = 1 << 14 // a flow table forwards its packets, which conntrack does not see
+	statusHWOffload    = 1 << 15
 )
 
 // States of a TCP entry: enum tcp_conntrack in include/uapi/linux/netfilter/nf_conntrack_tcp.h.

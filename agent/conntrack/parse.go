@@ -67,6 +67,7 @@ type entry struct {
 	state     uint8  // of the protocol that has protoInfo
 	protoInfo uint8  // protoInfoTCP, protoInfoDCCP, protoInfoSCTP, or 0
 	helped    bool   // a helper follows the flow (CTA_HELP)
+	mark      uint32
 }
 
 // noTimeout is longer than any timeout: it makes an entry the last to be evicted in its class.
@@ -77,6 +78,14 @@ type span struct{ from, to uint32 }
 
 func (e *entry) bytes(s span) []byte { return e.message[s.from:s.to] }
 
+// id returns the kernel's id of the entry, 0 where it gave none.
+func (e *entry) id() uint32 {
+	if b := e.bytes(e.idSpan); len(b) == attrLen+4 {
+		return binary.BigEndian.Uint32(b[attrLen:])
+	}
+	return 0
+}
+
 // parse fills e from the payload of one message and says whether it holds an entry. Attributes that
 // it does not know are skipped; a message that is cut off keeps what came before the cut, and
 // counts as an entry if the original tuple did.
@@ -86,7 +95,7 @@ func (e *entry) parse(message []byte) bool {
 	}
 	e.message, e.family = message, message[0]
 	e.zoneSpan, e.idSpan, e.replySpan, e.infoSpan = span{}, span{}, span{}, span{}
-	e.status, e.timeout, e.state, e.protoInfo, e.helped = 0, noTimeout, 0, 0, false
+	e.status, e.timeout, e.state, e.protoInfo, e.helped, e.mark = 0, noTimeout, 0, 0, false, 0
 	found := false
 	for rest := message[familyLen:]; len(rest) >= attrLen; {
 		n, kind := attrHead(rest)
@@ -100,6 +109,8 @@ func (e *entry) parse(message []byte) bool {
 				e.status = binary.BigEndian.Uint32(rest[attrLen:])
 			case attrTimeout:
 				e.timeout = binary.BigEndian.Uint32(rest[attrLen:])
+			case attrMark:
+				e.mark = binary.BigEndian.Uint32(rest[attrLen:])
 			case attrID:
 				e.idSpan = span{uint32(at), uint32(at + n)}
 			}

@@ -30,6 +30,7 @@ type ScanOptions struct {
 	Limit          int           // entries after which the scan ends as a sample; 0 reads the whole table
 	Budget         time.Duration // time after which it ends as a sample; 0 means no bound
 	V4Bits, V6Bits int           // prefix lengths that make a source; 0 means 32 and 64
+	Apart          []netip.Addr  // IPv6 addresses in whose networks of V6Bits each address is a source of its own: a router's in its LAN
 	MaxSources     int           // sources listed, largest first; 0 means 1024
 }
 
@@ -82,13 +83,18 @@ type tally struct {
 	options      ScanOptions
 	seen         int
 	v4Mask       int
+	apart        map[address]bool // networks whose addresses are told apart
 	sources      sources
 	classes      [policy.NumClasses]int
 	protocols    [256]replies
 	tcpStates    [256]int
 	ports        [numPortTables][]replies
 	portsTouched [numPortTables]bool
+	oneWay       []policy.OneWayFlow
 }
+
+// mostOneWay is how many one-way flows a census lists: enough to see whether some of them are renewed.
+const mostOneWay = 256
 
 // replies counts entries, and of them those that have seen a reply. The two lie side by side, so that
 // the second costs no wait for memory of its own.
@@ -116,8 +122,18 @@ var portTable = func() (index [256]int8) {
 func (y *tally) reset(o ScanOptions, expect int) {
 	y.options = o
 	y.v4Mask = 96 + o.V4Bits
+	y.apart = nil
+	for _, a := range o.Apart {
+		if a.Is6() && !a.Is4In6() {
+			if y.apart == nil {
+				y.apart = make(map[address]bool)
+			}
+			y.apart[addressOf(a).mask(o.V6Bits)] = true
+		}
+	}
 	y.sources.reset(expect)
 	y.seen = 0
+	y.oneWay = nil
 	y.classes, y.protocols, y.tcpStates = [policy.NumClasses]int{}, [256]replies{}, [256]int{}
 	for i := range y.ports {
 		if y.portsTouched[i] {
@@ -135,6 +151,9 @@ func (y *tally) add(e *entry) bool {
 	y.protocols[e.orig.proto].add(e)
 	if e.protoInfo == protoInfoTCP {
 		y.tcpStates[e.state]++
+		if class == policy.Unreplied && e.state == tcpEstablished && len(y.oneWay) < mostOneWay {
+			y.oneWay = append(y.oneWay, policy.OneWayFlow{ID: e.id(), Left: e.timeout})
+		}
 	}
 	if i := portTable[e.orig.proto]; i >= 0 {
 		if y.ports[i] == nil {
@@ -152,7 +171,11 @@ func (y *tally) source(a address) address {
 	if a.is4() {
 		return a.mask(y.v4Mask)
 	}
-	return a.mask(y.options.V6Bits)
+	network := a.mask(y.options.V6Bits)
+	if y.apart != nil && y.apart[network] {
+		return a
+	}
+	return network
 }
 
 func (y *tally) census() *policy.Census {
@@ -163,6 +186,7 @@ func (y *tally) census() *policy.Census {
 		TCPStates: nonZero(y.tcpStates[:]),
 		Ports:     y.topPorts(),
 		Distinct:  y.sources.used,
+		OneWay:    y.oneWay,
 
 		Protocols:        make(map[uint8]int),
 		ProtocolsReplied: make(map[uint8]int),
@@ -184,8 +208,11 @@ func (y *tally) census() *policy.Census {
 
 func (y *tally) holding(source address) policy.Holding {
 	bits := y.options.V6Bits
-	if source.is4() {
+	switch {
+	case source.is4():
 		bits = y.options.V4Bits
+	case y.apart[source.mask(bits)]:
+		bits = 128
 	}
 	return policy.Holding{Prefix: netip.PrefixFrom(source.netip(), bits)}
 }

@@ -175,3 +175,49 @@ func TestScanWhileChanging(t *testing.T) {
 		}
 	}
 }
+
+// A census lists the flows of which this host sees one direction, so that two of them tell whether they last.
+func TestScanOneWay(t *testing.T) {
+	table := openTable(t)
+	fill(t, slices.Concat(
+		tcp("192.0.2.1", 1, tcpEstablished, 0, 300),
+		tcp("192.0.2.2", 1, tcpEstablished, conntrackfill.SeenReply, 300),
+		tcp("192.0.2.3", 1, tcpSynSent, 0, 60))...)
+	first, err := table.Scan(t.Context(), ScanOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := table.Scan(t.Context(), ScanOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(first.OneWay) != 1 || len(second.OneWay) != 1 || first.OneWay[0].ID == 0 || first.OneWay[0].ID != second.OneWay[0].ID {
+		t.Fatalf("one-way flows %v, then %v; want the same one", first.OneWay, second.OneWay)
+	}
+	if left := first.OneWay[0].Left; left < 295 || left > 300 {
+		t.Errorf("%d seconds left, want about 300", left)
+	}
+	fill(t, tcp("192.0.2.9", 2*mostOneWay, tcpEstablished, 0, 300)...)
+	if c, err := table.Scan(t.Context(), ScanOptions{}); err != nil || len(c.OneWay) != mostOneWay {
+		t.Errorf("lists %d one-way flows (%v), want %d", len(c.OneWay), err, mostOneWay)
+	}
+}
+
+// In a router's own LAN each host is a source; elsewhere a network of /64 is.
+func TestScanApart(t *testing.T) {
+	table := openTable(t)
+	for i, src := range []string{"2001:db8:1::10", "2001:db8:1::66", "2001:db8:1::66", "2001:db8:2::1", "2001:db8:2::2"} {
+		fill(t, flow{Src: addr(src), Dst: addr("2001:db8:ff::1"), Proto: unix.IPPROTO_UDP, SrcPort: uint16(100 + i), DstPort: 53, Timeout: 30})
+	}
+	c, err := table.Scan(t.Context(), ScanOptions{Apart: []netip.Addr{addr("2001:db8:1::1"), addr("192.0.2.1")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]int)
+	for _, s := range c.Sources {
+		got[s.Prefix.String()] = s.Entries
+	}
+	if want := map[string]int{"2001:db8:1::10/128": 1, "2001:db8:1::66/128": 2, "2001:db8:2::/64": 2}; !maps.Equal(got, want) {
+		t.Errorf("sources %v, want %v", got, want)
+	}
+}

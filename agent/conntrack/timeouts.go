@@ -113,3 +113,11 @@ func (l *limits) ofTCP(e *entry) uint32 {
 	}
 	return limit
 }
+
+// silentFor says whether no packet of an entry has come for so many seconds. The kernel sets the timeout of
+// an entry's state anew with each packet, so what is missing is how long it has been silent. One that has
+// more left than that was set under a longer timeout: nothing is known about it, and it counts as recent.
+func silentFor(e *entry, inForce *limits, seconds uint32) bool {
+	limit := inForce.of(e)
+	return limit != noTimeout && e.timeout <= limit && limit-e.timeout >= seconds
+}

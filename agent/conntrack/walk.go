@@ -15,6 +15,7 @@ type part struct {
 	family uint8      // AF_INET or AF_INET6; 0 means both
 	source netip.Addr // one original source; kernels that cannot filter send everything
 	lacks  byte       // no entry with one of these bits of its status, the lowest eight; older kernels send them too
+	has    byte       // only entries with all of these bits, likewise
 }
 
 // ending is how a walk went.
@@ -106,9 +107,9 @@ func dumpRequest(p part) []byte {
 	if p.source.IsValid() {
 		b = appendSourceFilter(b, p.source)
 	}
-	if p.lacks != 0 {
-		b = appendAttr(b, attrStatus, 0, 0, 0, 0)
-		b = appendAttr(b, attrStatusMask, 0, 0, 0, p.lacks)
+	if mask := p.lacks | p.has; mask != 0 {
+		b = appendAttr(b, attrStatus, 0, 0, 0, p.has)
+		b = appendAttr(b, attrStatusMask, 0, 0, 0, mask)
 	}
 	closeMessage(b, 0)
 	return b

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -20,11 +22,16 @@ const journalName = "settings.json"
 // Journal is what was changed and what it was before. It lives on disk from before the first change
 // until everything is back.
 type Journal struct {
+	Version   int              `json:"version"`   // of this format; see [journalVersion]
 	Boot      string           `json:"boot"`      // a reboot puts settings back by itself
 	Namespace uint64           `json:"namespace"` // inode of the network namespace
 	Settings  map[string]Entry `json:"settings"`
+	Sum       string           `json:"sum"` // of everything above; see [Journal.sum]
 	file      string           // its name in the state directory
 }
+
+// journalVersion is the version of the journal's format. Version 0 had no sum.
+const journalVersion = 1
 
 // Entry is one changed setting.
 type Entry struct {
@@ -43,18 +50,19 @@ func here(proc string) (Journal, error) {
 	if err := syscall.Stat(filepath.Join(proc, "thread-self/ns/net"), &st); err != nil {
 		return Journal{}, fmt.Errorf("read network namespace: %w", err)
 	}
-	return Journal{strings.TrimSpace(string(boot)), st.Ino, make(map[string]Entry), journalName}, nil
+	return Journal{Version: journalVersion, Boot: strings.TrimSpace(string(boot)), Namespace: st.Ino, Settings: make(map[string]Entry), file: journalName}, nil
 }
 
 // ErrDamaged says that the journal can't be understood: what it knew of first values is lost.
 var ErrDamaged = errors.New("the journal is damaged")
 
-// SetAside renames a damaged journal in dir, for somebody to look at, and returns its new name.
+// SetAside renames the damaged journals in dir, for somebody to look at, and returns their new names.
 func SetAside(dir string) (string, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "settings*.json"))
 	if err != nil {
 		return "", fmt.Errorf("set the damaged journal aside: %w", err)
 	}
+	var aside []string
 	for _, path := range files {
 		if _, err := read(path); !errors.Is(err, ErrDamaged) {
 			continue
@@ -62,9 +70,39 @@ func SetAside(dir string) (string, error) {
 		if err := os.Rename(path, path+".damaged"); err != nil {
 			return "", fmt.Errorf("set the damaged journal aside: %w", err)
 		}
-		return path + ".damaged", state.SyncDir(dir)
+		aside = append(aside, path+".damaged")
 	}
-	return "", errors.New("set the damaged journal aside: there is none")
+	if aside == nil {
+		return "", errors.New("set the damaged journal aside: there is none")
+	}
+	return strings.Join(aside, ", "), state.SyncDir(dir)
+}
+
+// sum returns a checksum of the journal: a flipped bit must not become a value that is written in silence.
+func (j Journal) sum() string {
+	j.Sum = ""
+	text, _ := json.Marshal(j) // maps come in the order of their keys; nothing in it can fail
+	return fmt.Sprintf("%08x", crc32.ChecksumIEEE(text))
+}
+
+// settingName is what a journal may name: anything else could be a path that leads elsewhere.
+var settingName = regexp.MustCompile(`^(nf_conntrack_[a-z0-9_]+|` + Timestamps + `)$`)
+
+// check says what is wrong with a journal that was read. One of a newer version is not damaged, but nothing
+// to guess about either.
+func (j Journal) check() error {
+	switch {
+	case j.Version > journalVersion:
+		return fmt.Errorf("it has version %d and this ctguard knows versions up to %d: run ctguard revert of the version that wrote it", j.Version, journalVersion)
+	case j.Version > 0 && j.Sum != j.sum():
+		return fmt.Errorf("%w: its sum is %s, not %s", ErrDamaged, j.sum(), j.Sum)
+	}
+	for name := range j.Settings {
+		if !settingName.MatchString(name) {
+			return fmt.Errorf("%w: it names a setting %q", ErrDamaged, name)
+		}
+	}
+	return nil
 }
 
 // load reads the journal that an agent in this boot and namespace has left in dir. A journal of another
@@ -75,7 +113,9 @@ func load(dir, proc string) (Journal, error) {
 	if err != nil {
 		return empty, err
 	}
-	own := fmt.Sprintf("settings-%d.json", empty.Namespace)
+	own := ownName(empty)
+	removeTorn(dir, own)
+	removeTorn(dir, journalName)
 	for _, name := range []string{own, journalName} {
 		j, err := read(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -96,6 +136,17 @@ func load(dir, proc string) (Journal, error) {
 	return empty, nil
 }
 
+// ownName is the name of a namespace's journal where another one's has the usual name.
+func ownName(j Journal) string { return fmt.Sprintf("settings-%d.json", j.Namespace) }
+
+// removeTorn removes what a process that was killed while it wrote a journal has left of it.
+func removeTorn(dir, name string) {
+	files, _ := filepath.Glob(filepath.Join(dir, name+".[0-9]*")) // the pattern is good
+	for _, path := range files {
+		_ = os.Remove(path) // one that stays does no harm
+	}
+}
+
 // read reads one journal.
 func read(path string) (j Journal, err error) {
 	text, err := os.ReadFile(path)
@@ -104,6 +155,9 @@ func read(path string) (j Journal, err error) {
 	}
 	if err := json.Unmarshal(text, &j); err != nil {
 		return j, fmt.Errorf("read journal %s: %w: %w", path, ErrDamaged, err)
+	}
+	if err := j.check(); err != nil {
+		return j, fmt.Errorf("read journal %s: %w", path, err)
 	}
 	return j, nil
 }
@@ -118,6 +172,8 @@ func (j Journal) save(dir string) error {
 		}
 		return state.SyncDir(dir)
 	}
+	j.Version = journalVersion
+	j.Sum = j.sum()
 	text, err := json.MarshalIndent(j, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write journal: %w", err)

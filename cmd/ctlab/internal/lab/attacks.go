@@ -35,6 +35,7 @@ type Attack struct {
 
 var (
 	onServer  = []string{"server"}
+	onShared  = []string{"shared-address"}
 	onGateway = []string{"nat-gateway"}
 )
 
@@ -52,6 +53,18 @@ var Attacks = []Attack{
 		Name: "handshake6", Summary: "the same over IPv6, from 200 networks of /64",
 		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
 		ipv6: true,
+	},
+	{
+		Name: "newcomers", Summary: "3 000 newcomers hold 12 connections each, fewer than most ordinary users",
+		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 6000, sources: 3000, ports: 12, port: service.HTTPPort,
+	},
+	{
+		Name: "customer6", Summary: "one customer uses 5 000 networks of /64 in its /48, and holds 7 connections in each",
+		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 6000, sources: 5000, ports: 7, port: service.HTTPPort, ipv6: true,
+	},
+	{
+		Name: "bots", Summary: "400 bots hold 100 connections each, fewer than the address that many users share",
+		Topologies: onShared, kind: flood.Handshake, rate: 6000, sources: 400, ports: 100, port: service.HTTPPort,
 	},
 	{
 		Name: "pulses", Summary: "the handshake flood, 4 s on and 6 s off",

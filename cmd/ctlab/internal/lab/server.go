@@ -39,6 +39,12 @@ var tuning = map[string]string{
 	"net.ipv4.tcp_max_syn_backlog": "65535",
 }
 
+// buildShared makes the server again, but all clients have one address, as behind a carrier's NAT.
+func buildShared(s *site) error {
+	s.clientAddrs = addrs("203.0.113.0/24", 11, 1)
+	return buildServer(s)
+}
+
 // buildServer makes
 //
 //	[attacker] eth0 ── atk0 [protected] cli0 ── eth0 [clients]
@@ -52,7 +58,9 @@ func buildServer(s *site) error {
 
 	host4, host6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:2::1")
 	s.clientTargets = []netip.Addr{host4, host6}
-	s.clientAddrs = slices.Concat(addrs("203.0.113.0/24", 11, 14), addrs("2001:db8:2::/64", 11, 6))
+	if s.clientAddrs == nil {
+		s.clientAddrs = slices.Concat(addrs("203.0.113.0/24", 11, 14), addrs("2001:db8:2::/64", 11, 6))
+	}
 	s.session = netip.MustParseAddr("203.0.113.99")
 
 	if err := s.linkServer(host4, host6); err != nil {

@@ -65,14 +65,17 @@ type site struct {
 
 // topologies builds each topology; the key is its name.
 var topologies = map[string]func(*site) error{
-	"server":      buildServer,
-	"nat-gateway": buildGateway,
+	"server":         buildServer,
+	"shared-address": buildShared,
+	"nat-gateway":    buildGateway,
 }
 
 // Topologies says what each topology is.
 var Topologies = map[string]string{
 	"nat-gateway": "a gateway that masquerades a network of thousands and forwards a port into it; " +
 		"attackers on both sides",
+	"shared-address": "the server, where all clients come from one address (CGNAT): " +
+		"300 lasting connections and 60 new ones a second",
 	"server": "a host with a stateful ruleset and services of its own; attackers on one side, clients on the other",
 }
 

@@ -1,0 +1,118 @@
+package conntrack
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"ctguard/policy"
+)
+
+// Retirement says what counts as finished.
+type Retirement struct {
+	// seconds by sysctl name, as they are in force: how long an entry has been silent is told from them
+	Timeouts map[string]int
+	Silent   time.Duration // how long an entry must have been silent; whole seconds count
+	// this host's own services: an answered UDP question to one of them needs no entry
+	Services []policy.Selector
+	Local    func(netip.Addr) bool // whether an address is this host's own; nil means that none is
+	Dead     bool                  // also what this host asked for and nobody answers: a pass of its own over unanswered entries
+	Rate     *rate.Limiter         // deletions per second, nil for no bound
+	Progress *atomic.Uint64        // grows with each entry deleted while Retire runs; nil if nobody watches
+}
+
+// UDP ports of protocols in which a question has one answer and a mapping is not used again after it:
+// DNS (RFC 1035, 4.2.1) and NTP (RFC 5905, 9.2).
+const (
+	portDNS = 53
+	portNTP = 123
+)
+
+// statusKept is what never retires: what a helper announced, what hardware forwards and what has a
+// lifetime of its own. Entries that have a helper themselves stay too.
+const statusKept = statusExpected | statusFixedTimeout | statusOffload | statusHWOffload
+
+// Retire deletes the entries of conversations that are over, whoever owns them, translated or not, and
+// returns how many. The next packet of such a conversation, if there is one, makes a new entry by the
+// same rules, so nobody loses anything:
+//
+//   - TCP in TIME_WAIT, or closed by a reset
+//   - ICMP and ICMPv6 echo that was answered
+//   - UDP to the DNS and NTP ports that was answered; other UDP only where it went to one of this host's
+//     own services, because behind a gateway an answered datagram may be a phone's or a tunnel's, which
+//     waits to be called (RFC 4787, REQ-5)
+//   - with Dead, SYNs of this host's own that nobody answers: their repetition makes a new entry
+//
+// A half-closed connection is not over: data may still go the other way.
+//
+// The kernel leaves out of the dump what was never answered, so a flood of such entries costs next to
+// nothing. When ctx ends or the kernel fails, Retire returns what was deleted until then beside the error.
+func (t *Table) Retire(ctx context.Context, r Retirement) (deleted int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := newFinished(r)
+	deleted, err = t.change(ctx, msgDelete, r.Rate, func(queue *changes) error {
+		if r.Progress != nil {
+			queue.done = func() { r.Progress.Add(1) }
+		}
+		over := func(e *entry) bool { return !f.over(e) || queue.delete(e) }
+		if _, err := t.walk(ctx, part{has: statusSeenReply}, deadline(0), over); err != nil || !r.Dead {
+			return err
+		}
+		dead := func(e *entry) bool { return !f.dead(e) || queue.delete(e) }
+		_, err := t.walk(ctx, part{lacks: statusSeenReply}, deadline(0), dead)
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("retire finished entries: %w", err)
+	}
+	return deleted, err
+}
+
+// finished recognizes entries of conversations that are over.
+type finished struct {
+	limits   *limits
+	silent   uint32 // seconds
+	services selection
+	local    func(netip.Addr) bool
+}
+
+func newFinished(r Retirement) *finished {
+	local := r.Local
+	if local == nil {
+		local = func(netip.Addr) bool { return false }
+	}
+	return &finished{limits: newLimits(r.Timeouts), silent: uint32(r.Silent / time.Second),
+		services: newSelection(r.Services, local), local: local}
+}
+
+// over says whether the conversation of an answered entry is over.
+func (f *finished) over(e *entry) bool {
+	if e.helped || e.status&statusSeenReply == 0 || e.status&statusKept != 0 || !silentFor(e, f.limits, f.silent) {
+		return false
+	}
+	switch e.orig.proto {
+	case protoTCP:
+		return e.protoInfo == protoInfoTCP && (e.state == tcpTimeWait || e.state == tcpClose)
+	case protoICMP:
+		return e.orig.icmpType == echoRequest
+	case protoICMPv6:
+		return e.orig.icmpType == echoRequestV6
+	case protoUDP:
+		if e.orig.dstPort == portDNS || e.orig.dstPort == portNTP {
+			return true
+		}
+		return e.status&statusAssured == 0 && !e.translated() && f.services.holds(e)
+	}
+	return false
+}
+
+// dead says whether e is a SYN of this host's own that nobody answers.
+func (f *finished) dead(e *entry) bool {
+	return e.orig.proto == protoTCP && e.protoInfo == protoInfoTCP && e.state == tcpSynSent && !e.helped &&
+		e.status&(statusKept|statusSeenReply) == 0 && silentFor(e, f.limits, f.silent) && f.local(e.orig.src.netip())
+}

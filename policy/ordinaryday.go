@@ -1,0 +1,252 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// OrdinaryDay is what a host looks like while nothing is wrong with it. It is learnt at level 0 only, while
+// the table does not grow faster than it should, so a flood can't teach it: what ctguard does about a
+// flood is measured against the hours before.
+//
+// The zero value knows nothing. Fields are exported to be kept on disk.
+type OrdinaryDay struct {
+	Learnt  time.Duration           `json:"learnt"`            // how much calm time it was learnt from
+	Updated time.Time               `json:"updated"`           // when a census last taught it something
+	Fitted  float64                 `json:"fitted"`            // the most entries that the table had, fading
+	Sources map[netip.Prefix]*Usual `json:"sources,omitempty"` // bounded; see [usualSources]
+	Silent  map[FlowClass]time.Time `json:"silent,omitempty"`  // classes that nobody answers here, and when they were last seen
+	OneWay  int                     `json:"one_way"`           // TCP flows that last and of which this host sees one direction
+	Invalid float64                 `json:"invalid"`           // INVALID packets a second
+	Opens   float64                 `json:"opens"`             // connections accepted, datagrams and echoes a second: their peak, fading
+
+	invalid, opens pace
+	watched        time.Duration        // how long the rates were watched by this process
+	oneWay         map[uint32]time.Time // the one-way flows of the newest census by id, and when each will expire
+}
+
+// Usual is what one source has on an ordinary day, in entries: peaks that grow over minutes and fade over a day.
+type Usual struct {
+	Assured   float64 `json:"assured"`
+	Transient float64 `json:"transient"`
+}
+
+// How fast an ordinary day is learnt and forgotten.
+const (
+	usualGrowth  = 5 * time.Minute    // a source's usual holding grows to what it holds over this time
+	usualFade    = 24 * time.Hour     // and fades over this
+	usualSources = 16384              // sources remembered, those with the most entries
+	leastUsual   = 2                  // entries of a source that are worth remembering
+	longestGap   = 2 * time.Minute    // two censuses further apart count as if they were not
+	silentFor    = 24 * time.Hour     // how long a class without answers is remembered
+	silentSeen   = 5                  // entries of a class that a census must see
+	staleDay     = 7 * 24 * time.Hour // a day that was learnt longer ago is a stranger's
+)
+
+// Known reports whether anything was learnt about who is here: a source without a usual holding is a
+// newcomer only then.
+func (d *OrdinaryDay) Known() bool { return !d.Updated.IsZero() }
+
+// Fresh reports whether a day that was kept on disk may still be used.
+func (d *OrdinaryDay) Fresh(now time.Time) bool {
+	age := now.Sub(d.Updated)
+	return d.Known() && age >= -time.Minute && age < staleDay
+}
+
+// Usual returns what a source usually has. All of them together never have more than what fitted the
+// table in calm.
+func (d *OrdinaryDay) Usual(source netip.Prefix) Usual {
+	u := d.Sources[source]
+	if u == nil {
+		return Usual{}
+	}
+	return *u
+}
+
+// part returns what is left of each usual holding so that all of them fit.
+func (d *OrdinaryDay) part() float64 {
+	sum := 0.0
+	for _, u := range d.Sources {
+		sum += u.Assured + u.Transient
+	}
+	if sum <= d.Fitted {
+		return 1
+	}
+	return d.Fitted / sum
+}
+
+// Unanswered reports whether a class is one that nobody answers on an ordinary day: an overlay whose
+// directions have source ports of their own, syslog, flow exports, media.
+func (d *OrdinaryDay) Unanswered(class FlowClass) bool {
+	_, known := d.Silent[class]
+	return known
+}
+
+// observe takes one observation in; only while ordinary does it learn.
+func (d *OrdinaryDay) observe(o Observation, ordinary bool) {
+	before := d.opens.at
+	invalid := rateSince(&d.invalid, o.Time, o.Kernel.Invalid)
+	opens := d.opens.update(o.Time, o.Arrivals.TCPOpens+o.Arrivals.UDPDatagrams+o.Arrivals.Echoes)
+	if !ordinary || before.IsZero() {
+		return
+	}
+	dt := min(max(0, o.Time.Sub(before)), longestGap)
+	d.watched += dt
+	// The mean is right from the first second on: until there is a whole span to look back at, it is the mean of what there was.
+	d.Invalid += min(1, dt.Seconds()/max(min(d.watched, calmMean).Seconds(), dt.Seconds())) * (invalid - d.Invalid)
+	d.Opens = max(opens, d.Opens*math.Exp(-dt.Seconds()/calmFade.Seconds()))
+	d.Learnt += dt
+	if o.Census != nil {
+		d.learn(o)
+	}
+}
+
+// rateSince returns a counter's rate since it was last read, not smoothed.
+func rateSince(p *pace, now time.Time, value uint64) float64 {
+	at, was := p.at, p.value
+	p.update(now, value)
+	if dt := now.Sub(at).Seconds(); !at.IsZero() && dt > 0 {
+		return float64(since(value, was)) / dt
+	}
+	return 0
+}
+
+// learn takes a census of an ordinary moment in.
+func (d *OrdinaryDay) learn(o Observation) {
+	c := o.Census
+	gap := min(max(0, c.Time.Sub(d.Updated)), longestGap)
+	first := !d.Known()
+	d.Fitted = max(float64(o.Count), d.Fitted*fade(gap, usualFade))
+	d.learnSources(c, gap, first)
+	d.learnClasses(c)
+	d.learnOneWay(c)
+	d.Updated = c.Time
+}
+
+func fade(dt, over time.Duration) float64 { return math.Exp(-dt.Seconds() / over.Seconds()) }
+
+// learnSources lets each source's usual holding grow towards what it holds now. The first census is believed at
+// once, and until there is as much to look back at as growth takes, growth is faster.
+func (d *OrdinaryDay) learnSources(c *Census, gap time.Duration, first bool) {
+	gain := 1.0
+	if !first {
+		gain = min(1, gap.Seconds()/max(min(d.Learnt, usualGrowth), gap).Seconds())
+	}
+	for prefix, u := range d.Sources {
+		u.Assured, u.Transient = u.Assured*fade(gap, usualFade), u.Transient*fade(gap, usualFade)
+		if u.Assured+u.Transient < leastUsual/2 {
+			delete(d.Sources, prefix)
+		}
+	}
+	if d.Sources == nil {
+		d.Sources = make(map[netip.Prefix]*Usual)
+	}
+	scale := float64(max(c.Total, c.Seen)) / float64(max(c.Seen, 1))
+	if c.Whole {
+		scale = 1
+	}
+	for _, h := range c.Sources {
+		assured := scale * float64(h.Classes[Assured])
+		transient := scale*float64(h.Entries) - assured
+		u := d.Sources[h.Prefix]
+		if u == nil {
+			if assured+transient < leastUsual {
+				continue
+			}
+			u = &Usual{}
+			d.Sources[h.Prefix] = u
+		}
+		u.Assured += gain * max(0, assured-u.Assured)
+		u.Transient += gain * max(0, transient-u.Transient)
+	}
+	d.forgetSmallest()
+}
+
+// forgetSmallest keeps the bound on how many sources are remembered.
+func (d *OrdinaryDay) forgetSmallest() {
+	if len(d.Sources) <= usualSources {
+		return
+	}
+	all := make([]netip.Prefix, 0, len(d.Sources))
+	for p := range d.Sources {
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b netip.Prefix) int {
+		x, y := d.Sources[a], d.Sources[b]
+		return cmp.Or(cmp.Compare(y.Assured+y.Transient, x.Assured+x.Transient), a.Addr().Compare(b.Addr()))
+	})
+	for _, p := range all[usualSources:] {
+		delete(d.Sources, p)
+	}
+}
+
+// learnClasses remembers the classes without answers. One that is answered is none of them, however long ago it was.
+func (d *OrdinaryDay) learnClasses(c *Census) {
+	for class, seen := range d.Silent {
+		if c.Time.Sub(seen) > silentFor {
+			delete(d.Silent, class)
+		}
+	}
+	for _, f := range classes(c) {
+		switch {
+		case float64(f.replied) > answeredPart*float64(f.entries):
+			delete(d.Silent, f.class)
+		case f.class.Protocol != tcp && f.entries >= silentSeen: // TCP without answers is no conversation, or a one-way flow
+			if d.Silent == nil {
+				d.Silent = make(map[FlowClass]time.Time)
+			}
+			d.Silent[f.class] = c.Time
+		}
+	}
+}
+
+// renewed is how much later an entry must expire than was foreseen for it to have been renewed: the kernel
+// says whole seconds.
+const renewed = 2 * time.Second
+
+// learnOneWay counts the one-way flows that a packet renewed since the census before. Strays are not.
+func (d *OrdinaryDay) learnOneWay(c *Census) {
+	lasting := 0
+	now := make(map[uint32]time.Time, len(c.OneWay))
+	for _, f := range c.OneWay {
+		expires := c.Time.Add(time.Duration(f.Left) * time.Second)
+		if foreseen, seen := d.oneWay[f.ID]; seen && expires.Sub(foreseen) >= renewed {
+			lasting++
+		}
+		now[f.ID] = expires
+	}
+	d.oneWay = now
+	d.OneWay = max(lasting, d.OneWay*7/8) // one that is silent for a minute has not gone
+}
+
+// MarshalText writes a class as its String does, to be a key of a JSON object.
+func (c FlowClass) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (c *FlowClass) UnmarshalText(text []byte) error {
+	name, port, _ := strings.Cut(string(text), "/")
+	class := FlowClass{}
+	var err error
+	switch name {
+	case "tcp", "udp":
+		class.Protocol = map[string]uint8{"tcp": tcp, "udp": udp}[name]
+		var n uint64
+		n, err = strconv.ParseUint(port, 10, 16)
+		class.Port = uint16(n)
+	default:
+		var n uint64
+		n, err = strconv.ParseUint(strings.TrimPrefix(name, "protocol "), 10, 8)
+		class.Protocol = uint8(n)
+	}
+	if err != nil {
+		return fmt.Errorf("%q is no class of flows", text)
+	}
+	*c = class
+	return nil
+}
