@@ -179,7 +179,8 @@ func (e *entry) zone() uint16 {
 // Names of states as conntrack(8) prints them: enum tcp_conntrack, sctp_conntrack and ct_dccp_states.
 var (
 	tcpStates = [...]string{
-		"NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE", "SYN_SENT2",
+		"NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE",
+		"SYN_SENT2",
 	}
 	sctpState = [...]string{
 		"NONE", "CLOSED", "COOKIE_WAIT", "COOKIE_ECHOED", "ESTABLISHED", "SHUTDOWN_SENT", "SHUTDOWN_RECD",
@@ -192,7 +193,9 @@ var (
 
 // stateName returns the state of a protocol that has one.
 func (e *entry) stateName() string {
-	names := map[uint8][]string{protoInfoTCP: tcpStates[:], protoInfoSCTP: sctpState[:], protoInfoDCCP: dccpState[:]}[e.protoInfo]
+	names := map[uint8][]string{
+		protoInfoTCP: tcpStates[:], protoInfoSCTP: sctpState[:], protoInfoDCCP: dccpState[:],
+	}[e.protoInfo]
 	if int(e.state) < len(names) {
 		return names[e.state]
 	}

@@ -20,9 +20,10 @@ type Retirement struct {
 	// this host's own services: an answered UDP question to one of them needs no entry
 	Services []policy.Selector
 	Local    func(netip.Addr) bool // whether an address is this host's own; nil means that none is
-	Dead     bool                  // also what this host asked for and nobody answers: a pass of its own over unanswered entries
-	Rate     *rate.Limiter         // deletions per second, nil for no bound
-	Progress *atomic.Uint64        // grows with each entry deleted while Retire runs; nil if nobody watches
+	// also what this host asked for and nobody answers: a pass of its own over unanswered entries
+	Dead     bool
+	Rate     *rate.Limiter  // deletions per second, nil for no bound
+	Progress *atomic.Uint64 // grows with each entry deleted while Retire runs; nil if nobody watches
 }
 
 // UDP ports of protocols in which a question has one answer and a mapping is not used again after it:

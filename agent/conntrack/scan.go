@@ -30,8 +30,9 @@ type ScanOptions struct {
 	Limit          int           // entries after which the scan ends as a sample; 0 reads the whole table
 	Budget         time.Duration // time after which it ends as a sample; 0 means no bound
 	V4Bits, V6Bits int           // prefix lengths that make a source; 0 means 32 and 64
-	Apart          []netip.Addr  // IPv6 addresses in whose networks of V6Bits each address is a source of its own: a router's in its LAN
-	MaxSources     int           // sources listed, largest first; 0 means 1024
+	// IPv6 addresses in whose networks of V6Bits each address is a source of its own: a router's in its LAN
+	Apart      []netip.Addr
+	MaxSources int // sources listed, largest first; 0 means 1024
 }
 
 func (o ScanOptions) withDefaults() ScanOptions {

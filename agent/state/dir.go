@@ -38,7 +38,7 @@ func (d *Dir) Lock() (io.Closer, error) {
 		return nil, fmt.Errorf("state directory %s is in use by another ctguard: give each namespace its own state_dir",
 			d.path)
 	}
-	removeTorn(d.path)
+	removeTorn(d.path, "")
 	return f, nil
 }
 

@@ -53,14 +53,18 @@ func SyncDir(dir string) error {
 
 // torn is the name of a file that [Replace] did not get to rename: NAME.json.NNN, or NAME.json.new of older
 // versions.
-var torn = regexp.MustCompile(`^[a-z0-9-]+\.json\.([0-9]+|new)$`)
+var torn = regexp.MustCompile(`^([a-z0-9-]+\.json)\.([0-9]+|new)$`)
 
-// removeTorn removes what a kill left of files that were being replaced. What can't be removed is no reason
-// not to start.
-func removeTorn(dir string) {
+// RemoveTorn removes what a kill left of the file at path while it was being replaced. What can't be removed
+// is no reason not to go on.
+func RemoveTorn(path string) { removeTorn(filepath.Dir(path), filepath.Base(path)) }
+
+// removeTorn removes what a kill left of a file in dir, or of all files without a name.
+func removeTorn(dir, name string) {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
-		if e.Type().IsRegular() && torn.MatchString(e.Name()) {
+		parts := torn.FindStringSubmatch(e.Name())
+		if e.Type().IsRegular() && parts != nil && (name == "" || parts[1] == name) {
 			_ = os.Remove(filepath.Join(dir, e.Name()))
 		}
 	}

@@ -64,6 +64,10 @@ func TestTornFilesGo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	RemoveTorn(filepath.Join(dir, "settings.json"))
+	if got, want := len(names(t, dir)), len(kept)+len(torn)-1; got != want {
+		t.Errorf("left %d files beside those of settings.json, want %d", got, want)
+	}
 	lock, err := At(dir).Lock()
 	if err != nil {
 		t.Fatal(err)

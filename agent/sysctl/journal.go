@@ -50,7 +50,8 @@ func here(proc string) (Journal, error) {
 	if err := syscall.Stat(filepath.Join(proc, "thread-self/ns/net"), &st); err != nil {
 		return Journal{}, fmt.Errorf("read network namespace: %w", err)
 	}
-	return Journal{Version: journalVersion, Boot: strings.TrimSpace(string(boot)), Namespace: st.Ino, Settings: make(map[string]Entry), file: journalName}, nil
+	return Journal{Version: journalVersion, Boot: strings.TrimSpace(string(boot)), Namespace: st.Ino,
+		Settings: make(map[string]Entry), file: journalName}, nil
 }
 
 // ErrDamaged says that the journal can't be understood: what it knew of first values is lost.
@@ -93,7 +94,8 @@ var settingName = regexp.MustCompile(`^(nf_conntrack_[a-z0-9_]+|` + Timestamps +
 func (j Journal) check() error {
 	switch {
 	case j.Version > journalVersion:
-		return fmt.Errorf("it has version %d and this ctguard knows versions up to %d: run ctguard revert of the version that wrote it", j.Version, journalVersion)
+		return fmt.Errorf("it has version %d and this ctguard knows versions up to %d: "+
+			"run ctguard revert of the version that wrote it", j.Version, journalVersion)
 	case j.Version > 0 && j.Sum != j.sum():
 		return fmt.Errorf("%w: its sum is %s, not %s", ErrDamaged, j.sum(), j.Sum)
 	}
@@ -114,8 +116,8 @@ func load(dir, proc string) (Journal, error) {
 		return empty, err
 	}
 	own := ownName(empty)
-	removeTorn(dir, own)
-	removeTorn(dir, journalName)
+	state.RemoveTorn(filepath.Join(dir, own))
+	state.RemoveTorn(filepath.Join(dir, journalName))
 	for _, name := range []string{own, journalName} {
 		j, err := read(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -138,14 +140,6 @@ func load(dir, proc string) (Journal, error) {
 
 // ownName is the name of a namespace's journal where another one's has the usual name.
 func ownName(j Journal) string { return fmt.Sprintf("settings-%d.json", j.Namespace) }
-
-// removeTorn removes what a process that was killed while it wrote a journal has left of it.
-func removeTorn(dir, name string) {
-	files, _ := filepath.Glob(filepath.Join(dir, name+".[0-9]*")) // the pattern is good
-	for _, path := range files {
-		_ = os.Remove(path) // one that stays does no harm
-	}
-}
 
 // read reads one journal.
 func read(path string) (j Journal, err error) {

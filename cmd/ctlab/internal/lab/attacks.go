@@ -56,11 +56,13 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "newcomers", Summary: "3 000 newcomers hold 12 connections each, fewer than most ordinary users",
-		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 6000, sources: 3000, ports: 12, port: service.HTTPPort,
+		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 6000, sources: 3000, ports: 12,
+		port: service.HTTPPort,
 	},
 	{
 		Name: "customer6", Summary: "one customer uses 5 000 networks of /64 in its /48, and holds 7 connections in each",
-		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 6000, sources: 5000, ports: 7, port: service.HTTPPort, ipv6: true,
+		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 6000, sources: 5000, ports: 7,
+		port: service.HTTPPort, ipv6: true,
 	},
 	{
 		Name: "bots", Summary: "400 bots hold 100 connections each, fewer than the address that many users share",
