@@ -57,6 +57,7 @@ func asUser(t *testing.T, uid, gid uint32, socket, request string) string {
 // running is a server whose loop answers everything.
 type running struct {
 	*Board
+	server *Server
 	socket string
 	asked  atomic.Int64 // requests that reached the loop
 }
@@ -72,6 +73,7 @@ func start(t *testing.T, o Options, lim limits) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.server = s
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx) }()
@@ -93,6 +95,14 @@ func start(t *testing.T, o Options, lim limits) *running {
 		}
 	})
 	return r
+}
+
+// followers returns how many clients wait for events.
+func (r *running) followers() int {
+	p := r.server.followers
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.taken
 }
 
 // dial opens a connection to a control socket until the test ends.
@@ -376,7 +386,7 @@ func TestListen(t *testing.T) {
 // hasty are the usual limits with less patience.
 func hasty() limits {
 	l := usual
-	l.request, l.answer, l.idle = 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond
+	l.request, l.answer, l.idle = 300*time.Millisecond, time.Second, 300*time.Millisecond
 	return l
 }
 
@@ -501,14 +511,15 @@ func TestFollowersAreBounded(t *testing.T) {
 		}()
 	}
 	taken := func() int {
-		// The server is of this package, but only its answers count here.
 		code, text, _ := controltest.Ask(r.socket, "/v1/events?since=9&wait=1")
 		if code == http.StatusServiceUnavailable && !strings.Contains(text, "4 clients follow the events already") {
 			t.Errorf("told %q", text)
 		}
 		return code
 	}
-	time.Sleep(200 * time.Millisecond)
+	for end := time.Now().Add(10 * time.Second); r.followers() < lim.followers && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
 	if code := taken(); code != http.StatusServiceUnavailable {
 		t.Errorf("a follower too many: answer %d", code)
 	}
@@ -552,7 +563,7 @@ func TestFollowersThatNeverRead(t *testing.T) {
 	if &first[0][0] != &second[0][0] {
 		t.Error("each reader has its own copy of an event")
 	}
-	time.Sleep(4 * hasty().answer)
+	time.Sleep(hasty().answer + time.Second)
 	for i, c := range mute {
 		if !isClosed(c, 10*time.Second) {
 			t.Errorf("follower %d is still served", i)
