@@ -52,7 +52,7 @@ func (t *Table) Entries(ctx context.Context, f EntryFilter, visit func(Entry) bo
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	m := newMatcher(f)
-	_, err := t.walk(ctx, f.part(), deadline(0), func(e *entry) bool {
+	_, err := t.walk(ctx, t.part(f), deadline(0), func(e *entry) bool {
 		if !m.wants(e) {
 			return true
 		}
@@ -70,7 +70,7 @@ func (t *Table) Remove(
 	defer t.mu.Unlock()
 	m, spared, counted := newMatcher(f), newPrefixSet(spare), 0
 	n, err = t.change(ctx, msgDelete, r, func(queue *changes) error {
-		_, err := t.walk(ctx, f.part(), deadline(0), func(e *entry) bool {
+		_, err := t.walk(ctx, t.part(f), deadline(0), func(e *entry) bool {
 			switch {
 			case !m.wants(e) || spared.contains(e.orig.src):
 				return true
@@ -89,8 +89,11 @@ func (t *Table) Remove(
 }
 
 // part is what the kernel can leave out by itself.
-func (f EntryFilter) part() part {
+func (t *Table) part(f EntryFilter) part {
 	p := part{family: f.Family}
+	if f.Source.IsValid() && f.Source.IsSingleIP() && t.capabilities().FilteredDump.of(f.Source.Addr()) {
+		p.source = f.Source.Addr()
+	}
 	bit := func(want *bool, bit byte) {
 		switch {
 		case want == nil:

@@ -36,19 +36,35 @@ func (h *Host) Room(percent float64) (int, error) {
 	if info.Mode()&0o200 == 0 || errors.Is(unix.Access(path, unix.W_OK), unix.EROFS) {
 		return 0, ErrFixedCapacity
 	}
-	memory, err := h.memory()
+	m, err := h.Memory()
 	if err != nil {
 		return 0, err
 	}
-	size := h.objectSize() + bucketSize
+	return int(percent/100*float64(m.Total)) / (m.Entry + m.Bucket), nil
+}
+
+// Memory is what entries cost, in bytes.
+type Memory struct {
+	Total  int // of the machine
+	Entry  int // of one entry: its slab object, and its accounting or timestamps where they are on
+	Bucket int // of one bucket of the hash table
+}
+
+// Memory returns what entries cost on this machine.
+func (h *Host) Memory() (Memory, error) {
+	total, err := h.memory()
+	if err != nil {
+		return Memory{}, err
+	}
+	m := Memory{Total: total, Entry: h.objectSize(), Bucket: bucketSize}
 	for _, name := range []string{"nf_conntrack_acct", "nf_conntrack_timestamp"} {
 		var on int
 		if h.setting("netfilter/"+name, &on) == nil && on != 0 { // a kernel may lack either
-			size += extensionSize
+			m.Entry += extensionSize
 			break
 		}
 	}
-	return int(percent/100*float64(memory)) / size, nil
+	return m, nil
 }
 
 // memory returns the machine's memory in bytes; see proc_meminfo(5).

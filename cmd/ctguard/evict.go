@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -14,34 +17,112 @@ import (
 	"ctguard/agent/survey"
 )
 
+// mostUnasked is the part of the table, one in so many entries, that goes without a question.
+const mostUnasked = 10
+
 func (p *program) evictCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "evict PREFIX",
-		Short: "delete the entries of a source now",
-		Args:  cobra.ExactArgs(1),
+	var f entryFlags
+	var dryRun, yes bool
+	c := &cobra.Command{
+		Use:   "evict [PREFIX]",
+		Short: "delete entries now: those of a source, or those that the filters name",
+		Long: "Evict deletes the entries of a source, or those that the filters of ctguard flows name. Entries of\n" +
+			"allowlisted sources, of this host and of operators who are logged in stay.",
+		Example: "  ctguard evict 198.51.100.7\n  ctguard evict --state TIME_WAIT --dry-run\n" +
+			"  ctguard evict -p udp --port 53 --unreplied",
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			prefix, err := config.ParsePrefix(args[0])
-			if err != nil {
-				return usage(err, "ctguard evict 198.51.100.7")
+			e := eviction{program: p, dryRun: dryRun, yes: yes}
+			if len(args) == 1 {
+				if f.source != "" {
+					return usage(errors.New("PREFIX and --source say the same"), "ctguard evict 198.51.100.7")
+				}
+				f.source = args[0]
 			}
-			conf, err := p.inside(c.Context())
-			if err != nil {
+			filters := f.given(c)
+			if len(args)+filters == 0 {
+				return usage(errors.New("say what to delete: a source or a filter"), "ctguard evict 198.51.100.7, or ctguard evict --help")
+			}
+			var err error
+			if e.filter, err = f.filter(c, ""); err != nil {
 				return err
 			}
-			spare, err := p.spared(c.Context(), conf)
-			if err != nil {
-				return err
-			}
-			table, err := conntrack.Open()
-			if err != nil {
-				return err
-			}
-			defer table.Close()
-			deleted, err := table.EvictPrefix(c.Context(), prefix, spare)
-			fmt.Fprintf(c.OutOrStdout(), "deleted %d entries of %s\n", deleted, prefix)
-			return err
+			e.wholeSource = len(args) == 1 && filters == 0
+			return e.run(c)
 		},
 	}
+	f.add(c)
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "only say how many entries would go")
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "ask no question, however many entries go")
+	return c
+}
+
+// eviction is one `ctguard evict`.
+type eviction struct {
+	*program
+	filter      conntrack.EntryFilter
+	wholeSource bool // everything that one source has: the kernel may do that by itself
+	dryRun, yes bool
+}
+
+func (e eviction) run(c *cobra.Command) error {
+	conf, err := e.inside(c.Context())
+	if err != nil {
+		return err
+	}
+	spare, err := e.spared(c.Context(), conf)
+	if err != nil {
+		return err
+	}
+	if e.filter.Timeouts, err = timeouts(); err != nil {
+		return err
+	}
+	table, err := conntrack.Open()
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	if e.dryRun || !e.yes {
+		if err := e.preview(c, table, spare); err != nil || e.dryRun {
+			return err
+		}
+	}
+	of := ""
+	var deleted int
+	if e.wholeSource {
+		of = fmt.Sprintf(" of %s", e.filter.Source)
+		deleted, err = table.EvictPrefix(c.Context(), e.filter.Source, spare)
+	} else {
+		deleted, err = table.Remove(c.Context(), e.filter, spare, false, nil)
+	}
+	fmt.Fprintf(c.OutOrStdout(), "deleted %d entries%s\n", deleted, of)
+	return err
+}
+
+// preview says what would go, and asks where that is much. Counting costs a pass over the table, so a source that can't
+// have much is not counted.
+func (e eviction) preview(c *cobra.Command, table *conntrack.Table, spare []netip.Prefix) error {
+	count, err := table.Count()
+	if err != nil {
+		return err
+	}
+	would, err := table.Remove(c.Context(), e.filter, spare, true, nil)
+	if err != nil {
+		return err
+	}
+	if e.dryRun {
+		fmt.Fprintf(c.OutOrStdout(), "would delete %d of %d entries\n", would, count)
+		return nil
+	}
+	if would*mostUnasked <= count || would < screenful {
+		return nil
+	}
+	fmt.Fprintf(c.ErrOrStderr(), "this deletes %d of %d entries; their connections may end. Go on? [y/N] ", would, count)
+	answer, _ := bufio.NewReader(c.InOrStdin()).ReadString('\n') // no answer is a no
+	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
+		return usage(errors.New("nothing was deleted"), "--yes asks no question")
+	}
+	return nil
 }
 
 // spared returns the whole allowlist: what is configured, what is learnt of this host and, where there is

@@ -107,10 +107,10 @@ func newSourcesReport(census *policy.Census) sourcesReport {
 
 // protocolName returns the name of an IP protocol number; see protocols(5).
 func protocolName(number uint8) string {
-	names := map[uint8]string{1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 58: "icmpv6", 132: "sctp",
-		136: "udplite"}
-	if name, ok := names[number]; ok {
-		return name
+	for name, n := range protocols {
+		if n == number {
+			return name
+		}
 	}
 	return fmt.Sprint(number)
 }
