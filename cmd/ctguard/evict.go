@@ -41,7 +41,8 @@ func (p *program) evictCommand() *cobra.Command {
 			}
 			filters := f.given(c)
 			if len(args)+filters == 0 {
-				return usage(errors.New("say what to delete: a source or a filter"), "ctguard evict 198.51.100.7, or ctguard evict --help")
+				return usage(errors.New("say what to delete: a source or a filter"),
+					"ctguard evict 198.51.100.7, or ctguard evict --help")
 			}
 			var err error
 			if e.filter, err = f.filter(c, ""); err != nil {

@@ -40,7 +40,8 @@ func (f *entryFlags) add(c *cobra.Command) {
 	fs.BoolVarP(&f.ipv6, "ipv6", "6", false, "only IPv6")
 	fs.StringVar(&f.zone, "zone", "", "only entries of this conntrack zone")
 	fs.StringVar(&f.mark, "mark", "", "only entries with this connection mark (decimal or 0x…)")
-	fs.BoolVar(&f.unreplied, "unreplied", false, "only entries that no answer came to (--unreplied=false: only those with one)")
+	fs.BoolVar(&f.unreplied, "unreplied", false,
+		"only entries that no answer came to (--unreplied=false: only those with one)")
 	fs.BoolVar(&f.assured, "assured", false, "only assured entries (--assured=false: only those that are not)")
 	fs.BoolVar(&f.nat, "nat", false, "only translated entries (--nat=false: only those that are not)")
 	fs.DurationVar(&f.silent, "silent", 0, "only entries without a packet for this long")

@@ -60,7 +60,8 @@ func (p *program) sizeCommand() *cobra.Command {
 	}
 	fs := c.Flags()
 	fs.IntVar(&users, "users", 0, "how many users, hosts or clients there are at a time")
-	fs.IntVar(&flows, "flows", 300, "flows that one of them has at a time: a browser 100 to 300, a peer-to-peer client 1 000")
+	fs.IntVar(&flows, "flows", 300,
+		"flows that one of them has at a time: a browser 100 to 300, a peer-to-peer client 1 000")
 	fs.IntVar(&peak, "peak", 0, "the most entries that were seen, instead of users and flows")
 	fs.Float64Var(&headroom, "headroom", 50, "percent on top of that")
 	fs.BoolVar(&asJSON, "json", false, "print JSON")
@@ -94,7 +95,8 @@ func newSizeReport(h *survey.Host, peak int, headroom float64) (sizeReport, erro
 
 func printSize(w io.Writer, r sizeReport) {
 	fmt.Fprintf(w, "%d entries at the peak, %.0f %% headroom: a table of %d entries\n\n", r.Peak, r.Headroom, r.Entries)
-	fmt.Fprintf(w, "  net.netfilter.nf_conntrack_max = %d\n  net.netfilter.nf_conntrack_buckets = %d\n\n", r.Entries, r.Buckets)
+	fmt.Fprintf(w, "  net.netfilter.nf_conntrack_max = %d\n  net.netfilter.nf_conntrack_buckets = %d\n\n", r.Entries,
+		r.Buckets)
 	fmt.Fprintf(w, "A full table takes %d MiB, %.1f %% of this machine's memory (%d bytes an entry).\n",
 		(r.Bytes+1<<20-1)>>20, r.MemoryShare, r.EntryBytes)
 	switch {
