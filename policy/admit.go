@@ -6,12 +6,16 @@ import (
 	"slices"
 )
 
-// admitter finds the class of a flood that nobody answers, and gives its new flows a budget. Where a class has answers it goes free: among its sources are those who are to be served,
-// and the kernel's early drop, which takes unanswered entries, serves more of them than a budget
-// that all of the flood's sources share.
-type admitter struct {
+// Admit is the step that gives the new flows of a flood a budget.
+const Admit StepName = "admit"
+
+// admit finds the class of a flood that nobody answers, and gives its new flows a budget. Where a class has
+// answers it goes free: among its sources are those who are to be served, and the kernel's early drop, which takes
+// unanswered entries, serves more of them than a budget that all of the flood's sources share.
+type admit struct {
+	plain
 	budgets map[FlowClass]*budget
-	patience
+	grace
 }
 
 type budget struct {
@@ -22,7 +26,6 @@ type budget struct {
 // Parts of the search.
 const (
 	answeredPart = 0.01 // part of a class's entries that must be answered for the class to go free
-	enoughSeen   = 200  // entries of a class that a sample must hold for its answers to be judged
 	budgetPart   = 0.05 // part of the capacity that a class's budget may fill
 )
 
@@ -39,44 +42,48 @@ var unansweredLife = map[uint8]struct {
 	58:  {"nf_conntrack_icmpv6_timeout", 30},
 }
 
-// update judges a census, if there is a new one, and returns the budgets in a stable order. whose says
-// whose the passing entries are by that census; see [patience].
-func (a *admitter) update(o Observation, r reading, on bool, whose blame, c Config) ([]Budget, []Event) {
-	if !on {
-		*a = admitter{}
-		return nil, nil
+// want judges a census, if there is a new one, and wants the budgets in a stable order. What a class left in a
+// crowded table is purged: nobody answers it, so it would stay for minutes.
+func (a *admit) want(s situation, p *Posture) []Event {
+	if !s.works {
+		*a = admit{}
+		return nil
 	}
 	var events []Event
-	if o.Census != nil {
-		events = a.judge(o, r, whose, c)
+	if s.Census != nil {
+		events = a.judge(s)
 	}
-	list := make([]Budget, 0, len(a.budgets))
 	for _, b := range a.budgets {
-		list = append(list, b.Budget)
+		p.Budgets = append(p.Budgets, b.Budget)
 	}
-	slices.SortFunc(list, func(x, y Budget) int { return x.Class.compare(y.Class) })
-	return list, events
+	slices.SortFunc(p.Budgets, func(x, y Budget) int { return x.Class.compare(y.Class) })
+	if s.shared.crowded {
+		for _, b := range p.Budgets {
+			p.purge(b.Class)
+		}
+	}
+	return events
 }
 
 // judge gives budgets to classes that hold a large part of the table, or are about to, and have no answers, and takes
 // them from classes that have some by now.
-func (a *admitter) judge(o Observation, r reading, whose blame, c Config) []Event {
+func (a *admit) judge(s situation) []Event {
 	var events []Event
 	tell := func(class FlowClass, format string, args ...any) {
 		events = append(events, Event{Kind: StepEvent, Step: Admit, Reason: class.String() + " " + fmt.Sprintf(format, args...)})
 	}
-	for _, f := range classes(o.Census) {
-		share := o.Census.shareAhead(f.entries, o, r)
+	for _, f := range classes(s.Census) {
+		share := s.Census.shareAhead(f.entries, s)
 		answered := float64(f.replied) > answeredPart*float64(f.entries)
 		switch b := a.budgets[f.class]; {
 		case b != nil && answered:
 			delete(a.budgets, f.class)
 			tell(f.class, "goes free: %d of %d entries seen are answered", f.replied, f.entries)
-		case b == nil && !answered && f.entries >= enoughSeen && share >= c.ClassShare && !a.leaves(f, whose, o, r):
+		case b == nil && !answered && f.entries >= enoughSeen && share >= s.cfg.ClassShare && !a.leaves(f, s.shared.suspects, s):
 			if a.budgets == nil {
 				a.budgets = make(map[FlowClass]*budget)
 			}
-			b = newBudget(f.class, o)
+			b = newBudget(f.class, s.Observation)
 			a.budgets[f.class] = b
 			tell(f.class, "may open %d flows a second: its flows hold %.0f %% of the capacity, or are about to, and %d of %d seen are answered",
 				b.Rate, share, f.replied, f.entries)
@@ -96,48 +103,21 @@ func newBudget(class FlowClass, o Observation) *budget {
 	return b
 }
 
-// found is one class of a census.
-type found struct {
-	class            FlowClass
-	entries, replied int // of those that the scan saw
-}
+func (*admit) done(o Observation) uint64 { return o.Work.BudgetDropped }
 
-// classes returns the classes of a census: TCP and UDP by destination port, other protocols whole.
-func classes(c *Census) []found {
-	var list []found
-	for _, p := range c.Ports {
-		list = append(list, found{FlowClass{p.Protocol, p.Port}, p.Entries, p.Replied})
-	}
-	for protocol, n := range c.Protocols {
-		if protocol != tcp && protocol != udp {
-			list = append(list, found{FlowClass{Protocol: protocol}, n, c.ProtocolsReplied[protocol]})
-		}
-	}
-	slices.SortFunc(list, func(x, y found) int { return x.class.compare(y.class) })
-	return list
-}
-
-// quiet reports whether the table has room for what the budgets keep out, at rate packets a second.
-func (a *admitter) quiet(o Observation, step Step, rate float64) bool {
+// quiet reports whether the table has room for what the budgets keep out.
+func (a *admit) quiet(s situation, rate float64) bool {
 	life := 0.0
 	for _, b := range a.budgets {
 		life = max(life, b.life)
 	}
-	return roomBelow(step, o, rate*life)
+	return s.roomFor(rate * life)
 }
 
-// compare orders classes for reports.
-func (c FlowClass) compare(d FlowClass) int {
-	return cmp.Or(cmp.Compare(c.Protocol, d.Protocol), cmp.Compare(c.Port, d.Port))
+func (*admit) brought(s situation, done uint64, _ outcome) string {
+	return fmt.Sprintf("dropped %d packets above the budgets of %d classes", done, len(s.before.Budgets))
 }
 
-// String returns the class as reports write it.
-func (c FlowClass) String() string {
-	switch c.Protocol {
-	case tcp:
-		return fmt.Sprintf("tcp/%d", c.Port)
-	case udp:
-		return fmt.Sprintf("udp/%d", c.Port)
-	}
-	return fmt.Sprintf("protocol %d", c.Protocol)
+func (*admit) status(s situation) string {
+	return fmt.Sprintf("%d classes on a budget", len(s.before.Budgets))
 }

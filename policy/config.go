@@ -17,32 +17,15 @@ const (
 	NATGateway Profile = "nat-gateway"
 )
 
-// StepName names a step of the ladder.
+// StepName names a step of the ladder. Each step's file has its name; see [StepNames].
 type StepName string
-
-// The steps, in the order of the ladder.
-const (
-	Grow        StepName = "grow"
-	DropInvalid StepName = "drop-invalid"
-	ClosedPorts StepName = "closed-ports"
-	NotrackStep StepName = "notrack"
-	Synproxy    StepName = "synproxy"
-	Tighten     StepName = "tighten"
-	Evict       StepName = "evict"
-	Admit       StepName = "admit"
-)
-
-// StepNames lists every step in the order of the ladder.
-func StepNames() []StepName {
-	return []StepName{Grow, DropInvalid, ClosedPorts, NotrackStep, Synproxy, Tighten, Evict, Admit}
-}
 
 // Step is one step's place on the ladder.
 type Step struct {
 	Name  StepName
 	Enter float64       // percent of pressure at which the step is engaged
 	Leave float64       // percent of pressure below which it may be taken back
-	Hold  time.Duration // how long pressure must stay below Leave
+	Hold  time.Duration // its settle time: how long pressure must stay below Leave
 }
 
 // Weight lets a prefix hold more than one fair share: a CGNAT address or a partner is many users.
@@ -84,20 +67,11 @@ type Config struct {
 // Defaults returns the configuration of a profile without a config file.
 func Defaults(p Profile) Config {
 	return Config{
-		Profile:   p,
-		Lookahead: 5 * time.Second,
-		Calm:      250 * time.Millisecond,
-		Pressed:   50 * time.Millisecond,
-		Steps: []Step{
-			{Grow, 50, 35, 30 * time.Second},
-			{DropInvalid, 60, 45, 10 * time.Second},
-			{ClosedPorts, 65, 50, 10 * time.Second},
-			{NotrackStep, 70, 55, 10 * time.Second},
-			{Synproxy, 75, 60, 10 * time.Second},
-			{Tighten, 80, 65, 10 * time.Second},
-			{Evict, 90, 75, 10 * time.Second},
-			{Admit, 95, 80, 10 * time.Second},
-		},
+		Profile:      p,
+		Lookahead:    5 * time.Second,
+		Calm:         250 * time.Millisecond,
+		Pressed:      50 * time.Millisecond,
+		Steps:        defaultSteps(),
 		Trial:        time.Second,
 		RetryTrial:   time.Hour,
 		CalmInvalid:  20,

@@ -2,6 +2,9 @@ package policy
 
 import "fmt"
 
+// Grow is the step that makes the table larger, within a memory budget.
+const Grow StepName = "grow"
+
 // Names of the settings that make the table larger: see Documentation/networking/nf_conntrack-sysctl.rst.
 const (
 	tableMax     = "nf_conntrack_max"
@@ -12,29 +15,39 @@ const (
 // grows with it.
 const mostGrowth = 8
 
-// room returns how large the table may grow.
-func room(o Observation) int { return min(o.Room, mostGrowth*o.Admin[tableMax]) }
+type grow struct{ plain }
 
-func growSkipped(o Observation) string {
-	if most := o.Admin[tableMax]; room(o) <= most {
-		return fmt.Sprintf("nf_conntrack_max is %d and the memory budget has room for %d entries", most, o.Room)
+// largest returns how many entries the table may grow to.
+func (*grow) largest(o Observation) int { return min(o.Room, mostGrowth*o.Admin[tableMax]) }
+
+func (g *grow) skipped(s situation) string {
+	if before := s.Admin[tableMax]; g.largest(s.Observation) <= before {
+		return fmt.Sprintf("nf_conntrack_max is %d and the memory budget has room for %d entries", before, s.Room)
 	}
 	return ""
 }
 
-// grown returns the settings of the largest table that the memory budget has room for. The buckets
-// grow with it: entries per bucket stay what they are, and so does the cost of a look-up.
-func grown(o Observation) map[string]int {
-	before := o.Admin[tableMax]
-	settings := map[string]int{tableMax: room(o)}
-	if buckets := o.Admin[tableBuckets]; buckets > 0 && before > 0 {
-		settings[tableBuckets] = int(float64(buckets) * float64(room(o)) / float64(before))
+// want wants the largest table that the memory budget has room for. The buckets grow with it: entries per
+// bucket stay what they are, and so does the cost of a look-up.
+func (g *grow) want(s situation, p *Posture) []Event {
+	if !s.works {
+		return nil
 	}
-	return settings
+	before, largest := s.Admin[tableMax], g.largest(s.Observation)
+	p.Settings[tableMax] = largest
+	if buckets := s.Admin[tableBuckets]; buckets > 0 && before > 0 {
+		p.Settings[tableBuckets] = int(float64(buckets) * float64(largest) / float64(before))
+	}
+	return nil
 }
 
-// fitsBefore reports whether the entries fit the table as the administrator has it, below grow's leave mark.
-func (m *Machine) fitsBefore(o Observation) bool {
-	step, _ := m.cfg.Step(Grow)
-	return 100*float64(o.Count) < step.Leave*float64(o.Admin[tableMax])
+func (*grow) done(o Observation) uint64 { return uint64(max(0, o.Capacity-o.Admin[tableMax])) }
+
+// quiet reports whether the entries fit the table as the administrator has it, below the leave mark.
+func (*grow) quiet(s situation, _ float64) bool {
+	return 100*float64(s.Count) < s.marks.Leave*float64(s.Admin[tableMax])
+}
+
+func (*grow) brought(_ situation, done uint64, _ outcome) string {
+	return fmt.Sprintf("made room for %d more entries", done)
 }

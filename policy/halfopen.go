@@ -17,43 +17,44 @@ const halfOpenAge = 15 * time.Second
 // that nobody has answered yet.
 const tcpSynSent = 1
 
-// withHalfOpen raises a reading's pressure to the enter mark of the step that helps against a SYN
-// flood, while handshakes under way hold too much of the table, or are about to.
-func (m *Machine) withHalfOpen(o Observation, r reading) reading {
-	m.halfOpen = m.halfOpenShare(o, r)
-	m.synFlood = m.halfOpen >= halfOpenEnter || m.synFlood && m.halfOpen >= halfOpenLeave
-	if !m.synFlood {
-		return r
+// raiseForHalfOpen raises pressure to the enter mark of the first step that helps against a SYN flood, while
+// handshakes under way hold too much of the table, or are about to.
+func (m *Machine) raiseForHalfOpen(s *situation) {
+	s.halfOpen = m.halfOpenShare(*s)
+	s.synFlood = s.halfOpen >= halfOpenEnter || m.last.synFlood && s.halfOpen >= halfOpenLeave
+	if !s.synFlood {
+		return
 	}
-	for _, name := range []StepName{NotrackStep, Synproxy, Tighten} {
-		if step, on := m.cfg.Step(name); on && m.skipped(name, o) == "" {
-			r.pressure = max(r.pressure, step.Enter)
-			break
+	for _, w := range m.steps {
+		told := m.tell(w, *s)
+		if w.stopsSYNs && told.listed() && w.skipped(told) == "" {
+			s.pressure = max(s.pressure, told.marks.Enter)
+			return
 		}
 	}
-	return r
 }
 
 // halfOpenShare returns the percentage of the capacity that handshakes under way hold by the newest
 // census, and are about to; 0 if that is too old.
-func (m *Machine) halfOpenShare(o Observation, r reading) float64 {
+func (m *Machine) halfOpenShare(s situation) float64 {
 	c := m.census
-	if c == nil || o.Time.Sub(c.Time) > halfOpenAge {
+	if c == nil || s.Time.Sub(c.Time) > halfOpenAge {
 		return 0
 	}
-	return c.shareAhead(c.Classes[HalfOpen]+c.TCPStates[tcpSynSent], o, r)
+	return c.shareAhead(c.Classes[HalfOpen]+c.TCPStates[tcpSynSent], s)
 }
 
 // shareAhead returns the percentage of the capacity that n of the entries seen stand for. What growth
 // adds within the lookahead is taken to be of the same kinds as the entries that are not assured: at the
 // onset of a flood most of these are its own. A few prove nothing.
-func (c *Census) shareAhead(n int, o Observation, r reading) float64 {
+func (c *Census) shareAhead(n int, s situation) float64 {
 	if c.Seen == 0 {
 		return 0
 	}
-	share := r.fill * float64(n) / float64(c.Seen)
-	if passing := c.Seen - c.Classes[Assured]; r.growing() && n >= enoughSeen && passing > 0 && o.Time.Sub(c.Time) <= shapeFor {
-		share += max(0, min(r.pressure, 100)-r.fill) * min(1, float64(n)/float64(passing))
+	share := s.fill * float64(n) / float64(c.Seen)
+	transient := c.Seen - c.Classes[Assured]
+	if s.growing() && n >= enoughSeen && transient > 0 && s.Time.Sub(c.Time) <= shapeFor {
+		share += max(0, min(s.pressure, 100)-s.fill) * min(1, float64(n)/float64(transient))
 	}
 	return share
 }

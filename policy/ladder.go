@@ -2,15 +2,16 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
-// Bounds of a hold that doubles: a step that is entered again within forgetAfter holds of being
-// left holds twice as long as before, up to maxHoldFactor times its configured hold.
+// Bounds of a settle time that doubles: a step that is entered again within forgetAfter settle times of being
+// left settles twice as long as before, up to maxSettleFactor times its configured settle time.
 const (
-	maxHoldFactor = 8
-	forgetAfter   = 10
-	trialHolds    = 4 // a step that was quiet for this many holds is taken back on trial below its enter mark
+	maxSettleFactor = 8
+	forgetAfter     = 10
+	trialSettles    = 4 // a step that was quiet for this many settle times is taken back on trial below its enter mark
 )
 
 // rung is one step of the ladder and what its way down depends on.
@@ -18,18 +19,22 @@ type rung struct {
 	Step
 	engaged    time.Time // zero while it is not engaged
 	left       time.Time
-	factor     int       // what the hold is multiplied with
+	factor     int       // what the settle time is multiplied with
 	belowLeave time.Time // since when pressure is below the leave mark; zero while it is not
 	belowEnter time.Time
 	quiet      time.Time // since when the step's own work is quiet; zero while it is not
 	skipped    bool      // it can do nothing on this host: never the top step
 }
 
+// settle returns the rung's present settle time, doublings included.
+func (r *rung) settle() time.Duration { return r.Hold * time.Duration(r.factor) }
+
 // ladder is the steps in order and how many of them are engaged.
 type ladder struct {
-	rungs   []rung
-	level   int
-	changed time.Time // when the level last changed
+	rungs       []rung
+	level       int
+	changed     time.Time // when the level last changed
+	ineffective bool      // the top step has just turned out to bring nothing
 }
 
 // newLadder returns a ladder at level 0.
@@ -39,6 +44,33 @@ func newLadder(steps []Step) ladder {
 		l.rungs[i] = rung{Step: s, factor: 1}
 	}
 	return l
+}
+
+// rebuilt returns a ladder of other steps. Those that are engaged here stay engaged as far as there are no others
+// below them, and each keeps what is known of it.
+func (l *ladder) rebuilt(steps []Step) ladder {
+	n := newLadder(steps)
+	for i := range n.rungs {
+		for _, r := range l.rungs {
+			if r.Name == n.rungs[i].Name {
+				r.Step = n.rungs[i].Step
+				n.rungs[i] = r
+			}
+		}
+		if !n.rungs[i].engaged.IsZero() && n.level == i {
+			n.level = i + 1
+		}
+	}
+	for i := n.level; i < len(n.rungs); i++ {
+		n.rungs[i].engaged = time.Time{}
+	}
+	n.changed, n.ineffective = l.changed, l.ineffective
+	return n
+}
+
+// engaged reports whether the step called name is engaged.
+func (l *ladder) engaged(name StepName) bool {
+	return slices.ContainsFunc(l.rungs[:l.level], func(r rung) bool { return r.Name == name })
 }
 
 // lowest returns the lowest leave mark, below which nothing is ever engaged; 100 without steps.
@@ -64,13 +96,14 @@ func (l *ladder) lowestEnter() float64 {
 
 // observe notes which steps can do nothing here, and since when pressure is below each mark and each
 // step's work is quiet.
-func (l *ladder) observe(now time.Time, pressure float64, quiet, skipped func(StepName) bool) {
+func (l *ladder) observe(now time.Time, pressure float64, look func(StepName) (skipped, quiet bool)) {
 	for i := range l.rungs {
 		r := &l.rungs[i]
-		r.skipped = skipped(r.Name)
+		skipped, quiet := look(r.Name)
+		r.skipped = skipped
 		keepSince(&r.belowLeave, now, pressure < r.Leave)
 		keepSince(&r.belowEnter, now, pressure < r.Enter)
-		keepSince(&r.quiet, now, quiet(r.Name))
+		keepSince(&r.quiet, now, quiet)
 	}
 }
 
@@ -81,6 +114,20 @@ func keepSince(since *time.Time, now time.Time, holds bool) {
 	} else if since.IsZero() {
 		*since = now
 	}
+}
+
+// next returns the level that is wanted now, with the reason. After a top step that brought nothing the next one is
+// tried, if pressure is still high enough for the top step.
+func (l *ladder) next(now time.Time, r reading) (level int, reason string) {
+	level, reason = l.wanted(now, r.pressure)
+	if level <= l.level && l.ineffective && r.growing() && l.level > 0 {
+		top := l.rungs[l.level-1]
+		if r.pressure >= top.Enter && l.above() > l.level {
+			level, reason = l.above(), fmt.Sprintf("%s brought nothing and pressure stays at %.0f %%", top.Name, r.pressure)
+		}
+	}
+	l.ineffective = false
+	return level, reason
 }
 
 // wanted returns the level that pressure asks for: every step whose enter mark is reached at once,
@@ -95,17 +142,26 @@ func (l *ladder) wanted(now time.Time, pressure float64) (level int, reason stri
 	if level > l.level || l.level == 0 {
 		return max(level, l.level), reason
 	}
-	top := &l.rungs[l.level-1]
-	hold := top.Hold * time.Duration(top.factor)
-	switch {
-	case top.skipped:
-		return l.below(), fmt.Sprintf("%s can do nothing here any more", top.Name)
-	case l.lasted(now, top.belowLeave) >= hold && l.lasted(now, top.quiet) >= hold:
-		return l.below(), fmt.Sprintf("pressure below the leave mark of %s (%g %%) and its work quiet for %s", top.Name, top.Leave, hold)
-	case l.lasted(now, top.belowEnter) >= trialHolds*hold && l.lasted(now, top.quiet) >= trialHolds*hold:
-		return l.below(), fmt.Sprintf("%s quiet for %s: taken back on trial below its enter mark (%g %%)", top.Name, trialHolds*hold, top.Enter)
+	if reason := l.mayLeave(now); reason != "" {
+		return l.below(), reason
 	}
 	return l.level, ""
+}
+
+// mayLeave says why the top step may be taken back; it is empty when it may not.
+func (l *ladder) mayLeave(now time.Time) string {
+	top := &l.rungs[l.level-1]
+	settle := top.settle()
+	switch {
+	case top.skipped:
+		return fmt.Sprintf("%s can do nothing here any more", top.Name)
+	case l.lasted(now, top.belowLeave) >= settle && l.lasted(now, top.quiet) >= settle:
+		return fmt.Sprintf("pressure below the leave mark of %s (%g %%) and its work quiet for %s", top.Name, top.Leave, settle)
+	case l.lasted(now, top.belowEnter) >= trialSettles*settle && l.lasted(now, top.quiet) >= trialSettles*settle:
+		return fmt.Sprintf("%s quiet for %s: taken back on trial below its enter mark (%g %%)",
+			top.Name, trialSettles*settle, top.Enter)
+	}
+	return ""
 }
 
 // below returns the level without its top step, and without those under it that can do nothing.
@@ -154,16 +210,16 @@ func (l *ladder) set(now time.Time, level int) {
 	l.level, l.changed = level, now
 }
 
-// remember doubles the hold of a step that is entered soon after it was left, and halves it again
+// remember doubles the settle time of a step that is entered soon after it was left, and halves it again
 // for each stretch of quiet.
 func (r *rung) remember(now time.Time) {
 	if r.left.IsZero() {
 		return
 	}
-	stretch := forgetAfter * r.Hold * time.Duration(r.factor)
+	stretch := forgetAfter * r.settle()
 	away := now.Sub(r.left)
 	if away < stretch {
-		r.factor = min(maxHoldFactor, 2*r.factor)
+		r.factor = min(maxSettleFactor, 2*r.factor)
 		return
 	}
 	for ; away >= stretch && r.factor > 1; away -= stretch {

@@ -1,359 +1,138 @@
 package policy
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"slices"
-	"time"
 )
 
-// Evidence that a trial needs before it says anything: fewer packets are chance.
+// NotrackStep is the step that leaves safe traffic untracked, each selector on trial first.
+const NotrackStep StepName = "notrack"
+
+type notrack struct {
+	trials
+	lane bool // the management lane is open
+}
+
+// The fill in percent at which the management lane opens, whatever the level, and below which it closes:
+// while it is open, TCP can't be held to what conntrack knows.
 const (
-	enoughRequests = 20
-	fewRequests    = 3 // enough to say that nothing at all gets through
+	laneFill  = 90
+	laneLeave = 75
 )
 
-// untracker takes selectors from watched to trial to freed, and back when the host's own rules turn
-// out to drop what is not tracked.
-//
-// The way back needs care: connections that lived untracked meet conntrack in the middle. So a TCP
-// selector stays untracked while its connections are given entries, and once more after that, for
-// those that were opened meanwhile.
-type untracker struct {
-	selectors map[Selector]*selectorTrial
-	failed    map[Selector]failure
-	owed      map[Selector]time.Time // TCP selectors tracked again since then, whose connections may lack entries
+func (n *notrack) observe(s situation) { n.publish(s) }
+
+// publish says what other steps must know: which services may go untracked now.
+func (n *notrack) publish(s situation) {
+	s.shared.untrackable = nil
+	if !s.listed() {
+		return
+	}
+	for _, service := range s.Services {
+		if n.refusal(service, s.Observation) == "" {
+			s.shared.untrackable = append(s.shared.untrackable, service)
+		}
+	}
 }
 
-// selectorTrial is one selector's way through the stages.
-type selectorTrial struct {
-	stage   Stage
-	since   time.Time
-	start   SelectorWork // the counters when the stage began
-	known   bool         // start was read from the kernel
-	checked time.Time    // of a freed selector: when it was last judged
-	before  SelectorWork // what the watched stage counted
-}
-
-// failure is a selector that was taken back.
-type failure struct {
-	reason string
-	until  time.Time
-}
-
-// update moves every candidate on: engage says which are to be untracked, the others are counted. It
-// returns what is wanted now, in a stable order, and what changed. What is no candidate any more is
-// forgotten once its connections are tracked again.
-func (u *untracker) update(o Observation, c Config, candidates []Selector, engage func(Selector) bool) ([]Notrack, []Event) {
-	if u.selectors == nil {
-		u.selectors, u.failed, u.owed = make(map[Selector]*selectorTrial), make(map[Selector]failure), make(map[Selector]time.Time)
+func (n *notrack) skipped(s situation) string {
+	if len(s.Services) == 0 {
+		return "no service of this host was found or listed"
 	}
-	maps.DeleteFunc(u.owed, func(_ Selector, tracked time.Time) bool { return !o.Adopted.Before(tracked) })
-	var events []Event
-	tell := func(text string) {
-		if text != "" {
-			events = append(events, Event{Kind: StepEvent, Step: NotrackStep, Reason: text})
-		}
-	}
-	for _, s := range candidates {
-		switch {
-		case u.refusal(s, o) != "":
-			u.drop(s, o)
-		case engage(s):
-			tell(u.advance(s, o, c))
-		default:
-			tell(u.watch(s, o))
-		}
-	}
-	for s := range u.selectors {
-		if slices.Contains(candidates, s) {
-			continue
-		}
-		tell(u.watch(s, o))
-		if u.selectors[s].stage == Watched {
-			delete(u.selectors, s)
-		}
-	}
-	slices.SortFunc(events, func(a, b Event) int { return cmp.Compare(a.Reason, b.Reason) })
-	wanted := make([]Notrack, 0, len(u.selectors))
-	for s, t := range u.selectors {
-		wanted = append(wanted, Notrack{s, t.stage})
-	}
-	slices.SortFunc(wanted, func(a, b Notrack) int { return cmp.Compare(a.Selector.String(), b.Selector.String()) })
-	return wanted, events
-}
-
-// adopt returns the TCP selectors whose connections are to be given entries.
-func (u *untracker) adopt() []Selector {
-	var list []Selector
-	for s, t := range u.selectors {
-		if t.stage == Leaving {
-			list = append(list, s)
-		}
-	}
-	for s := range u.owed {
-		if !slices.Contains(list, s) {
-			list = append(list, s)
-		}
-	}
-	slices.SortFunc(list, func(a, b Selector) int { return cmp.Compare(a.String(), b.String()) })
-	return list
-}
-
-// moving reports whether some selector is between two stages. A trial that has seen too little by its end may
-// go on for ever and is in no hurry.
-func (u *untracker) moving(now time.Time, c Config) bool {
-	for _, t := range u.selectors {
-		if t.stage == Trial && now.Sub(t.since) <= c.Trial {
-			return true
-		}
-	}
-	return u.adopting()
-}
-
-// adopting reports whether connections are being given entries.
-func (u *untracker) adopting() bool {
-	for _, t := range u.selectors {
-		if t.stage == Leaving {
-			return true
-		}
-	}
-	return len(u.owed) > 0
-}
-
-// untracked reports whether some TCP service or the management lane lives untracked: should ctguard be
-// killed, their connections would meet what it left of its settings.
-func (u *untracker) untracked() bool {
-	for s, t := range u.selectors {
-		if s.OfTCP() && t.stage != Watched {
-			return true
-		}
-	}
-	return false
-}
-
-// refusal says why s must stay tracked; it is empty when nothing speaks against it.
-func (u *untracker) refusal(s Selector, o Observation) string {
-	if reason := o.Refused[s]; reason != "" {
-		return reason
-	}
-	if f, ok := u.failed[s]; ok {
-		if o.Time.Before(f.until) {
-			return f.reason
-		}
-		delete(u.failed, s)
-	}
-	if loose, known := o.Admin[tcpLoose]; known && loose == 0 && s.OfTCP() {
-		return "tcp_loose is 0 here: should ctguard be killed, connections that live untracked would end"
-	}
-	if s.Whole() {
-		return u.partRefusal(s, o)
+	if !slices.ContainsFunc(s.Services, func(service Selector) bool { return n.refusal(service, s.Observation) == "" }) {
+		return fmt.Sprintf("every selector is refused; %s: %s", s.Services[0], n.refusal(s.Services[0], s.Observation))
 	}
 	return ""
 }
 
-// partRefusal says which part of a selector without a port must stay tracked, and why. Its own counters may
-// not tell: one busy service hides that the host's own rules drop all the others.
-func (u *untracker) partRefusal(s Selector, o Observation) string {
-	for _, part := range slices.Concat(o.Services, o.Lane) {
-		if !s.Swallows(part) {
-			continue
-		}
-		if reason := u.refusal(part, o); reason != "" {
-			return fmt.Sprintf("%s, which is part of it, must stay tracked: %s", part, reason)
-		}
-	}
-	return ""
-}
-
-// early reports whether parts of s have yet to show in trials of their own that they can go untracked. One
-// that nobody uses shows nothing, so it is waited for no longer than a trial lasts.
-func (u *untracker) early(s Selector, o Observation, c Config) bool {
-	return s.Whole() && slices.ContainsFunc(o.Services, func(part Selector) bool {
-		if !s.Swallows(part) {
-			return false
-		}
-		t := u.selectors[part]
-		return t == nil || t.stage != Freed && (t.stage != Trial || o.Time.Sub(t.since) < c.Trial)
+// want moves the trials on, those of the management lane too: it opens whether or not the step is engaged.
+func (n *notrack) want(s situation, p *Posture) []Event {
+	wanted, events := n.update(s.Observation, *s.cfg, n.candidates(s, p.Level), func(one Selector) bool {
+		return s.engaged && slices.Contains(s.Services, one) || n.lane && slices.Contains(s.Lane, one)
 	})
+	p.Notrack, p.Adopt = wanted, n.adopt()
+	n.publish(s)
+	connects := slices.ContainsFunc(wanted, func(w Notrack) bool { return w.Selector.connects() })
+	s.shared.adopting = n.adopting()
+	s.shared.loose.needEntries = len(n.needEntries) > 0
+	s.shared.loose.untracked = n.untracked() || s.engaged && connects
+	s.shared.asks.fast = s.shared.asks.fast || n.moving(s.Time, *s.cfg)
+	return events
 }
 
-// advance moves one selector on through its stages and says what changed, if anything did.
-func (u *untracker) advance(s Selector, o Observation, c Config) string {
-	t := u.selectors[s]
-	if t == nil {
-		t = &selectorTrial{since: o.Time}
-		u.selectors[s] = t
+// candidates returns what may go untracked now: nothing at level 0; above it the services, if
+// the step is on the ladder, and the management lane while the table is about to be full.
+func (n *notrack) candidates(s situation, level int) []Selector {
+	if level == 0 {
+		n.lane = false
+		return nil
 	}
-	work, counted := o.Work.Selectors[s]
-	if !counted {
-		return ""
+	n.lane = s.fill >= laneFill || n.lane && s.fill >= laneLeave
+	var all []Selector
+	if s.listed() {
+		all = slices.Clone(s.Services)
 	}
-	if !t.known {
-		t.start, t.known = work, true
+	if !n.lane {
+		return all
 	}
-	seen := work.minus(t.start)
-	switch t.stage {
-	case Watched, Leaving:
-		if u.early(s, o, c) {
-			return ""
-		}
-		if t.stage == Watched {
-			t.before = seen
-		}
-		t.begin(Trial, o, s)
-		return fmt.Sprintf("%s untracked on trial", s)
-	case Trial:
-		if fault := t.fault(seen); fault != "" {
-			u.failed[s] = failure{fault, o.Time.Add(c.RetryTrial)}
-			u.drop(s, o)
-			return fmt.Sprintf("%s taken back: %s", s, fault)
-		}
-		if o.Time.Sub(t.since) >= c.Trial && seen.Requests >= fewRequests {
-			t.stage, t.start, t.checked = Freed, work, o.Time
-			return fmt.Sprintf("%s untracked: %d of %d requests delivered, %d of %d answers sent in its trial",
-				s, seen.Delivered, seen.Requests, seen.Sent, seen.Replies)
-		}
-	case Freed:
-		return u.recheck(s, t, seen, o, c)
-	}
-	return ""
-}
-
-// recheck judges a freed selector once per trial's length: the host's rules may have been changed.
-func (u *untracker) recheck(s Selector, t *selectorTrial, seen SelectorWork, o Observation, c Config) string {
-	if o.Time.Sub(t.checked) < c.Trial || seen.Requests < fewRequests {
-		return ""
-	}
-	if fault := t.stopped(seen); fault != "" {
-		u.failed[s] = failure{fault, o.Time.Add(c.RetryTrial)}
-		u.drop(s, o)
-		return fmt.Sprintf("%s taken back: %s", s, fault)
-	}
-	answers, heard := t.start.Answers, t.start.Heard
-	t.start, t.checked = o.Work.Selectors[s], o.Time
-	if seen.Answers < fewRequests { // this host asks little: what it asked so far goes on counting
-		t.start.Answers, t.start.Heard = answers, heard
-	}
-	return ""
-}
-
-// watch counts a selector that is to be tracked, or takes it back by way of Leaving.
-func (u *untracker) watch(s Selector, o Observation) string {
-	t := u.selectors[s]
-	switch {
-	case t == nil:
-		t = &selectorTrial{since: o.Time}
-		u.selectors[s] = t
-	case t.stage == Watched:
-	case !s.OfTCP():
-		t.begin(Watched, o, s)
-		return fmt.Sprintf("%s tracked again", s)
-	case t.stage != Leaving:
-		t.begin(Leaving, o, s)
-		return fmt.Sprintf("%s goes back: its connections are given entries", s)
-	case !o.Adopted.Before(t.since) || o.Time.Sub(t.since) >= adoptWithin:
-		t.begin(Watched, o, s)
-		u.owed[s] = o.Time
-		return fmt.Sprintf("%s tracked again", s)
-	}
-	if work, counted := o.Work.Selectors[s]; counted && !t.known {
-		t.start, t.known = work, true
-	}
-	return ""
-}
-
-// adoptWithin is how long a selector waits for its connections to be given entries before it is tracked
-// again all the same; that they are owed entries is not forgotten.
-const adoptWithin = 10 * time.Second
-
-// drop has a selector tracked again at once: its rules must go.
-func (u *untracker) drop(s Selector, o Observation) {
-	if t := u.selectors[s]; t != nil && t.stage != Watched && s.OfTCP() {
-		u.owed[s] = o.Time
-	}
-	delete(u.selectors, s)
-}
-
-// begin starts a stage. Its counters start from what they are now, if they can be read; those of a
-// trial from what they are at the next look, when its rules are in force: what was delivered before
-// that was tracked.
-func (t *selectorTrial) begin(stage Stage, o Observation, s Selector) {
-	work, counted := o.Work.Selectors[s]
-	t.stage, t.since = stage, o.Time
-	t.start, t.known = work, counted && stage != Trial
-}
-
-// fault compares a trial with the time before it. A service that stops answering altogether is a fault
-// whatever the cause.
-func (t *selectorTrial) fault(now SelectorWork) string {
-	if reason := t.stopped(now); reason != "" {
-		return reason
-	}
-	answered := t.before.Requests >= enoughRequests && 5*t.before.Sent >= t.before.Requests
-	if answered && now.Requests >= 5*enoughRequests && 20*now.Sent < now.Requests {
-		return fmt.Sprintf("answers fell from %d for %d requests to %d for %d", t.before.Sent, t.before.Requests, now.Sent, now.Requests)
-	}
-	return ""
-}
-
-// stopped says what the host's own rules do not let through, judged in each direction by what they did
-// before.
-func (t *selectorTrial) stopped(now SelectorWork) string {
-	if fell(now.Delivered, now.Requests, t.before.Delivered, t.before.Requests) {
-		return fmt.Sprintf("the host's own rules let %d of %d untracked requests through", now.Delivered, now.Requests)
-	}
-	if fell(now.Sent, now.Replies, t.before.Sent, t.before.Replies) {
-		return fmt.Sprintf("the host's own rules let %d of %d untracked answers out", now.Sent, now.Replies)
-	}
-	if fell(now.Heard, now.Answers, t.before.Heard, t.before.Answers) {
-		return fmt.Sprintf("the host's own rules let %d of %d untracked answers to what it asked through", now.Heard, now.Answers)
-	}
-	return ""
-}
-
-// fell reports whether the part that passes is less than half of what it was; where there is not
-// enough from before, everything is taken to have passed.
-func fell(passed, of, passedBefore, ofBefore uint64) bool {
-	if of >= fewRequests && passed == 0 {
-		return ofBefore < enoughRequests || passedBefore > 0
-	}
-	if of < enoughRequests {
-		return false
-	}
-	before := 1.0
-	if ofBefore >= enoughRequests {
-		before = float64(passedBefore) / float64(ofBefore)
-	}
-	return float64(passed)/float64(of) < before/2
-}
-
-// opened returns how many packets came in that would have opened a flow had they been tracked. What is
-// part of a selector without a port is counted there too, so of the two sums the greater one counts.
-func (u *untracker) opened(o Observation) uint64 {
-	var whole, parts uint64
-	for s, t := range u.selectors {
-		switch {
-		case t.stage == Watched:
-		case s.Whole():
-			whole += o.Work.Selectors[s].New
-		default:
-			parts += o.Work.Selectors[s].New
+	for _, one := range s.Lane {
+		// Where the whole service may go untracked the lane needs nothing of its own.
+		whole := Selector{Protocol: one.Protocol, Port: one.Port}
+		if !slices.Contains(all, one) && (!slices.Contains(all, whole) || n.refusal(whole, s.Observation) != "") {
+			all = append(all, one)
 		}
 	}
-	return max(whole, parts)
+	return all
 }
 
-// minus returns what w counted since before.
-func (w SelectorWork) minus(before SelectorWork) SelectorWork {
-	return SelectorWork{
-		Requests:  since(w.Requests, before.Requests),
-		New:       since(w.New, before.New),
-		Delivered: since(w.Delivered, before.Delivered),
-		Replies:   since(w.Replies, before.Replies),
-		Sent:      since(w.Sent, before.Sent),
-		Answers:   since(w.Answers, before.Answers),
-		Heard:     since(w.Heard, before.Heard),
+func (n *notrack) done(o Observation) uint64 { return n.opened(o) }
+
+// newFlowLife is how many seconds a new flow stays in the table at the kernel's defaults: the
+// longer of nf_conntrack_udp_timeout_stream and nf_conntrack_tcp_timeout_time_wait, both 120.
+const newFlowLife = 120
+
+// quiet reports whether the table has room for what the step keeps out of it: the connections
+// that live untracked, which become entries again, and new ones, unless they are no more than on an
+// ordinary day.
+func (*notrack) quiet(s situation, rate float64) bool {
+	more := float64(s.Sockets)
+	if rate > 5*quietRate+2*s.ordinary.arrivals {
+		more += rate * newFlowLife
 	}
+	return s.roomFor(more)
+}
+
+func (*notrack) brought(_ situation, done uint64, _ outcome) string {
+	return fmt.Sprintf("kept %d new flows out of the table", done)
+}
+
+func (*notrack) status(s situation) string {
+	n := 0
+	for _, w := range s.before.Notrack {
+		if w.Stage != Watched {
+			n++
+		}
+	}
+	return fmt.Sprintf("%d of %d selectors untracked", n, len(s.Services))
+}
+
+// SelectorStatus is how one candidate for notrack stands.
+type SelectorStatus struct {
+	Selector string `json:"selector"`
+	Stage    string `json:"stage"`   // "tracked", "watched", "trial", "freed" or "leaving"
+	Refused  string `json:"refused"` // why it must stay tracked; empty if nothing speaks against it
+}
+
+// Selectors returns how each candidate for notrack stands after the last tick.
+func (m *Machine) Selectors() []SelectorStatus {
+	n := m.worker(NotrackStep).step.(*notrack)
+	list := make([]SelectorStatus, 0, len(m.last.Services)+len(m.last.Lane))
+	for _, s := range slices.Concat(m.last.Services, m.last.Lane) {
+		status := SelectorStatus{Selector: s.String(), Stage: "tracked", Refused: n.refusal(s, m.last.Observation)}
+		if t := n.selectors[s]; t != nil {
+			status.Stage = t.stage.String()
+		}
+		list = append(list, status)
+	}
+	return list
 }

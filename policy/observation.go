@@ -39,10 +39,12 @@ type Host struct {
 // over all CPUs; see struct ip_conntrack_stat in include/linux/netfilter/nf_conntrack_common.h.
 type KernelCounters struct {
 	Drop         uint64 // new flows dropped because the table was full and early drop found no victim
-	EarlyDrop    uint64 // entries that early drop evicted to make room
 	InsertFailed uint64 // entries that could not be inserted
 	Invalid      uint64 // packets that could not be tracked
 }
+
+// refused returns how many new flows the kernel refused.
+func (k KernelCounters) refused() uint64 { return k.Drop + k.InsertFailed }
 
 // Handshake is what this host's TCP says of itself in the SYN-ACK of a connection: what synproxy, which
 // answers in its place, must say too.
@@ -154,7 +156,6 @@ type Census struct {
 	Total            int  // entries in the table when the scan began
 	Seen             int  // entries this scan saw
 	Whole            bool // the dump ran to its end
-	Torn             bool // the kernel said the table changed its shape meanwhile (NLM_F_DUMP_INTR): entries may be missing or double
 	Classes          [NumClasses]int
 	Protocols        map[uint8]int // by IP protocol number
 	ProtocolsReplied map[uint8]int // of them, those that have seen a reply

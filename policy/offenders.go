@@ -9,23 +9,23 @@ import (
 	"time"
 )
 
-// offenders finds the heavy sources of a census and remembers whom it holds back.
+// offenders finds the heavy sources of a census and remembers whom it limits.
 //
-// An entry is held while it carries a conversation that lasts (assured), and passing otherwise: a
+// An entry is assured while it carries a conversation that lasts, and transient otherwise: a
 // handshake, one question and its answer, a connection that closes. A client that opens and closes
-// many connections has many passing entries and holds none; they can be evicted at no harm. So a
-// source is held back for what it holds, and for passing entries only where they come faster than
+// many connections has many transient entries and no assured ones; they can be evicted at no harm. So a
+// source is limited for its assured entries, and for transient ones only where they come faster than
 // they can be swept away.
 type offenders struct {
-	known map[netip.Prefix]*offence
-	swept map[netip.Prefix]int // passing entries that each source was left with by the last census
-	rest  float64              // passing entries of the sources that census did not list
-	at    time.Time            // of that census
-	last  []account            // how the table was divided then
-	found bool                 // somebody was above a fair share, and the target is not reached yet
-	blame blame                // whose the passing entries were then
-	rate  int                  // new flows per second that a limited source may open
-	more  bool                 // more sources were due than may be limited
+	known    map[netip.Prefix]*offence
+	swept    map[netip.Prefix]int // transient entries that each source was left with by the last census
+	rest     float64              // transient entries of the sources that census did not list
+	at       time.Time            // of that census
+	last     []usage              // what each source used then
+	found    bool                 // somebody was above a fair share, and the target is not reached yet
+	suspects suspects             // whose the transient entries were then
+	rate     int                  // new flows per second that a limited source may open
+	more     bool                 // more sources were due than may be limited
 }
 
 // offence is what is remembered of one source.
@@ -36,11 +36,12 @@ type offence struct {
 
 // judge takes a census in: it limits heavy sources, renews those that still offend and returns how
 // many entries each source above its share may keep.
-func (f *offenders) judge(o Observation, c Config) ([]Cap, []Event) {
-	accounts, share := f.divide(o, c)
+func (f *offenders) judge(s situation) ([]Cap, []Event) {
+	c := *s.cfg
+	usages, share := f.shareOut(s)
 	f.rate = limitRate(share, c)
-	var due []account
-	for _, a := range accounts {
+	var due []usage
+	for _, a := range usages {
 		if a.why != "" {
 			due = append(due, a)
 		}
@@ -49,68 +50,71 @@ func (f *offenders) judge(o Observation, c Config) ([]Cap, []Event) {
 		due = fold(due, c)
 	}
 	var events []Event
-	held := make(map[netip.Prefix]bool, len(due))
+	limited := make(map[netip.Prefix]bool, len(due))
 	for _, a := range due[:min(len(due), c.MaxLimited)] {
-		held[a.Prefix] = true
-		events = f.hold(events, o.Time, a, c)
+		limited[a.Prefix] = true
+		events = f.limit(events, s.Time, a, c)
 	}
 	events = summed(events)
 	if more := len(due) - c.MaxLimited; more > 0 && !f.more {
 		events = append(events, Event{Kind: DegradedEvent, Step: Evict,
-			Reason: fmt.Sprintf("%d more sources should be held back than evict.max_limited (%d) allows: the largest are", more, c.MaxLimited)})
+			Reason: fmt.Sprintf("%d more sources should be held back than evict.max_limited (%d) allows: the largest are",
+				more, c.MaxLimited)})
 	}
 	f.more = len(due) > c.MaxLimited
-	return excess(accounts, held, c), events
+	return excess(usages, limited, c), events
 }
 
-// excess returns how many entries each source above its share may keep. Block, then evict: what a
-// source holds goes only when it can't come back at once.
-func excess(accounts []account, held map[netip.Prefix]bool, c Config) []Cap {
+// excess returns how many entries each source above its share may keep. Block, then evict: assured entries go only
+// when they can't come back at once.
+func excess(usages []usage, limited map[netip.Prefix]bool, c Config) []Cap {
 	var caps []Cap
-	for _, a := range accounts {
-		if a.held <= a.keepHeld && a.passing <= a.keepPassing {
+	for _, a := range usages {
+		if a.assured <= a.keepAssured && a.transient <= a.keepTransient {
 			continue
 		}
-		keep := int(min(a.held, a.keepHeld) + min(a.passing, a.keepPassing))
-		heldBack := held[a.Prefix] || held[c.folded(a.Prefix)]
-		caps = append(caps, Cap{Prefix: a.Prefix, Keep: max(keep, 1), SpareAssured: c.SpareAssured || !heldBack, ClosingFirst: !heldBack && a.answered() >= ownAddress})
+		keep := int(min(a.assured, a.keepAssured) + min(a.transient, a.keepTransient))
+		is := limited[a.Prefix] || limited[c.folded(a.Prefix)]
+		caps = append(caps, Cap{Prefix: a.Prefix, Keep: max(keep, 1),
+			SpareAssured: c.SpareAssured || !is, ClosingFirst: !is && a.answered() >= ownAddress})
 	}
 	return caps
 }
 
-// foldFrom is how many heavy sources a network must have to be held back as one.
+// foldFrom is how many heavy sources a network must have to be limited as one.
 const foldFrom = 4
 
-// fold puts heavy sources of one network together, when there are more than can be held back one by
+// fold puts heavy sources of one network together, when there are more than can be limited one by
 // one, and returns them with the largest first.
-func fold(due []account, c Config) []account {
-	networks := make(map[netip.Prefix][]account)
+func fold(due []usage, c Config) []usage {
+	networks := make(map[netip.Prefix][]usage)
 	for _, a := range due {
 		networks[c.folded(a.Prefix)] = append(networks[c.folded(a.Prefix)], a)
 	}
-	var list []account
+	var list []usage
 	for network, members := range networks {
 		if len(members) < foldFrom {
 			list = append(list, members...)
 			continue
 		}
-		sum := account{Holding: Holding{Prefix: network}}
+		sum := usage{Holding: Holding{Prefix: network}}
 		for _, a := range members {
-			sum.Entries, sum.held, sum.passing = sum.Entries+a.Entries, sum.held+a.held, sum.passing+a.passing
+			sum.Entries += a.Entries
+			sum.assured, sum.transient = sum.assured+a.assured, sum.transient+a.transient
 			for class := range a.Classes {
 				sum.Classes[class] += a.Classes[class]
 			}
 		}
-		sum.why = fmt.Sprintf("%d heavy sources in it, with %.0f entries", len(members), sum.held+sum.passing)
+		sum.why = fmt.Sprintf("%d heavy sources in it, with %.0f entries", len(members), sum.assured+sum.transient)
 		list = append(list, sum)
 	}
-	slices.SortFunc(list, func(a, b account) int {
-		return cmp.Or(cmp.Compare(b.held+b.passing, a.held+a.passing), a.Prefix.Addr().Compare(b.Prefix.Addr()))
+	slices.SortFunc(list, func(a, b usage) int {
+		return cmp.Or(cmp.Compare(b.assured+b.transient, a.assured+a.transient), a.Prefix.Addr().Compare(b.Prefix.Addr()))
 	})
 	return list
 }
 
-// folded returns the network that a source is held back with when there are too many.
+// folded returns the network that a source is limited with when there are too many.
 func (c Config) folded(p netip.Prefix) netip.Prefix {
 	bits := c.FoldV6
 	if p.Addr().Is4() {
@@ -136,8 +140,8 @@ func summed(events []Event) []Event {
 	return append(events[:mostEvents:mostEvents], rest)
 }
 
-// hold limits one source, or renews its limit.
-func (f *offenders) hold(events []Event, now time.Time, a account, c Config) []Event {
+// limit limits one source, or renews its limit.
+func (f *offenders) limit(events []Event, now time.Time, a usage, c Config) []Event {
 	if f.known == nil {
 		f.known = make(map[netip.Prefix]*offence)
 	}
@@ -162,7 +166,7 @@ func (f *offenders) hold(events []Event, now time.Time, a account, c Config) []E
 	if a.answered() < silent && c.Profile != NATGateway { // a neighbour may have sent it: what goes on, goes on
 		of.limit.Kind = Block
 	}
-	return append(events, Event{Kind: LimitEvent, Step: Evict, Prefix: a.Prefix, Entries: int(a.held + a.passing),
+	return append(events, Event{Kind: LimitEvent, Step: Evict, Prefix: a.Prefix, Entries: int(a.assured + a.transient),
 		Reason: fmt.Sprintf("%s for %s: %s", of.limit.Kind, span, of.limit.Reason)})
 }
 
@@ -194,7 +198,7 @@ func (f *offenders) release(now time.Time) {
 			of.limit.Until = now
 		}
 	}
-	f.swept, f.last, f.more, f.blame = nil, nil, false, blame{}
+	f.swept, f.last, f.more, f.suspects = nil, nil, false, suspects{}
 }
 
 // forget drops all memory of the sources inside prefix.

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -48,10 +49,58 @@ func (ov *Override) String() string {
 	return fmt.Sprintf("%s %d: %s", ov.Kind, ov.Level, ov.Reason)
 }
 
-// Manual is an operator's word on one prefix: hold it back, or leave it alone, until a time.
+// Manual is an operator's word on one prefix: limit it, or leave it alone, until a time.
 type Manual struct {
 	Prefix  netip.Prefix `json:"prefix"`
-	Release bool         `json:"release"` // leave it alone; otherwise hold it back
+	Release bool         `json:"release"` // leave it alone; otherwise limit it
 	Until   time.Time    `json:"until"`
 	Reason  string       `json:"reason"`
+}
+
+// operator is what operators said and that is still in force.
+type operator struct {
+	override *Override
+	words    []Manual
+}
+
+// pinned reports whether an operator's word decides the level: it counts like a flood.
+func (op *operator) pinned() bool { return op.override != nil && op.override.Kind == Pin }
+
+// say takes a word on one prefix; a later word on the same prefix replaces it.
+func (op *operator) say(word Manual) {
+	op.words = slices.DeleteFunc(op.words, func(o Manual) bool { return o.Prefix == word.Prefix })
+	op.words = append(op.words, word)
+}
+
+// expire ends overrides and words whose time has come.
+func (op *operator) expire(now time.Time) []Event {
+	op.words = slices.DeleteFunc(op.words, func(w Manual) bool { return !now.Before(w.Until) })
+	if op.override == nil || now.Before(op.override.Until) {
+		return nil
+	}
+	ended := Event{Kind: OverrideEvent, Reason: fmt.Sprintf("%s: its time is over", op.override)}
+	op.override = nil
+	return []Event{ended}
+}
+
+// released returns the prefixes that are to be left alone.
+func (op *operator) released() []netip.Prefix {
+	var list []netip.Prefix
+	for _, w := range op.words {
+		if w.Release {
+			list = append(list, w.Prefix)
+		}
+	}
+	return list
+}
+
+// limits returns a list of limits with the operator's own put in.
+func (op *operator) limits(limits []Limit) []Limit {
+	for _, w := range op.words {
+		if !w.Release {
+			limits = slices.DeleteFunc(limits, func(l Limit) bool { return l.Prefix == w.Prefix })
+			limits = append(limits, Limit{w.Prefix, LimitNew, w.Until, "by the operator: " + w.Reason})
+		}
+	}
+	return limits
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -14,7 +15,7 @@ type Posture struct {
 	Notrack     []Notrack
 	Limits      []Limit
 	Caps        []Cap       // how many entries a source may keep; the excess is evicted
-	Purges      []FlowClass // classes whose entries are deleted, those that are assured or have NAT apart
+	Purges      []FlowClass // classes whose entries are deleted, except those that are assured or have NAT
 	LimitRate   int         // new flows per second that a limited source may open
 	LimitBurst  int         // packets that it may open above the rate
 	Synproxy    []uint16    // TCP ports of this host whose handshakes are answered with SYN cookies
@@ -26,15 +27,16 @@ type Posture struct {
 	Reject      bool       // answer dropped new flows of limited sources (TCP RST, ICMP) instead of dropping in silence
 }
 
+// purge adds a class to those whose entries are deleted.
+func (p *Posture) purge(class FlowClass) {
+	if !slices.Contains(p.Purges, class) {
+		p.Purges = append(p.Purges, class)
+	}
+}
+
 // HasRules reports whether p wants any rule in the kernel; without one there is no table.
 func (p Posture) HasRules() bool {
 	return p.DropInvalid || len(p.Notrack) > 0 || len(p.Limits) > 0 || len(p.Synproxy) > 0 || p.ClosedPorts || len(p.Budgets) > 0
-}
-
-// FlowClass is what the packets of a flood have in common.
-type FlowClass struct {
-	Protocol uint8  // IP protocol number
-	Port     uint16 // destination port; 0 for protocols without ports
 }
 
 // Budget is how many flows of a class may be opened; those that there are go on.
@@ -63,7 +65,7 @@ const (
 // String returns the stage's name as the operator sees it.
 func (s Stage) String() string { return [...]string{"watched", "trial", "freed", "leaving"}[s] }
 
-// LimitKind is how a source is held back.
+// LimitKind is how a source is limited.
 type LimitKind uint8
 
 // The kinds of limit.
@@ -75,7 +77,7 @@ const (
 // String returns the kind's name as the operator sees it.
 func (k LimitKind) String() string { return [...]string{"limit", "block"}[k] }
 
-// Limit holds one source back until a time. The kernel forgets it at Until by itself.
+// Limit is what one source is limited to until a time. The kernel forgets it at Until by itself.
 type Limit struct {
 	Prefix netip.Prefix
 	Kind   LimitKind

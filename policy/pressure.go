@@ -30,6 +30,16 @@ type reading struct {
 	drops    uint64  // new flows the kernel refused since the last observation
 	ahead    float64 // percent that growth adds within the lookahead
 	pressure float64 // percent
+	halfOpen float64 // percent of the capacity that handshakes under way hold, or are about to
+	synFlood bool    // that is too much
+}
+
+// ordinaryGrowth is how many percent of the table growth may add to the pressure of an ordinary day.
+const ordinaryGrowth = 10
+
+// growing reports whether the table grows faster than on an ordinary day.
+func (r reading) growing() bool {
+	return r.ahead >= ordinaryGrowth || r.drops > 0 && r.pressure >= r.fill+ordinaryGrowth
 }
 
 // read takes one observation in. Pressure is the fill projected lookahead ahead, and at least 100
@@ -41,7 +51,7 @@ func (g *gauge) read(o Observation, lookahead time.Duration, floor float64) read
 	r.ahead = 100 * r.rate * lookahead.Seconds() / capacity
 	r.pressure = r.fill + r.ahead
 
-	drops := o.Kernel.Drop + o.Kernel.InsertFailed
+	drops := o.Kernel.refused()
 	if g.seen {
 		r.drops = since(drops, g.drops)
 	}

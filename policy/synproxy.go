@@ -8,20 +8,24 @@ import (
 	"time"
 )
 
-// proxier watches whether connections that synproxy has accepted reach their listeners. The client's
+// Synproxy is the step that answers handshakes with SYN cookies in the place of this host's services.
+const Synproxy StepName = "synproxy"
+
+// synproxy watches whether connections that the kernel's synproxy has accepted reach their listeners. The client's
 // SYN passes the host's own rules before it is answered; the connection that synproxy then opens to
 // the listener comes by way of the loopback interface, and rules that know nothing of it may drop it.
-type proxier struct {
-	engaged   bool
-	wanted    bool      // a SYN flood has called for it, and it is not over
-	quiet     time.Time // since when the flood seems over; zero while it does not
-	since     time.Time // when it was last engaged
-	start     Proxied   // the counters when it was engaged
-	failed    failure
-	refused   map[uint16]failure // ports whose connections do not arrive
-	ports     []uint16           // that it was last in front of
-	handshake Handshake          // what it last said
-	left      time.Time          // when it last was
+type synproxy struct {
+	unfinished pace      // handshakes it answered that nobody finished
+	engaged    bool      // its rules are wanted
+	wanted     bool      // a SYN flood has called for it, and it is not over
+	calmSince  time.Time // since when the flood seems over; zero while it does not
+	since      time.Time // when it was last engaged
+	start      Proxied   // the counters when it was engaged
+	failed     failure
+	refused    map[uint16]failure // ports whose connections do not arrive
+	ports      []uint16           // that it was last in front of
+	handshake  Handshake          // what it last said
+	left       time.Time          // when it last was
 }
 
 // LastCookiesFor is how long cookies are taken after the last was handed out: a round trip of a second.
@@ -34,61 +38,183 @@ const (
 	enoughCompleted = 20
 )
 
-// update notes what synproxy does and takes it back when what it accepts does not arrive.
-func (p *proxier) update(o Observation, on bool, c Config) []Event {
-	if !on || !p.engaged {
-		if on {
-			p.since = o.Time
+func (x *synproxy) observe(s situation) { x.unfinished.update(s.Time, unfinished(s.Work.Proxied)) }
+
+func (x *synproxy) skipped(s situation) string {
+	switch {
+	case s.Time.Before(x.failed.until):
+		return x.failed.reason
+	case s.Handshake.WindowScale == 0:
+		return "tcp_window_scaling is off, and synproxy can't but scale windows"
+	case !s.Handshake.Timestamps:
+		return "tcp_timestamps is off: a SYN cookie could not carry window scale and SACK"
+	case len(s.Listeners) == 0:
+		return "no listening TCP port of this host was found or listed"
+	case len(x.proxyable(s)) > 0:
+		return ""
+	}
+	for _, l := range s.Listeners {
+		if reason := cmp.Or(s.Unproxied[l], x.refusal(l.Port, s.Time)); reason != "" {
+			return fmt.Sprintf("no port can be proxied; %s: %s", l, reason)
 		}
-		p.engaged, p.start = on, o.Work.Proxied
+	}
+	return "every listening port may go untracked, which is better"
+}
+
+// proxyable returns the ports that synproxy may stand in front of: those that must stay tracked.
+// While other TCP services may live untracked there are none: synproxy needs tcp_loose=0, which their
+// connections must not meet.
+func (x *synproxy) proxyable(s situation) []uint16 {
+	var ports []uint16
+	for _, l := range s.Listeners {
+		if s.shared.mayGo(l) {
+			return nil
+		}
+		if s.Unproxied[l] == "" && x.refusal(l.Port, s.Time) == "" {
+			ports = append(ports, l.Port)
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
+func (x *synproxy) want(s situation, p *Posture) []Event {
+	settle := s.marks.Hold
+	if !s.engaged {
+		settle = 0 // a call does not outlast the step
+	}
+	called := x.call(s.Time, s.works && (s.synFlood || s.pinned), x.floodOver(s), settle)
+	mustStay := s.shared.loose.mustStay(s.Observation)
+	proxy := called && s.works && !mustStay
+	closing := !proxy && !mustStay && x.closing(s, p)
+	if proxy || closing {
+		s.shared.loose.strict = true
+		if ready := x.ready(s, p); ready && proxy {
+			p.Synproxy, p.Handshake = x.proxyable(s), s.Handshake
+			x.ports, x.handshake, x.left = p.Synproxy, p.Handshake, s.Time
+		}
+	}
+	if s.shared.crowded && !p.LastCookies {
+		for _, port := range p.Synproxy { // the handshakes from before synproxy answered them would stay for minutes
+			p.purge(FlowClass{tcp, port})
+		}
+	}
+	events := x.update(s.Observation, proxy && len(p.Synproxy) > 0, *s.cfg)
+	s.shared.asks.fast = s.shared.asks.fast || x.young(s.Time)
+	return events
+}
+
+// ready wants the settings that synproxy depends on, and reports whether they were wanted one
+// tick ago: they must be in force before its rules are.
+//
+// A cookie's timestamp is the kernel's clock, and what the listener says later is brought in line with
+// it as long as there are rules. Without the random offset that tcp_timestamps=1 adds to it for each
+// connection, the listener's own timestamps are a little ahead of the cookie's, and a connection lives
+// on when the rules go; with it, half of them would run backwards and stall (RFC 7323, section 5).
+func (*synproxy) ready(s situation, p *Posture) bool {
+	needed := make(map[string]int)
+	if s.Admin[tcpTimestamps] == randomOffset {
+		needed[tcpTimestamps], p.Settings[tcpTimestamps] = plainClock, plainClock
+	}
+	if s.Admin[tcpLoose] != 0 {
+		needed[tcpLoose] = 0 // the arbiter sees to it
+	}
+	for name, value := range needed {
+		if before, set := s.before.Settings[name]; !set || before != value {
+			return false
+		}
+	}
+	return true
+}
+
+// tcpTimestamps is net.ipv4.tcp_timestamps, and two of its values: Documentation/networking/ip-sysctl.rst.
+const (
+	tcpTimestamps = "tcp_timestamps"
+	randomOffset  = 1
+	plainClock    = 2
+)
+
+func (*synproxy) done(o Observation) uint64 { return o.Work.Proxied.SYNs }
+
+func (x *synproxy) quiet(s situation, _ float64) bool { return x.floodOver(s) }
+
+func (*synproxy) brought(s situation, done uint64, _ outcome) string {
+	return fmt.Sprintf("answered %d handshakes with cookies, %d came back", done, s.Work.Proxied.Completed())
+}
+
+func (*synproxy) status(s situation) string {
+	if n := len(s.before.Synproxy); n > 0 {
+		return fmt.Sprintf("in front of %d ports", n)
+	}
+	return fmt.Sprintf("waits for handshakes under way to hold %d %% of the capacity, now %.0f %%", halfOpenEnter, s.halfOpen)
+}
+
+// synRecvLife is how many seconds an unanswered handshake stays in the table by default, as
+// nf_conntrack_tcp_timeout_syn_recv.
+const synRecvLife = 60
+
+// floodOver reports whether the handshakes that nobody finishes would hold less than the leave mark
+// of the half-open share, were they tracked again.
+func (x *synproxy) floodOver(s situation) bool {
+	life := cmp.Or(s.Admin["nf_conntrack_tcp_timeout_syn_recv"], synRecvLife)
+	return 100*x.unfinished.Rate*float64(life) < halfOpenLeave*float64(s.Capacity)
+}
+
+// update notes what synproxy does and takes it back when what it accepts does not arrive.
+func (x *synproxy) update(o Observation, on bool, c Config) []Event {
+	if !on || !x.engaged {
+		if on {
+			x.since = o.Time
+		}
+		x.engaged, x.start = on, o.Work.Proxied
 		return nil
 	}
-	if reason := o.Work.Proxied.fault(p.start); reason != "" {
-		p.engaged, p.failed = false, failure{reason, o.Time.Add(c.RetryTrial)}
+	if reason := o.Work.Proxied.fault(x.start); reason != "" {
+		x.engaged, x.failed = false, failure{reason, o.Time.Add(c.RetryTrial)}
 		return []Event{{Kind: StepEvent, Step: Synproxy, Reason: "taken back: " + reason}}
 	}
 	var events []Event
 	for _, port := range slices.Sorted(maps.Keys(o.Work.Proxied.Ports)) {
-		reason := o.Work.Proxied.Ports[port].fault(p.start.Ports[port])
-		if reason == "" || p.refusal(port, o.Time) != "" {
+		reason := o.Work.Proxied.Ports[port].fault(x.start.Ports[port])
+		if reason == "" || x.refusal(port, o.Time) != "" {
 			continue
 		}
-		if p.refused == nil {
-			p.refused = make(map[uint16]failure)
+		if x.refused == nil {
+			x.refused = make(map[uint16]failure)
 		}
-		p.refused[port] = failure{reason, o.Time.Add(c.RetryTrial)}
+		x.refused[port] = failure{reason, o.Time.Add(c.RetryTrial)}
 		events = append(events, Event{Kind: StepEvent, Step: Synproxy, Reason: fmt.Sprintf("tcp/%d taken back: %s", port, reason)})
 	}
 	return events
 }
 
 // refusal says why a port must not be proxied now; it is empty when nothing speaks against it.
-func (p *proxier) refusal(port uint16, now time.Time) string {
-	if f, ok := p.refused[port]; ok && now.Before(f.until) {
+func (x *synproxy) refusal(port uint16, now time.Time) string {
+	if f, ok := x.refused[port]; ok && now.Before(f.until) {
 		return f.reason
 	}
 	return ""
 }
 
 // call notes whether a SYN flood calls for synproxy: from when handshakes under way hold too much of the
-// table until those that nobody finishes would no longer, for the step's hold.
-func (p *proxier) call(now time.Time, flood, quiet bool, hold time.Duration) bool {
-	keepSince(&p.quiet, now, quiet && !flood)
-	p.wanted = flood || p.wanted && (p.quiet.IsZero() || now.Sub(p.quiet) < hold)
-	return p.wanted
+// table until those that nobody finishes would no longer, for the step's settle time.
+func (x *synproxy) call(now time.Time, flood, over bool, settle time.Duration) bool {
+	keepSince(&x.calmSince, now, over && !flood)
+	x.wanted = flood || x.wanted && (x.calmSince.IsZero() || now.Sub(x.calmSince) < settle)
+	return x.wanted
 }
 
 // young reports whether synproxy was engaged just now: whether it works shows in its first second.
-func (p *proxier) young(now time.Time) bool { return p.engaged && now.Sub(p.since) < time.Second }
+func (x *synproxy) young(now time.Time) bool { return x.engaged && now.Sub(x.since) < time.Second }
 
 // closing wants what takes the last cookies, for a moment after synproxy was in front of ports, and reports
 // whether it does.
-func (p *proxier) closing(wanted *Posture, o Observation) bool {
-	if len(p.ports) == 0 || o.Time.Sub(p.left) >= LastCookiesFor || o.Time.Before(p.failed.until) {
-		p.ports = nil
+func (x *synproxy) closing(s situation, p *Posture) bool {
+	if len(x.ports) == 0 || s.Time.Sub(x.left) >= LastCookiesFor || s.Time.Before(x.failed.until) {
+		x.ports = nil
 		return false
 	}
-	wanted.Synproxy, wanted.Handshake, wanted.LastCookies = p.ports, p.handshake, true
+	p.Synproxy, p.Handshake, p.LastCookies = x.ports, x.handshake, true
 	return true
 }
 
@@ -113,61 +239,6 @@ func (p ProxiedPort) fault(before ProxiedPort) string {
 		return fmt.Sprintf("the host's own rules let %d of %d connections through that synproxy had accepted", delivered, completed)
 	}
 	return ""
-}
-
-func (m *Machine) synproxySkipped(o Observation) string {
-	switch {
-	case o.Time.Before(m.proxier.failed.until):
-		return m.proxier.failed.reason
-	case o.Handshake.WindowScale == 0:
-		return "tcp_window_scaling is off, and synproxy can't but scale windows"
-	case !o.Handshake.Timestamps:
-		return "tcp_timestamps is off: a SYN cookie could not carry window scale and SACK"
-	case len(o.Listeners) == 0:
-		return "no listening TCP port of this host was found or listed"
-	case len(m.proxyable(o)) > 0:
-		return ""
-	}
-	for _, s := range o.Listeners {
-		if reason := cmp.Or(o.Unproxied[s], m.proxier.refusal(s.Port, o.Time)); reason != "" {
-			return fmt.Sprintf("no port can be proxied; %s: %s", s, reason)
-		}
-	}
-	return "every listening port may go untracked, which is better"
-}
-
-// proxyable returns the ports that synproxy may stand in front of: those that must stay tracked.
-// While other TCP services live untracked there are none: synproxy needs tcp_loose=0, which their
-// connections must not meet.
-func (m *Machine) proxyable(o Observation) []uint16 {
-	_, notrack := m.cfg.Step(NotrackStep)
-	var ports []uint16
-	for _, s := range o.Listeners {
-		if notrack && slices.ContainsFunc(o.Services, func(safe Selector) bool {
-			return (safe == s || safe.Swallows(s)) && m.untracker.refusal(safe, o) == ""
-		}) {
-			return nil
-		}
-		if o.Unproxied[s] == "" && m.proxier.refusal(s.Port, o.Time) == "" {
-			ports = append(ports, s.Port)
-		}
-	}
-	slices.Sort(ports)
-	return slices.Compact(ports)
-}
-
-// synRecvLife is how many seconds an unanswered handshake stays in the table by default, as
-// nf_conntrack_tcp_timeout_syn_recv.
-const synRecvLife = 60
-
-// proxyQuiet reports whether the handshakes that nobody finishes would hold less than the leave mark
-// of the half-open share, were they tracked again.
-func (m *Machine) proxyQuiet(o Observation) bool {
-	life := o.Admin["nf_conntrack_tcp_timeout_syn_recv"]
-	if life == 0 {
-		life = synRecvLife
-	}
-	return 100*m.handshakes.Rate*float64(life) < halfOpenLeave*float64(o.Capacity)
 }
 
 // unfinished returns how many handshakes synproxy answered that never came back. A cookie may come

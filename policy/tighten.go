@@ -1,10 +1,14 @@
 package policy
 
 import (
+	"fmt"
 	"maps"
 	"math"
 	"time"
 )
+
+// Tighten is the step that shortens timeouts, of new entries and of those that there are.
+const Tighten StepName = "tighten"
 
 // timeoutFloors returns the shortest timeout, in seconds, that tighten sets for each state. What is
 // not listed is left alone. Entries that carry a live conversation keep what the RFCs ask of a NAT:
@@ -70,29 +74,42 @@ var gatewayFloors = map[string]int{
 // entry, so it moves in quarters.
 const scaleSteps = 4
 
-// tightener scales timeouts with pressure, as pf's adaptive timeouts do: the administrator's value
+// tighten scales timeouts with pressure, as pf's adaptive timeouts do: the administrator's value
 // at the enter mark, the floor when the table is full.
-type tightener struct {
-	peak   float64 // the worst pressure of the last hold
+type tighten struct {
+	plain
+	peak   float64 // the worst pressure of the last settle time
 	peakAt time.Time
 }
 
-// settings returns the timeouts for a pressure. It holds the worst pressure for one hold, so that a
-// pulse doesn't rewrite the table with each of its edges.
-func (t *tightener) settings(now time.Time, pressure float64, step Step, c Config, admin map[string]int) map[string]int {
-	if pressure >= t.peak || now.Sub(t.peakAt) >= step.Hold {
-		t.peak, t.peakAt = pressure, now
+func (t *tighten) want(s situation, p *Posture) []Event {
+	if !s.works {
+		return nil
 	}
-	x := min(1, max(0, (t.peak-step.Enter)/(100-step.Enter)))
-	if step.Enter >= 100 {
-		x = 1
-	}
-	x = math.Ceil(x*scaleSteps) / scaleSteps
-	settings := make(map[string]int)
-	for name, floor := range c.Floors {
-		if value, known := admin[name]; known && value > floor && x > 0 {
-			settings[name] = floor + int(math.Round(float64(value-floor)*(1-x)))
+	x := t.scale(s)
+	for name, floor := range s.cfg.Floors {
+		if value, known := s.Admin[name]; known && value > floor && x > 0 {
+			p.Settings[name] = floor + int(math.Round(float64(value-floor)*(1-x)))
 		}
 	}
-	return settings
+	return nil
+}
+
+// scale returns how far timeouts are on their way to the floors, from 0 to 1. The worst pressure counts for one
+// settle time, so that a pulse doesn't rewrite the table with each of its edges.
+func (t *tighten) scale(s situation) float64 {
+	if s.pressure >= t.peak || s.Time.Sub(t.peakAt) >= s.marks.Hold {
+		t.peak, t.peakAt = s.pressure, s.Time
+	}
+	if s.marks.Enter >= 100 {
+		return 1
+	}
+	x := min(1, max(0, (t.peak-s.marks.Enter)/(100-s.marks.Enter)))
+	return math.Ceil(x*scaleSteps) / scaleSteps
+}
+
+func (*tighten) done(o Observation) uint64 { return o.Work.Retimed }
+
+func (*tighten) brought(_ situation, done uint64, _ outcome) string {
+	return fmt.Sprintf("shortened %d entries", done)
 }

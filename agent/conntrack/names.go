@@ -65,7 +65,6 @@ const (
 	statsInvalid      = 4  // CTA_STATS_INVALID
 	statsInsertFailed = 9  // CTA_STATS_INSERT_FAILED
 	statsDrop         = 10 // CTA_STATS_DROP
-	statsEarlyDrop    = 11 // CTA_STATS_EARLY_DROP
 )
 
 // Bits of CTA_STATUS: enum ip_conntrack_status in

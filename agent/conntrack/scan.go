@@ -73,7 +73,7 @@ func (t *Table) Scan(ctx context.Context, o ScanOptions) (*policy.Census, error)
 	y.reset(o, expect)
 	end, err := t.walk(ctx, part{}, deadline(o.Budget), y.add)
 	c := y.census()
-	c.Total, c.Whole, c.Torn = max(total, c.Seen), end.whole, end.torn
+	c.Total, c.Whole = max(total, c.Seen), end.whole
 	c.Time = time.Now()
 	c.Took = c.Time.Sub(start)
 	return c, err

@@ -205,8 +205,6 @@ func addCPU(sum *policy.KernelCounters, b []byte) {
 			sum.InsertFailed += v
 		case statsDrop:
 			sum.Drop += v
-		case statsEarlyDrop:
-			sum.EarlyDrop += v
 		}
 		b = rest
 	}

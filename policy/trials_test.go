@@ -9,7 +9,7 @@ import (
 // trialHost plays a host whose rules drop, of what is untracked, the packets of some selectors.
 type trialHost struct {
 	t       *testing.T
-	u       untracker
+	u       trials
 	o       Observation
 	drops   map[string]bool
 	idle    map[string]bool
@@ -75,8 +75,8 @@ func TestWholeWaitsForItsParts(t *testing.T) {
 	if want := "tcp/22, which is part of it, must stay tracked: the host's own rules let 0 of"; !strings.HasPrefix(h.u.refusal(parsed(t, "all"), h.o), want) {
 		t.Errorf("all is refused for %q, want %q; told\n%s", h.u.refusal(parsed(t, "all"), h.o), want, told)
 	}
-	if _, owes := h.u.owed[parsed(t, "all")]; !owes {
-		t.Error("nobody gives the connections of all entries")
+	if _, need := h.u.needEntries[parsed(t, "all")]; !need {
+		t.Error("the connections of all are given no entries")
 	}
 }
 

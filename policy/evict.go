@@ -1,0 +1,101 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Evict is the step that limits heavy sources and takes their excess out of the table.
+const Evict StepName = "evict"
+
+// evict limits the sources above a fair share; where a flood comes from everywhere it purges its class.
+type evict struct {
+	plain
+	offenders offenders
+	purger    purger
+}
+
+// observe says whether the table is crowded: fuller than half-way from the fair share's target to the leave mark.
+func (e *evict) observe(s situation) {
+	s.shared.crowded = s.listed() && s.fill > (s.cfg.Target+s.marks.Leave)/2
+}
+
+// burstSeconds is how many seconds' worth of new flows a limited source may open at once: a browser
+// opens several connections for one page.
+const burstSeconds = 5
+
+func (e *evict) want(s situation, p *Posture) []Event {
+	f := &e.offenders
+	var events []Event
+	if !s.engaged {
+		f.release(s.Time)
+	} else if s.Census != nil {
+		p.Caps, events = f.judge(s)
+		f.found = len(p.Caps) > 0 || f.found && s.fill > s.cfg.Target
+	}
+	s.shared.suspects = f.suspects
+	events = append(events, e.purger.want(s, p)...)
+	p.Limits = f.limits(s.Time, *s.cfg)
+	p.LimitRate = max(1, f.rate)
+	p.LimitBurst = burstSeconds * p.LimitRate
+	if s.engaged {
+		e.ask(s)
+	}
+	return events
+}
+
+// ask asks for scans. Who is heavy is worth a whole scan while the table is crowded, and all the way down to
+// the target while somebody has just been found above a share. Below that, and while a flood is purged that
+// comes from everywhere, only the shape of the table is of interest. There is no time to lose while pressure is at
+// the enter mark, unless the last scan, if there was one, found nobody above a fair share.
+func (e *evict) ask(s situation) {
+	f, crowded := &e.offenders, s.shared.crowded
+	if len(e.purger.classes) == 0 && (crowded || f.found && s.fill > s.cfg.Target) {
+		s.shared.asks.wantScan(WholeScan)
+	}
+	s.shared.asks.hurry = crowded && s.pressure >= s.marks.Enter && (f.last == nil || f.found)
+}
+
+func (*evict) done(o Observation) uint64 {
+	return o.Work.LimitedDropped + o.Work.BlockedDropped + o.Work.Evicted
+}
+
+func (*evict) quiet(_ situation, rate float64) bool { return rate <= quietRate }
+
+func (*evict) brought(s situation, done uint64, was outcome) string {
+	evicted := since(s.Work.Evicted, was.evicted)
+	return fmt.Sprintf("evicted %d entries, dropped %d packets of %d sources", evicted, since(done, evicted), len(s.before.Limits))
+}
+
+func (*evict) status(s situation) string {
+	return fmt.Sprintf("%d sources held back", len(s.before.Limits))
+}
+
+func (e *evict) forget(prefix netip.Prefix) { e.offenders.forget(prefix) }
+
+// explain says how often the sources inside prefix were limited, and how they stood at the last census.
+func (e *evict) explain(prefix netip.Prefix, c Config, say func(string, ...any)) {
+	for p, of := range e.offenders.known {
+		if p.Overlaps(prefix) {
+			say("%s has been held back %d times so far; the next time it will be for %s", p, of.strikes, of.span(c))
+		}
+	}
+	last := e.offenders.last
+	if last == nil {
+		say("the table is not being divided now: evict is not engaged, or nobody is near a fair share")
+		return
+	}
+	for _, a := range last {
+		if !a.Prefix.Overlaps(prefix) {
+			continue
+		}
+		say("%s holds about %.0f entries (fair share %.0f) and %.0f that only pass (fair share %.0f); weight %g",
+			a.Prefix, a.assured, a.keepAssured, a.transient, a.keepTransient, a.weight)
+		if a.opens > 0 {
+			say("it opened about %.0f flows a second (fair share %.0f); %.0f %% of its entries were answered",
+				a.opens, a.keepOpens, 100*a.answered())
+		}
+		return
+	}
+	say("it was not among the %d largest sources of the last scan: far below a fair share", len(last))
+}

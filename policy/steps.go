@@ -1,0 +1,134 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// listing is what the ladder has to know of a step before it runs.
+type listing struct {
+	name         StepName
+	enter, leave float64       // the default marks, in percent of pressure
+	settle       time.Duration // the default of how long pressure must stay below leave
+	stopsSYNs    bool          // it helps against handshakes that nobody finishes; see halfopen.go
+	build        func() step
+}
+
+// catalogue lists every step in the order of the ladder. It is the only such list: names, default marks, keys of
+// the configuration and labels of metrics come from it, and a test compares the tables in the docs with it.
+var catalogue = []listing{
+	{Grow, 50, 35, 30 * time.Second, false, func() step { return &grow{} }},
+	{DropInvalid, 60, 45, 10 * time.Second, false, func() step { return &dropInvalid{} }},
+	{ClosedPorts, 65, 50, 10 * time.Second, false, func() step { return &closedPorts{} }},
+	{NotrackStep, 70, 55, 10 * time.Second, true, func() step { return &notrack{} }},
+	{Synproxy, 75, 60, 10 * time.Second, true, func() step { return &synproxy{} }},
+	{Tighten, 80, 65, 10 * time.Second, true, func() step { return &tighten{} }},
+	{Evict, 90, 75, 10 * time.Second, false, func() step { return &evict{} }},
+	{Admit, 95, 80, 10 * time.Second, false, func() step { return &admit{} }},
+}
+
+// StepNames lists every step in the order of the ladder.
+func StepNames() []StepName {
+	names := make([]StepName, len(catalogue))
+	for i, l := range catalogue {
+		names[i] = l.name
+	}
+	return names
+}
+
+// defaultSteps is the ladder without a configuration file.
+func defaultSteps() []Step {
+	steps := make([]Step, len(catalogue))
+	for i, l := range catalogue {
+		steps[i] = Step{l.name, l.enter, l.leave, l.settle}
+	}
+	return steps
+}
+
+// step is one measure of the ladder. The machine asks every step at every tick, engaged or not, in the order of the
+// ladder. [plain] answers what a step has nothing to say to.
+type step interface {
+	// observe takes the tick's observation in, before anything is decided.
+	observe(s situation)
+	// skipped says why the step can do nothing on this host; it is empty when the step can.
+	skipped(s situation) string
+	// want writes into p what the step wants now, and says what changed.
+	want(s situation, p *Posture) []Event
+	// done counts the step's work so far, in packets or entries.
+	done(o Observation) uint64
+	// quiet reports whether the table would stay as calm as it is if the step were taken back now. rate is
+	// how fast done moves, per second.
+	quiet(s situation, rate float64) bool
+	// brought puts into words what came of the step since it was engaged: done is its work since then, never 0.
+	brought(s situation, done uint64, was outcome) string
+	// status says what the step is doing now; it is empty when the marks say enough.
+	status(s situation) string
+}
+
+// plain is a step that can always work and has no state.
+type plain struct{}
+
+func (plain) observe(situation)             {}
+func (plain) skipped(situation) string      { return "" }
+func (plain) quiet(situation, float64) bool { return true }
+func (plain) status(situation) string       { return "" }
+
+// Two things that only some steps can do. The machine passes them on to those that can.
+type (
+	// forgetter drops its memory of the sources inside a prefix, because an operator released them.
+	forgetter interface{ forget(prefix netip.Prefix) }
+	// explainer says how the sources inside a prefix stand with it.
+	explainer interface {
+		explain(prefix netip.Prefix, c Config, say func(format string, args ...any))
+	}
+)
+
+// situation is all that a step may look at.
+type situation struct {
+	Observation
+	reading
+	cfg      *Config
+	ordinary *ordinaryDay
+	shared   *shared
+	released []netip.Prefix // by the operator: as good as on the allowlist
+	pinned   bool           // an operator's word decides the level
+	before   Posture        // what was wanted at the last tick
+
+	// Of the step that is asked:
+	marks   Step // zero when the configuration has the step off
+	engaged bool
+	works   bool // it is engaged, and nothing on this host speaks against it
+}
+
+// listed reports whether the configuration has the step that is asked.
+func (s situation) listed() bool { return s.marks.Name != "" }
+
+// shared is all that the steps know of each other, and what they ask of the loop. Each field names the step that
+// writes it; it stays as it was written until that step is asked again.
+type shared struct {
+	untrackable []Selector   // by notrack: services that may go untracked, freed or not
+	adopting    bool         // by notrack: connections are being given entries
+	crowded     bool         // by evict: the table is fuller than half-way from its target to its leave mark
+	suspects    suspects     // by evict: whose the transient entries are
+	loose       looseArbiter // by those that need tcp_loose one way or the other
+	asks        asks         // by all of them
+}
+
+// asks is what steps want of the loop until the next tick.
+type asks struct {
+	fast  bool // a short tick: something is to be decided soon
+	scan  Scan // at least this scan
+	hurry bool // the scan matters more than the CPU it takes
+}
+
+// wantScan asks for a scan, unless somebody asked for a better one.
+func (a *asks) wantScan(scan Scan) { a.scan = max(a.scan, scan) }
+
+// begin forgets what was asked for at the last tick.
+func (h *shared) begin() { h.asks, h.loose.strict = asks{}, false }
+
+// mayGo reports whether a service of which s is a part may go untracked.
+func (h *shared) mayGo(s Selector) bool {
+	return slices.ContainsFunc(h.untrackable, func(safe Selector) bool { return safe == s || safe.Swallows(s) })
+}

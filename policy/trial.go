@@ -1,0 +1,94 @@
+package policy
+
+import (
+	"fmt"
+	"time"
+)
+
+// Evidence that a trial needs before it says anything: fewer packets are chance.
+const (
+	enoughRequests = 20
+	fewRequests    = 3 // enough to say that nothing at all gets through
+)
+
+// trial is one selector's way through the stages.
+type trial struct {
+	stage   Stage
+	since   time.Time
+	start   SelectorWork // the counters when the stage began
+	known   bool         // start was read from the kernel
+	checked time.Time    // of a freed selector: when it was last judged
+	before  SelectorWork // what the watched stage counted
+}
+
+// failure is a selector that was taken back.
+type failure struct {
+	reason string
+	until  time.Time
+}
+
+// begin starts a stage. Its counters start from what they are now, if they can be read; those of a
+// trial from what they are at the next look, when its rules are in force: what was delivered before
+// that was tracked.
+func (t *trial) begin(stage Stage, o Observation, s Selector) {
+	work, counted := o.Work.Selectors[s]
+	t.stage, t.since = stage, o.Time
+	t.start, t.known = work, counted && stage != Trial
+}
+
+// fault compares a trial with the time before it. A service that stops answering altogether is a fault
+// whatever the cause.
+func (t *trial) fault(now SelectorWork) string {
+	if reason := t.stopped(now); reason != "" {
+		return reason
+	}
+	answered := t.before.Requests >= enoughRequests && 5*t.before.Sent >= t.before.Requests
+	if answered && now.Requests >= 5*enoughRequests && 20*now.Sent < now.Requests {
+		return fmt.Sprintf("answers fell from %d for %d requests to %d for %d", t.before.Sent, t.before.Requests, now.Sent, now.Requests)
+	}
+	return ""
+}
+
+// stopped says what the host's own rules do not let through, judged in each direction by what they did
+// before.
+func (t *trial) stopped(now SelectorWork) string {
+	if fell(now.Delivered, now.Requests, t.before.Delivered, t.before.Requests) {
+		return fmt.Sprintf("the host's own rules let %d of %d untracked requests through", now.Delivered, now.Requests)
+	}
+	if fell(now.Sent, now.Replies, t.before.Sent, t.before.Replies) {
+		return fmt.Sprintf("the host's own rules let %d of %d untracked answers out", now.Sent, now.Replies)
+	}
+	if fell(now.Heard, now.Answers, t.before.Heard, t.before.Answers) {
+		return fmt.Sprintf("the host's own rules let %d of %d untracked answers to what it asked through", now.Heard, now.Answers)
+	}
+	return ""
+}
+
+// fell reports whether the part that passes is less than half of what it was; where there is not
+// enough from before, everything is taken to have passed.
+func fell(passed, of, passedBefore, ofBefore uint64) bool {
+	if of >= fewRequests && passed == 0 {
+		return ofBefore < enoughRequests || passedBefore > 0
+	}
+	if of < enoughRequests {
+		return false
+	}
+	before := 1.0
+	if ofBefore >= enoughRequests {
+		before = float64(passedBefore) / float64(ofBefore)
+	}
+	return float64(passed)/float64(of) < before/2
+}
+
+// minus returns what w counted since before.
+func (w SelectorWork) minus(before SelectorWork) SelectorWork {
+	return SelectorWork{
+		Requests:  since(w.Requests, before.Requests),
+		New:       since(w.New, before.New),
+		Delivered: since(w.Delivered, before.Delivered),
+		Replies:   since(w.Replies, before.Replies),
+		Sent:      since(w.Sent, before.Sent),
+		Answers:   since(w.Answers, before.Answers),
+		Heard:     since(w.Heard, before.Heard),
+	}
+}

@@ -1,0 +1,185 @@
+package policy
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// usage is what one source uses of the table, and what its fair share is; numbers are estimates for the whole table.
+type usage struct {
+	Holding
+	weight             float64
+	assured, transient float64 // entries
+	keepAssured        float64 // its fair share of each kind
+	keepTransient      float64
+	opens              float64 // new transient entries per second since the last census
+	keepOpens          float64
+	why                string // why it is limited; empty if it is not
+}
+
+// Parts of the fair share.
+const (
+	tolerance     = 1.25 // a source is limited only when it is this far above its share: shares waver
+	transientPart = 0.05 // part of the capacity that is kept for transient entries
+	sweepPerPart  = 0.05 // part of the capacity that may be swept away each second
+	ownAddress    = 0.25 // part of a source's entries that must be answered for its address to be its own
+	worthwhile    = 0.25 // part of the excess that the sources above their share must make up
+	silent        = 0.05 // part of a source's entries that are answered below which nothing of it is worth letting through
+)
+
+// shareOut shares the table out among the sources of a census, the largest first, and returns the
+// fair share of assured entries.
+func (f *offenders) shareOut(s situation) ([]usage, float64) {
+	c, census := *s.cfg, s.Census
+	usages, rest := measure(s)
+	var assured, transient []share
+	for _, a := range usages {
+		assured = append(assured, share{a.assured, a.weight})
+		transient = append(transient, share{a.transient, a.weight})
+	}
+	capacity, floor := float64(s.Capacity), float64(c.Floor)
+	target := capacity * c.Target / 100
+	kept := min(transientPart*capacity, total(transient)+rest.transient)
+	fairAssured := worthwhileShare(assured, rest.assured, target-kept, floor)
+	room := target - rest.assured - taken(assured, fairAssured)
+	fairTransient := worthwhileShare(transient, rest.transient, room, floor)
+	fairOpens := f.opens(usages, s.Observation, rest.transient)
+	f.suspects = suspects{}
+	for i := range usages {
+		a := &usages[i]
+		a.keepAssured, a.keepTransient, a.keepOpens = fairAssured*a.weight, fairTransient*a.weight, fairOpens*a.weight
+		a.why = a.reason(census, c)
+		f.suspect(a, c)
+	}
+	if census.Whole {
+		f.sweep(usages, census.Time)
+	}
+	f.last = usages
+	return usages, min(fairAssured, fairOpens*flowLife)
+}
+
+// measure estimates what each source uses, and puts what nobody can be asked for into the rest: the sources that the
+// census does not list, and those that are left alone.
+func measure(s situation) (usages []usage, rest usage) {
+	scale := float64(s.Count) / float64(max(s.Census.Seen, 1))
+	estimate := func(h Holding) usage {
+		a := usage{Holding: h, weight: s.cfg.weight(h.Prefix), assured: scale * float64(h.Classes[Assured])}
+		a.transient = scale*float64(h.Entries) - a.assured
+		return a
+	}
+	rest = estimate(s.Census.Rest)
+	for _, h := range s.Census.Sources {
+		a := estimate(h)
+		if overlapsAny(s.Allow, h.Prefix) || overlapsAny(s.released, h.Prefix) {
+			rest.assured, rest.transient = rest.assured+a.assured, rest.transient+a.transient
+			continue
+		}
+		usages = append(usages, a)
+	}
+	return usages, rest
+}
+
+// suspect counts the transient entries of a source that is above its share and can be limited.
+func (f *offenders) suspect(a *usage, c Config) {
+	if a.transient <= a.keepTransient || a.answered() < ownAddress && !a.accountable(c) {
+		return
+	}
+	f.suspects.heavy += a.transient
+	if a.why != "" {
+		f.suspects.limited += a.transient
+	}
+}
+
+// worthwhileShare returns the fair share, not below a floor; +Inf, so that nobody is above it, where
+// those above the floor make up but a small part of the excess. Then the flood comes from sources
+// that each hold next to nothing (spoofed addresses), and taking from honest users would not stop it.
+func worthwhileShare(shares []share, rest, target, floor float64) float64 {
+	fair := max(floor, fairShare(shares, rest, target))
+	all := total(shares)
+	if all-taken(shares, fair) < worthwhile*(all+rest-target) {
+		return math.Inf(1)
+	}
+	return fair
+}
+
+// comparableFor is how far two censuses may lie apart for their difference to be a rate. What came and went
+// between them is missing, so a long time only makes sources look slower.
+const comparableFor = 30 * time.Second
+
+// opens works out how fast each source makes transient entries since the last census, and returns the
+// fair share of what can be swept away. rest are the transient entries of sources that are not listed.
+func (f *offenders) opens(usages []usage, o Observation, rest float64) float64 {
+	if !o.Census.Whole {
+		return math.Inf(1) // the difference of two samples is mostly chance
+	}
+	before := f.rest
+	f.rest = rest
+	span := o.Census.Time.Sub(f.at).Seconds()
+	if f.swept == nil || span <= 0 || span > comparableFor.Seconds() {
+		return math.Inf(1)
+	}
+	shares := make([]share, len(usages))
+	for i := range usages {
+		a := &usages[i]
+		a.opens = max(0, a.transient-float64(f.swept[a.Prefix])) / span
+		shares[i] = share{a.opens, a.weight}
+	}
+	return worthwhileShare(shares, max(0, rest-before)/span, sweepPerPart*float64(o.Capacity), 1)
+}
+
+// sweep remembers how many transient entries each source is left with.
+func (f *offenders) sweep(usages []usage, now time.Time) {
+	f.swept, f.at = make(map[netip.Prefix]int, len(usages)), now
+	for _, a := range usages {
+		f.swept[a.Prefix] = int(min(a.transient, a.keepTransient))
+	}
+}
+
+// reason says why a source is to be limited; it is empty when it is not. A decision against a
+// source is taken on the lower bound of what it holds.
+func (a *usage) reason(census *Census, c Config) string {
+	_, low, _ := census.Estimate(a.Classes[Assured])
+	if float64(low) > tolerance*a.keepAssured {
+		return fmt.Sprintf("holds %.0f entries, fair share %.0f", a.assured, a.keepAssured)
+	}
+	if a.transient <= tolerance*a.keepTransient || a.opens <= tolerance*a.keepOpens {
+		return ""
+	}
+	// Who is never answered may be somebody else's address: its entries are swept away, but it is not
+	// limited.
+	if a.answered() < ownAddress && !a.accountable(c) {
+		return ""
+	}
+	return fmt.Sprintf("opens %.0f flows a second, fair share %.0f", a.opens, a.keepOpens)
+}
+
+// accountable reports whether a source is responsible for what goes out in its name, answered or not. Inside a gateway
+// that is a single address: a network belongs to many, and one of them may use all its addresses.
+func (a *usage) accountable(c Config) bool {
+	return c.BanUnreplied && (c.Profile != NATGateway || a.Prefix.IsSingleIP())
+}
+
+// answered returns the part of a source's entries that saw an answer and finished a handshake.
+func (a *usage) answered() float64 {
+	return 1 - float64(a.Classes[Unreplied]+a.Classes[HalfOpen])/float64(max(a.Entries, 1))
+}
+
+// weight returns how many fair shares the holder of prefix has; the longest match wins.
+func (c Config) weight(prefix netip.Prefix) float64 {
+	weight, bits := 1.0, -1
+	for _, w := range c.Weights {
+		if w.Prefix.Bits() > bits && w.Prefix.Bits() <= prefix.Bits() && w.Prefix.Contains(prefix.Addr()) {
+			weight, bits = w.Weight, w.Prefix.Bits()
+		}
+	}
+	return weight
+}
+
+// overlapsAny reports whether any of prefixes shares an address with p: a source that holds but
+// one allowlisted address is left alone.
+func overlapsAny(prefixes []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(prefixes, p.Overlaps)
+}
