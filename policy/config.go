@@ -74,10 +74,10 @@ func Defaults(p Profile) Config {
 		Steps:        defaultSteps(),
 		Trial:        time.Second,
 		RetryTrial:   time.Hour,
-		CalmInvalid:  20,
+		CalmInvalid:  2,
 		Floors:       timeoutFloors(p),
 		Target:       58, // just below the enter mark of drop-invalid, so that the ladder can come down
-		Floor:        16,
+		Floor:        4,
 		SpareAssured: p == NATGateway,
 		BanUnreplied: p == NATGateway, // scans by an inside host are what fills its table
 		MaxLimited:   4096,

@@ -14,12 +14,21 @@ func (*dropInvalid) skipped(s situation) string {
 	if s.Admin[tcpLiberal] != 0 {
 		return "tcp_be_liberal is on: what is out of window is not invalid here"
 	}
-	if s.ordinary.invalid > s.cfg.CalmInvalid {
-		return fmt.Sprintf("%.0f invalid packets a second are part of this host's calm traffic (asymmetric routes?)",
-			s.ordinary.invalid)
+	switch day := s.ordinary; {
+	case !day.Flows:
+		return "the table has not been watched long enough to rule out connections that this host sees one direction of"
+	case day.OneWay > 0:
+		return fmt.Sprintf("%d connections of which this host sees one direction only are part of its ordinary day "+
+			"(asymmetric routes?)", day.OneWay)
+	case day.Invalid > max(s.cfg.CalmInvalid, ordinaryInvalid*day.Opens):
+		return fmt.Sprintf("%.0f invalid packets a second are part of this host's ordinary day (asymmetric routes?)",
+			day.Invalid)
 	}
 	return ""
 }
+
+// ordinaryInvalid is the part of a host's new work that may be INVALID packets: late ones of connections that are over.
+const ordinaryInvalid = 0.01
 
 // want leaves the last word to the arbiter of tcp_loose.
 func (*dropInvalid) want(s situation, p *Posture) []Event {
@@ -32,7 +41,7 @@ func (*dropInvalid) want(s situation, p *Posture) []Event {
 func (*dropInvalid) done(o Observation) uint64 { return o.Work.InvalidDropped }
 
 func (*dropInvalid) quiet(s situation, rate float64) bool {
-	return rate <= quietRate+2*s.ordinary.invalid
+	return rate <= quietRate+2*s.ordinary.Invalid
 }
 
 func (*dropInvalid) brought(_ situation, done uint64, _ outcome) string {

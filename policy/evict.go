@@ -57,18 +57,22 @@ func (e *evict) ask(s situation) {
 }
 
 func (*evict) done(o Observation) uint64 {
-	return o.Work.LimitedDropped + o.Work.BlockedDropped + o.Work.Evicted
+	return o.Work.LimitedDropped + o.Work.BlockedDropped + since(o.Work.Evicted, o.Work.Retired)
 }
 
 func (*evict) quiet(_ situation, rate float64) bool { return rate <= quietRate }
 
 func (*evict) brought(s situation, done uint64, was outcome) string {
-	evicted := since(s.Work.Evicted, was.evicted)
+	evicted := since(since(s.Work.Evicted, was.evicted), since(s.Work.Retired, was.retired))
 	return fmt.Sprintf("evicted %d entries, dropped %d packets of %d sources", evicted, since(done, evicted), len(s.before.Limits))
 }
 
 func (*evict) status(s situation) string {
-	return fmt.Sprintf("%d sources held back", len(s.before.Limits))
+	text := fmt.Sprintf("%d sources held back", len(s.before.Limits))
+	if s.engaged && !s.ordinary.Known() {
+		text += "; nothing is known of an ordinary day here, so nobody loses a conversation"
+	}
+	return text
 }
 
 func (e *evict) forget(prefix netip.Prefix) { e.offenders.forget(prefix) }
@@ -91,6 +95,7 @@ func (e *evict) explain(prefix netip.Prefix, c Config, say func(string, ...any))
 		}
 		say("%s holds about %.0f entries (fair share %.0f) and %.0f that only pass (fair share %.0f); weight %g",
 			a.Prefix, a.assured, a.keepAssured, a.transient, a.keepTransient, a.weight)
+		say("on an ordinary day it holds %.0f and has %.0f that pass", a.usual.Assured, a.usual.Transient)
 		if a.opens > 0 {
 			say("it opened about %.0f flows a second (fair share %.0f); %.0f %% of its entries were answered",
 				a.opens, a.keepOpens, 100*a.answered())

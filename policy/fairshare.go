@@ -39,15 +39,3 @@ func fairShare(shares []share, rest, target float64) float64 {
 	}
 	return math.Inf(1)
 }
-
-// taken returns how much is given out when the fair share is c.
-func taken(shares []share, c float64) float64 {
-	sum := 0.0
-	for _, s := range shares {
-		sum += min(s.entries, c*s.weight)
-	}
-	return sum
-}
-
-// total returns how much is wanted.
-func total(shares []share) float64 { return taken(shares, math.Inf(1)) }

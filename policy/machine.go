@@ -14,6 +14,7 @@ type Scan uint8
 // The kinds of scan.
 const (
 	NoScan     Scan = iota
+	LearnScan       // who is here on an ordinary day: in no hurry at all
 	SampleScan      // who fills the table, roughly
 	WholeScan       // every entry, for a fair share to the entry
 )
@@ -36,7 +37,7 @@ type Decision struct {
 type Machine struct {
 	cfg      Config
 	gauge    gauge
-	ordinary ordinaryDay
+	ordinary OrdinaryDay
 	ladder   ladder
 	steps    []*worker // every step in the order of the ladder, those that the configuration has off too
 	shared   shared
@@ -68,6 +69,12 @@ func (m *Machine) SetManual(word Manual) {
 		}
 	}
 }
+
+// Recall gives the machine an ordinary day that an earlier one learnt.
+func (m *Machine) Recall(d OrdinaryDay) { m.ordinary = d }
+
+// OrdinaryDay returns what was learnt. It is the machine's own: whoever keeps it must not change it.
+func (m *Machine) OrdinaryDay() *OrdinaryDay { return &m.ordinary }
 
 // Override returns the override in force, or nil.
 func (m *Machine) Override() *Override { return m.operator.override }
@@ -101,6 +108,9 @@ func (m *Machine) observe(o Observation) situation {
 		m.census = o.Census
 	}
 	s := m.situation(o, m.gauge.read(o, m.cfg.Lookahead, m.ladder.lowest()))
+	if m.emptied(o) {
+		m.shared.loose.emptied = o.Time
+	}
 	for _, w := range m.steps {
 		w.step.observe(m.tell(w, s))
 		w.pace.update(o.Time, w.step.done(o))
@@ -113,6 +123,13 @@ func (m *Machine) observe(o Observation) situation {
 		return w.skipped(s) != "", w.step.quiet(s, w.pace.Rate)
 	})
 	return s
+}
+
+// emptied reports whether most of the table went at once, and not by ctguard: somebody flushed it, or this host took
+// an address over from another one.
+func (m *Machine) emptied(o Observation) bool {
+	fell := m.last.Count - o.Count
+	return fell > m.last.Count/2 && 100*fell > o.Capacity && fell > 2*int(since(o.Work.Evicted, m.last.Work.Evicted))
 }
 
 // situation puts together what steps may look at; [Machine.tell] adds what is each step's own.
@@ -168,6 +185,7 @@ func (m *Machine) posture(s situation) (Posture, []Event) {
 	}
 	m.shared.loose.decide(s.Observation, &p)
 	p.Limits = m.operator.limits(p.Limits)
+	p.Allow = slices.Concat(s.Allow, s.released)
 	return p, events
 }
 
@@ -182,12 +200,13 @@ func (m *Machine) next(s situation, p Posture) time.Duration {
 	return time.Duration(min(max(left, float64(m.cfg.Pressed)), float64(m.cfg.Calm)))
 }
 
-// scan says which scan the next observations should bring: at least a sample while anything is engaged or about to be.
+// scan says which scan the next observations should bring: at least a sample while anything is engaged or about to be,
+// and in calm one to learn from.
 func (m *Machine) scan(s situation) Scan {
 	if m.ladder.level > 0 || s.pressure >= m.ladder.lowest() {
 		return max(m.shared.asks.scan, SampleScan)
 	}
-	return m.shared.asks.scan
+	return max(m.shared.asks.scan, LearnScan)
 }
 
 // stamp writes the numbers of this tick into its events.

@@ -96,7 +96,7 @@ const newFlowLife = 120
 // ordinary day.
 func (*notrack) quiet(s situation, rate float64) bool {
 	more := float64(s.Sockets)
-	if rate > 5*quietRate+2*s.ordinary.arrivals {
+	if rate > 5*quietRate+2*s.ordinary.Opens {
 		more += rate * newFlowLife
 	}
 	return s.roomFor(more)

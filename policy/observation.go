@@ -68,6 +68,7 @@ type Arrivals struct {
 type Work struct {
 	Evicted        uint64 // entries deleted, for whatever reason
 	Retimed        uint64 // entries whose timeout was shortened
+	Retired        uint64 // of those deleted, entries that were finished
 	InvalidDropped uint64
 	LimitedDropped uint64 // new flows of limited sources above their rate
 	BlockedDropped uint64 // packets of blocked sources

@@ -26,6 +26,12 @@ type offenders struct {
 	suspects suspects             // whose the transient entries were then
 	rate     int                  // new flows per second that a limited source may open
 	more     bool                 // more sources were due than may be limited
+	unlisted bool                 // the kernel counts many more entries than it lists
+
+	began     time.Time // when this attack's first census was judged
+	resort    lastResort
+	excessive int    // entries that were to go by the last census
+	evicted   uint64 // entries that ctguard had deleted by then
 }
 
 // offence is what is remembered of one source.
@@ -62,23 +68,82 @@ func (f *offenders) judge(s situation) ([]Cap, []Event) {
 				more, c.MaxLimited)})
 	}
 	f.more = len(due) > c.MaxLimited
-	return excess(usages, limited, c), events
+	caps := f.excess(usages, limited, s)
+	return caps, append(events, f.disagreement(s)...)
 }
 
 // excess returns how many entries each source above its share may keep. Block, then evict: assured entries go only
-// when they can't come back at once.
-func excess(usages []usage, limited map[netip.Prefix]bool, c Config) []Cap {
+// when they can't come back at once. While nothing is known of an ordinary day they stay, because nobody knows whose
+// conversations they are.
+func (f *offenders) excess(usages []usage, limited map[netip.Prefix]bool, s situation) []Cap {
+	c := *s.cfg
 	var caps []Cap
+	recent := f.recent(s)
 	for _, a := range usages {
 		if a.assured <= a.keepAssured && a.transient <= a.keepTransient {
 			continue
 		}
-		keep := int(min(a.assured, a.keepAssured) + min(a.transient, a.keepTransient))
+		keep := max(1, int(min(a.assured, a.keepAssured)+min(a.transient, a.keepTransient)))
 		is := limited[a.Prefix] || limited[c.folded(a.Prefix)]
-		caps = append(caps, Cap{Prefix: a.Prefix, Keep: max(keep, 1),
-			SpareAssured: c.SpareAssured || !is, ClosingFirst: !is && a.answered() >= ownAddress})
+		f.excessive += max(0, int(a.assured+a.transient)-keep)
+		caps = append(caps, Cap{Prefix: a.Prefix, Keep: keep,
+			SpareAssured: c.SpareAssured || !is || !s.ordinary.Known(), SpareRecent: !recent.takes(a),
+			ClosingFirst: !is && a.answered() >= ownAddress})
 	}
 	return caps
+}
+
+// lastResort is who may lose what spoke in the last minute.
+type lastResort uint8
+
+// Conversations that go on are taken last, from newcomers before those who usually are here.
+const (
+	nobody lastResort = iota
+	newcomers
+	everybody
+)
+
+func (r lastResort) takes(a usage) bool {
+	return r == everybody || r == newcomers && a.usual.Assured < 1
+}
+
+// young is how long after the first census nothing of newcomers can have been idle for a minute.
+const young = time.Minute
+
+// recent decides whose recent entries may go: nobody's as long as taking idle ones brings what is needed.
+func (f *offenders) recent(s situation) lastResort {
+	if f.began.IsZero() {
+		f.began = s.Time
+	}
+	taken := since(s.Work.Evicted, f.evicted)
+	switch short := f.excessive > 0 && taken < uint64(f.excessive)/2; {
+	case !short && s.fill <= s.cfg.Target:
+		f.resort = nobody
+	case short && s.shared.crowded && f.resort < everybody:
+		f.resort++
+	}
+	f.excessive, f.evicted = 0, s.Work.Evicted
+	if s.Time.Sub(f.began) < young {
+		return max(f.resort, newcomers)
+	}
+	return f.resort
+}
+
+// unlisted is the part of the counted entries that a whole census must miss to say so.
+const unlisted = 0.25
+
+// disagreement tells, once, of a kernel that counts many more entries than it lists. They are nobody's, and no limit
+// helps.
+func (f *offenders) disagreement(s situation) []Event {
+	was := f.unlisted
+	missing := s.Count - s.Census.Seen
+	f.unlisted = s.Census.Whole && float64(missing) > unlisted*float64(s.Count)
+	if was || !f.unlisted {
+		return nil
+	}
+	return []Event{{Kind: DegradedEvent, Step: Evict, Reason: fmt.Sprintf("the kernel counts %d entries and lists %d: "+
+		"the others are dying, unconfirmed or expired (a stuck listener to conntrack events keeps them); nobody is blamed "+
+		"for those", s.Count, s.Census.Seen)}}
 }
 
 // foldFrom is how many heavy sources a network must have to be limited as one.
@@ -199,6 +264,7 @@ func (f *offenders) release(now time.Time) {
 		}
 	}
 	f.swept, f.last, f.more, f.suspects = nil, nil, false, suspects{}
+	f.began, f.resort, f.excessive = time.Time{}, nobody, 0
 }
 
 // forget drops all memory of the sources inside prefix.

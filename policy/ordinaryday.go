@@ -22,13 +22,15 @@ type OrdinaryDay struct {
 	Fitted  float64                 `json:"fitted"`            // the most entries that the table had, fading
 	Sources map[netip.Prefix]*Usual `json:"sources,omitempty"` // bounded; see [usualSources]
 	Silent  map[FlowClass]time.Time `json:"silent,omitempty"`  // classes that nobody answers here, and when they were last seen
-	OneWay  int                     `json:"one_way"`           // TCP flows that last and of which this host sees one direction
+	OneWay  int                     `json:"one_way"`           // TCP flows that last and are seen in one direction only
+	Flows   bool                    `json:"flows"`             // OneWay was looked for
 	Invalid float64                 `json:"invalid"`           // INVALID packets a second
-	Opens   float64                 `json:"opens"`             // connections accepted, datagrams and echoes a second: their peak, fading
+	Opens   float64                 `json:"opens"`             // new work a second, see [Arrivals]: its peak, fading
 
 	invalid, opens pace
 	watched        time.Duration        // how long the rates were watched by this process
 	oneWay         map[uint32]time.Time // the one-way flows of the newest census by id, and when each will expire
+	oneWayAt       time.Time            // of that census
 }
 
 // Usual is what one source has on an ordinary day, in entries: peaks that grow over minutes and fade over a day.
@@ -47,6 +49,8 @@ const (
 	silentFor    = 24 * time.Hour     // how long a class without answers is remembered
 	silentSeen   = 5                  // entries of a class that a census must see
 	staleDay     = 7 * 24 * time.Hour // a day that was learnt longer ago is a stranger's
+	opensFade    = 10 * time.Minute   // a peak of new work fades to a third over this
+	invalidMean  = time.Minute        // what INVALID packets are averaged over
 )
 
 // Known reports whether anything was learnt about who is here: a source without a usual holding is a
@@ -90,6 +94,9 @@ func (d *OrdinaryDay) Unanswered(class FlowClass) bool {
 
 // observe takes one observation in; only while ordinary does it learn.
 func (d *OrdinaryDay) observe(o Observation, ordinary bool) {
+	if o.Census != nil {
+		d.learnOneWay(o.Census)
+	}
 	before := d.opens.at
 	invalid := rateSince(&d.invalid, o.Time, o.Kernel.Invalid)
 	opens := d.opens.update(o.Time, o.Arrivals.TCPOpens+o.Arrivals.UDPDatagrams+o.Arrivals.Echoes)
@@ -98,9 +105,12 @@ func (d *OrdinaryDay) observe(o Observation, ordinary bool) {
 	}
 	dt := min(max(0, o.Time.Sub(before)), longestGap)
 	d.watched += dt
-	// The mean is right from the first second on: until there is a whole span to look back at, it is the mean of what there was.
-	d.Invalid += min(1, dt.Seconds()/max(min(d.watched, calmMean).Seconds(), dt.Seconds())) * (invalid - d.Invalid)
-	d.Opens = max(opens, d.Opens*math.Exp(-dt.Seconds()/calmFade.Seconds()))
+	// The mean is right from the first second on: until there is a whole span to look back at, it is the mean of
+	// what there was.
+	if over := max(min(d.watched, invalidMean), dt); over > 0 {
+		d.Invalid += dt.Seconds() / over.Seconds() * (invalid - d.Invalid)
+	}
+	d.Opens = max(opens, d.Opens*fade(dt, opensFade))
 	d.Learnt += dt
 	if o.Census != nil {
 		d.learn(o)
@@ -125,7 +135,6 @@ func (d *OrdinaryDay) learn(o Observation) {
 	d.Fitted = max(float64(o.Count), d.Fitted*fade(gap, usualFade))
 	d.learnSources(c, gap, first)
 	d.learnClasses(c)
-	d.learnOneWay(c)
 	d.Updated = c.Time
 }
 
@@ -206,12 +215,20 @@ func (d *OrdinaryDay) learnClasses(c *Census) {
 	}
 }
 
-// renewed is how much later an entry must expire than was foreseen for it to have been renewed: the kernel
-// says whole seconds.
-const renewed = 2 * time.Second
+// How one-way flows are told from strays.
+const (
+	renewed    = 2 * time.Second // so much later than was foreseen must an entry expire: the kernel says whole seconds
+	oneWayGap  = 3 * time.Second // so far apart must two censuses be
+	mostOneWay = 256             // a census that lists as many may have left some out
+)
 
-// learnOneWay counts the one-way flows that a packet renewed since the census before. Strays are not.
+// learnOneWay counts the one-way flows that a packet renewed since an earlier census; strays are not renewed. It
+// learns at any time: a flood of strays teaches nothing, and while there are too many of them to be listed, nothing is
+// learnt.
 func (d *OrdinaryDay) learnOneWay(c *Census) {
+	if len(c.OneWay) >= mostOneWay || c.Time.Sub(d.oneWayAt) < oneWayGap {
+		return
+	}
 	lasting := 0
 	now := make(map[uint32]time.Time, len(c.OneWay))
 	for _, f := range c.OneWay {
@@ -221,8 +238,9 @@ func (d *OrdinaryDay) learnOneWay(c *Census) {
 		}
 		now[f.ID] = expires
 	}
-	d.oneWay = now
-	d.OneWay = max(lasting, d.OneWay*7/8) // one that is silent for a minute has not gone
+	d.Flows = d.Flows || d.oneWay != nil
+	d.oneWay, d.oneWayAt = now, c.Time
+	d.OneWay = max(lasting, d.OneWay*7/8) // one that is silent for a while has not gone
 }
 
 // MarshalText writes a class as its String does, to be a key of a JSON object.

@@ -23,8 +23,10 @@ type Posture struct {
 	LastCookies bool        // synproxy answers no more handshakes, and only takes the cookies that are on their way
 	ClosedPorts bool        // drop local TCP and UDP packets that no socket waits for
 	Budgets     []Budget
-	Adopt       []Selector // TCP services that lived untracked: their connections are given entries
-	Reject      bool       // answer dropped new flows of limited sources (TCP RST, ICMP) instead of dropping in silence
+	Allow       []netip.Prefix // never limited, evicted or refused: the allowlist and what an operator released
+	Retire      Retirement     // finished entries that go
+	Adopt       []Selector     // TCP services that lived untracked: their connections are given entries
+	Reject      bool           // answer dropped new flows of limited sources (TCP RST, ICMP) instead of dropping in silence
 }
 
 // purge adds a class to those whose entries are deleted.
@@ -37,6 +39,12 @@ func (p *Posture) purge(class FlowClass) {
 // HasRules reports whether p wants any rule in the kernel; without one there is no table.
 func (p Posture) HasRules() bool {
 	return p.DropInvalid || len(p.Notrack) > 0 || len(p.Limits) > 0 || len(p.Synproxy) > 0 || p.ClosedPorts || len(p.Budgets) > 0
+}
+
+// Retirement says which finished entries go, whoever owns them; see agent/conntrack.
+type Retirement struct {
+	Silent time.Duration // after how long without a packet; 0: none go
+	Dead   bool          // also what this host asked for and nobody answers
 }
 
 // Budget is how many flows of a class may be opened; those that there are go on.

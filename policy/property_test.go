@@ -254,3 +254,12 @@ func TestPure(t *testing.T) {
 		}
 	}
 }
+
+// taken returns how much is given out when the fair share is c.
+func taken(shares []share, c float64) float64 {
+	sum := 0.0
+	for _, s := range shares {
+		sum += min(s.entries, c*s.weight)
+	}
+	return sum
+}

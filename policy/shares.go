@@ -56,7 +56,7 @@ func divide(claims []claim, rest, target, floor float64, byNetwork bool) divided
 		d.keep[i] = max(d.keep[i]+min(c.has, c.usual), floor*c.weight)
 		above += max(0, c.has-d.keep[i])
 	}
-	if above < worthwhile*(all-target) || above == 0 {
+	if above == 0 || above < worthwhile*(all-target) {
 		for i := range d.keep {
 			d.keep[i] = math.Inf(1)
 		}

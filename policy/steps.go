@@ -89,7 +89,7 @@ type situation struct {
 	Observation
 	reading
 	cfg      *Config
-	ordinary *ordinaryDay
+	ordinary *OrdinaryDay
 	shared   *shared
 	released []netip.Prefix // by the operator: as good as on the allowlist
 	pinned   bool           // an operator's word decides the level

@@ -13,19 +13,23 @@ const Tighten StepName = "tighten"
 // timeoutFloors returns the shortest timeout, in seconds, that tighten sets for each state. What is
 // not listed is left alone. Entries that carry a live conversation keep what the RFCs ask of a NAT:
 // RFC 5382 REQ-5 (TCP established, 2 h 4 min) and RFC 4787 REQ-5 (UDP, 2 min).
+//
+// UDP that is not a stream keeps 30 s, the kernel's default: WireGuard's PersistentKeepalive, SIP registrations and
+// STUN (RFC 8445, 11) keep their mappings alive every 25 s or so, and calls come in just before. A connection that is
+// half closed may wait for its answer in silence, so FIN_WAIT and CLOSE_WAIT keep a minute.
 func timeoutFloors(p Profile) map[string]int {
 	floors := map[string]int{
 		"nf_conntrack_tcp_timeout_syn_sent":           10,
 		"nf_conntrack_tcp_timeout_syn_recv":           10,
 		"nf_conntrack_tcp_timeout_established":        7440,
-		"nf_conntrack_tcp_timeout_fin_wait":           20,
-		"nf_conntrack_tcp_timeout_close_wait":         20,
+		"nf_conntrack_tcp_timeout_fin_wait":           60,
+		"nf_conntrack_tcp_timeout_close_wait":         60,
 		"nf_conntrack_tcp_timeout_last_ack":           10,
 		"nf_conntrack_tcp_timeout_time_wait":          10,
 		"nf_conntrack_tcp_timeout_close":              5,
 		"nf_conntrack_tcp_timeout_max_retrans":        60,
 		"nf_conntrack_tcp_timeout_unacknowledged":     60,
-		"nf_conntrack_udp_timeout":                    10,
+		"nf_conntrack_udp_timeout":                    30,
 		"nf_conntrack_udp_timeout_stream":             120,
 		"nf_conntrack_icmp_timeout":                   5,
 		"nf_conntrack_icmpv6_timeout":                 5,
@@ -58,16 +62,13 @@ func timeoutFloors(p Profile) map[string]int {
 // gatewayFloors are longer where the other end is far away and an entry that is gone too soon is a mapping
 // that is lost: what comes late finds nobody.
 var gatewayFloors = map[string]int{
-	"nf_conntrack_tcp_timeout_syn_sent":   20,
-	"nf_conntrack_tcp_timeout_syn_recv":   20,
-	"nf_conntrack_tcp_timeout_fin_wait":   60,
-	"nf_conntrack_tcp_timeout_close_wait": 60,
-	"nf_conntrack_tcp_timeout_last_ack":   30,
-	"nf_conntrack_tcp_timeout_time_wait":  30,
-	"nf_conntrack_udp_timeout":            20,
-	"nf_conntrack_icmp_timeout":           10,
-	"nf_conntrack_icmpv6_timeout":         10,
-	"nf_conntrack_gre_timeout":            20,
+	"nf_conntrack_tcp_timeout_syn_sent":  20,
+	"nf_conntrack_tcp_timeout_syn_recv":  20,
+	"nf_conntrack_tcp_timeout_last_ack":  30,
+	"nf_conntrack_tcp_timeout_time_wait": 30,
+	"nf_conntrack_icmp_timeout":          10,
+	"nf_conntrack_icmpv6_timeout":        10,
+	"nf_conntrack_gre_timeout":           30,
 }
 
 // scaleSteps is how finely timeouts follow pressure: each new scale rewrites the sysctls and every
@@ -80,12 +81,14 @@ type tighten struct {
 	plain
 	peak   float64 // the worst pressure of the last settle time
 	peakAt time.Time
+	dead   bool // many SYNs wait for an answer
 }
 
 func (t *tighten) want(s situation, p *Posture) []Event {
 	if !s.works {
 		return nil
 	}
+	p.Retire = t.retire(s)
 	x := t.scale(s)
 	for name, floor := range s.cfg.Floors {
 		if value, known := s.Admin[name]; known && value > floor && x > 0 {
@@ -93,6 +96,28 @@ func (t *tighten) want(s situation, p *Posture) []Event {
 		}
 	}
 	return nil
+}
+
+// How long finished entries must have been silent: as long as a resolver waits for a late answer (resolv.conf(5),
+// timeout), and not as long while the table is about to be full.
+const (
+	finishedAfter       = 5 * time.Second
+	finishedAfterInNeed = 2 * time.Second
+	inNeed              = 90   // percent of pressure
+	deadPart            = 0.05 // part of the entries that unanswered SYNs must be for a pass of their own
+)
+
+// retire says which finished entries go: this comes before anybody is limited, and nobody loses by it.
+func (t *tighten) retire(s situation) Retirement {
+	r := Retirement{Silent: finishedAfter}
+	if s.pressure >= inNeed {
+		r.Silent = finishedAfterInNeed
+	}
+	if s.Census != nil {
+		t.dead = float64(s.Census.TCPStates[tcpSynSent]) > deadPart*float64(s.Census.Seen)
+	}
+	r.Dead = t.dead
+	return r
 }
 
 // scale returns how far timeouts are on their way to the floors, from 0 to 1. The worst pressure counts for one
@@ -108,8 +133,9 @@ func (t *tighten) scale(s situation) float64 {
 	return math.Ceil(x*scaleSteps) / scaleSteps
 }
 
-func (*tighten) done(o Observation) uint64 { return o.Work.Retimed }
+func (*tighten) done(o Observation) uint64 { return o.Work.Retimed + o.Work.Retired }
 
-func (*tighten) brought(_ situation, done uint64, _ outcome) string {
-	return fmt.Sprintf("shortened %d entries", done)
+func (*tighten) brought(s situation, done uint64, was outcome) string {
+	retired := since(s.Work.Retired, was.retired)
+	return fmt.Sprintf("shortened %d entries, let %d finished ones go", since(done, retired), retired)
 }

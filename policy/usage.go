@@ -13,6 +13,7 @@ type usage struct {
 	Holding
 	weight             float64
 	assured, transient float64 // entries
+	usual              Usual   // of both, on an ordinary day
 	keepAssured        float64 // its fair share of each kind
 	keepTransient      float64
 	opens              float64 // new transient entries per second since the last census
@@ -30,27 +31,29 @@ const (
 	silent        = 0.05 // part of a source's entries that are answered below which nothing of it is worth letting through
 )
 
-// shareOut shares the table out among the sources of a census, the largest first, and returns the
-// fair share of assured entries.
+// shareOut shares the table out among the sources of a census, the largest first, and returns the share of assured
+// entries that who has no usual holding gets. Each keeps what it usually has; see [divide].
 func (f *offenders) shareOut(s situation) ([]usage, float64) {
 	c, census := *s.cfg, s.Census
 	usages, rest := measure(s)
-	var assured, transient []share
-	for _, a := range usages {
-		assured = append(assured, share{a.assured, a.weight})
-		transient = append(transient, share{a.transient, a.weight})
-	}
-	capacity, floor := float64(s.Capacity), float64(c.Floor)
+	capacity, floor, known := float64(s.Capacity), float64(c.Floor), s.ordinary.Known()
 	target := capacity * c.Target / 100
-	kept := min(transientPart*capacity, total(transient)+rest.transient)
-	fairAssured := worthwhileShare(assured, rest.assured, target-kept, floor)
-	room := target - rest.assured - taken(assured, fairAssured)
-	fairTransient := worthwhileShare(transient, rest.transient, room, floor)
-	fairOpens := f.opens(usages, s.Observation, rest.transient)
+
+	transient := claims(usages, func(a *usage) (has, usual float64) { return a.transient, a.usual.Transient })
+	kept := min(transientPart*capacity, rest.transient+sum(transient))
+	assured := claims(usages, func(a *usage) (has, usual float64) { return a.assured, a.usual.Assured })
+	ofAssured := divide(assured, rest.assured, target-kept, floor, known)
+	room := target - rest.assured
+	for i, cl := range assured {
+		room -= min(cl.has, ofAssured.keep[i])
+	}
+	ofTransient := divide(transient, rest.transient, room, floor, known)
+	ofOpens := f.opens(usages, s, rest.transient)
+
 	f.suspects = suspects{}
 	for i := range usages {
 		a := &usages[i]
-		a.keepAssured, a.keepTransient, a.keepOpens = fairAssured*a.weight, fairTransient*a.weight, fairOpens*a.weight
+		a.keepAssured, a.keepTransient, a.keepOpens = ofAssured.keep[i], ofTransient.keep[i], ofOpens.keep[i]
 		a.why = a.reason(census, c)
 		f.suspect(a, c)
 	}
@@ -58,16 +61,42 @@ func (f *offenders) shareOut(s situation) ([]usage, float64) {
 		f.sweep(usages, census.Time)
 	}
 	f.last = usages
-	return usages, min(fairAssured, fairOpens*flowLife)
+	return usages, min(ofAssured.share, ofOpens.share*flowLife)
+}
+
+// claims returns what the sources have of one thing.
+func claims(usages []usage, of func(*usage) (has, usual float64)) []claim {
+	list := make([]claim, len(usages))
+	for i := range usages {
+		has, usual := of(&usages[i])
+		list[i] = claim{usages[i].Prefix, has, usual, usages[i].weight}
+	}
+	return list
+}
+
+// sum returns what all claims have.
+func sum(list []claim) (all float64) {
+	for _, c := range list {
+		all += c.has
+	}
+	return all
 }
 
 // measure estimates what each source uses, and puts what nobody can be asked for into the rest: the sources that the
 // census does not list, and those that are left alone.
 func measure(s situation) (usages []usage, rest usage) {
-	scale := float64(s.Count) / float64(max(s.Census.Seen, 1))
+	// Only a sample stands for more than it saw. Where the kernel counts more entries than it lists (dying, unconfirmed,
+	// expired ones), nobody is to blame for the difference.
+	scale := 1.0
+	if !s.Census.Whole {
+		scale = float64(s.Count) / float64(max(s.Census.Seen, 1))
+	}
+	part := s.ordinary.part()
 	estimate := func(h Holding) usage {
 		a := usage{Holding: h, weight: s.cfg.weight(h.Prefix), assured: scale * float64(h.Classes[Assured])}
 		a.transient = scale*float64(h.Entries) - a.assured
+		a.usual = s.ordinary.Usual(h.Prefix)
+		a.usual.Assured, a.usual.Transient = part*a.usual.Assured, part*a.usual.Transient
 		return a
 	}
 	rest = estimate(s.Census.Rest)
@@ -93,41 +122,32 @@ func (f *offenders) suspect(a *usage, c Config) {
 	}
 }
 
-// worthwhileShare returns the fair share, not below a floor; +Inf, so that nobody is above it, where
-// those above the floor make up but a small part of the excess. Then the flood comes from sources
-// that each hold next to nothing (spoofed addresses), and taking from honest users would not stop it.
-func worthwhileShare(shares []share, rest, target, floor float64) float64 {
-	fair := max(floor, fairShare(shares, rest, target))
-	all := total(shares)
-	if all-taken(shares, fair) < worthwhile*(all+rest-target) {
-		return math.Inf(1)
-	}
-	return fair
-}
-
 // comparableFor is how far two censuses may lie apart for their difference to be a rate. What came and went
 // between them is missing, so a long time only makes sources look slower.
 const comparableFor = 30 * time.Second
 
-// opens works out how fast each source makes transient entries since the last census, and returns the
-// fair share of what can be swept away. rest are the transient entries of sources that are not listed.
-func (f *offenders) opens(usages []usage, o Observation, rest float64) float64 {
-	if !o.Census.Whole {
-		return math.Inf(1) // the difference of two samples is mostly chance
+// opens works out how fast each source makes transient entries since the last census, and shares out what can be swept
+// away. rest are the transient entries of sources that are not listed.
+func (f *offenders) opens(usages []usage, s situation, rest float64) divided {
+	all := divided{keep: make([]float64, len(usages)), share: math.Inf(1)}
+	for i := range all.keep {
+		all.keep[i] = math.Inf(1)
+	}
+	if !s.Census.Whole {
+		return all // the difference of two samples is mostly chance
 	}
 	before := f.rest
 	f.rest = rest
-	span := o.Census.Time.Sub(f.at).Seconds()
+	span := s.Census.Time.Sub(f.at).Seconds()
 	if f.swept == nil || span <= 0 || span > comparableFor.Seconds() {
-		return math.Inf(1)
+		return all
 	}
-	shares := make([]share, len(usages))
 	for i := range usages {
 		a := &usages[i]
 		a.opens = max(0, a.transient-float64(f.swept[a.Prefix])) / span
-		shares[i] = share{a.opens, a.weight}
 	}
-	return worthwhileShare(shares, max(0, rest-before)/span, sweepPerPart*float64(o.Capacity), 1)
+	opens := claims(usages, func(a *usage) (has, usual float64) { return a.opens, a.usual.Transient / flowLife })
+	return divide(opens, max(0, rest-before)/span, sweepPerPart*float64(s.Capacity), 1, s.ordinary.Known())
 }
 
 // sweep remembers how many transient entries each source is left with.
@@ -143,7 +163,7 @@ func (f *offenders) sweep(usages []usage, now time.Time) {
 func (a *usage) reason(census *Census, c Config) string {
 	_, low, _ := census.Estimate(a.Classes[Assured])
 	if float64(low) > tolerance*a.keepAssured {
-		return fmt.Sprintf("holds %.0f entries, fair share %.0f", a.assured, a.keepAssured)
+		return fmt.Sprintf("holds %.0f entries, fair share %.0f%s", a.assured, a.keepAssured, a.usually())
 	}
 	if a.transient <= tolerance*a.keepTransient || a.opens <= tolerance*a.keepOpens {
 		return ""
@@ -154,6 +174,14 @@ func (a *usage) reason(census *Census, c Config) string {
 		return ""
 	}
 	return fmt.Sprintf("opens %.0f flows a second, fair share %.0f", a.opens, a.keepOpens)
+}
+
+// usually says what a source holds on an ordinary day, if it was here then.
+func (a *usage) usually() string {
+	if a.usual.Assured < 1 {
+		return ""
+	}
+	return fmt.Sprintf(", usually %.0f", a.usual.Assured)
 }
 
 // accountable reports whether a source is responsible for what goes out in its name, answered or not. Inside a gateway

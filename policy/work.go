@@ -49,11 +49,12 @@ type outcome struct {
 	drops   uint64  // flows the kernel had refused
 	done    uint64  // the step's work so far
 	evicted uint64  // entries ctguard had deleted
+	retired uint64  // of them, finished ones
 }
 
 // begin notes what things are like as the step is engaged.
 func (w *worker) begin(s situation) {
-	w.started = &outcome{s.Time, s.fill, s.Kernel.refused(), w.step.done(s.Observation), s.Work.Evicted}
+	w.started = &outcome{s.Time, s.fill, s.Kernel.refused(), w.step.done(s.Observation), s.Work.Evicted, s.Work.Retired}
 }
 
 // report says what each step brought, a little after it was engaged.
