@@ -23,6 +23,7 @@ type entries interface {
 	Retime(context.Context, conntrack.Retiming) (int, error)
 	Adopt(context.Context, []conntrack.Flow, *rate.Limiter) (int, error)
 	Purge(context.Context, policy.FlowClass, []netip.Prefix, *rate.Limiter) (int, error)
+	Retire(context.Context, conntrack.Retirement) (int, error)
 }
 
 // connections lists the TCP connections of this host; [survey.Host.Established] does.
@@ -62,9 +63,10 @@ type actuator interface {
 // goroutine that walks.
 type mover interface {
 	evict(context.Context, conntrack.Eviction, *policy.Census) (int, error)
-	retime(context.Context, map[string]int, []netip.Prefix) (int, error)
+	retime(context.Context, conntrack.Retiming) (int, error)
 	adopt(context.Context, []policy.Selector) (int, error)
-	purge(context.Context, policy.FlowClass, []netip.Prefix) error
+	purge(context.Context, policy.FlowClass, []netip.Prefix) (int, error)
+	retire(context.Context, conntrack.Retirement) (int, error)
 }
 
 // live changes the kernel: it is the loop's actuator and the walks' mover. All that the two share is evicted.
@@ -109,14 +111,20 @@ func (l *live) evict(ctx context.Context, e conntrack.Eviction, _ *policy.Census
 	return l.Evict(ctx, e)
 }
 
-func (l *live) retime(ctx context.Context, timeouts map[string]int, spare []netip.Prefix) (int, error) {
-	return l.Retime(ctx, conntrack.Retiming{Timeouts: timeouts, Spare: spare, Rate: l.retiming})
+func (l *live) retime(ctx context.Context, r conntrack.Retiming) (int, error) {
+	r.Rate = l.retiming
+	return l.Retime(ctx, r)
 }
 
-func (l *live) purge(ctx context.Context, class policy.FlowClass, spare []netip.Prefix) error {
+func (l *live) purge(ctx context.Context, class policy.FlowClass, spare []netip.Prefix) (int, error) {
 	n, err := l.Purge(ctx, class, spare, l.evicting)
 	l.evicted.Add(uint64(n))
-	return err
+	return n, err
+}
+
+func (l *live) retire(ctx context.Context, r conntrack.Retirement) (int, error) {
+	r.Rate, r.Progress = l.evicting, &l.evicted
+	return l.Retire(ctx, r)
 }
 
 func (*dry) rules(nft.Desired, time.Time) error { return nil }
@@ -171,10 +179,14 @@ func (*dryEntries) evict(_ context.Context, e conntrack.Eviction, census *policy
 	return freed, nil
 }
 
-func (*dryEntries) retime(context.Context, map[string]int, []netip.Prefix) (int, error) {
+func (*dryEntries) retime(context.Context, conntrack.Retiming) (int, error) {
 	return 0, nil
 }
 
 func (*dryEntries) adopt(context.Context, []policy.Selector) (int, error) { return 0, nil }
 
-func (*dryEntries) purge(context.Context, policy.FlowClass, []netip.Prefix) error { return nil }
+func (*dryEntries) purge(context.Context, policy.FlowClass, []netip.Prefix) (int, error) {
+	return 0, nil
+}
+
+func (*dryEntries) retire(context.Context, conntrack.Retirement) (int, error) { return 0, nil }

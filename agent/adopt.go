@@ -143,7 +143,7 @@ func (l *loop) takeLastCookies() {
 		return
 	}
 	p.LastCookies = true
-	if err := l.actuator.rules(nft.Desired{Posture: p, Allow: l.facts.Allow}, time.Now()); err == nil {
+	if err := l.actuator.rules(nft.Desired{Posture: p, Allow: p.Allow}, time.Now()); err == nil {
 		time.Sleep(policy.LastCookiesFor)
 	}
 }

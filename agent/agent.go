@@ -116,8 +116,10 @@ func (a *Agent) open(o Options) error {
 	l.adoptOrphans(a.walker)
 	l.namespace.others = here.OtherNamespaces
 	a.surveyor = survey.NewSurveyor(here, l.config, kernel.Lacking)
+	l.recallDay()
 	if o.Record != "" {
-		if l.recorder, err = record.New(o.Record, Version, l.config.Policy); err != nil {
+		l.recorder, err = record.New(o.Record, Version, l.config.Policy, *l.machine.OrdinaryDay())
+		if err != nil {
 			return err
 		}
 		a.opened.add(l.recorder)

@@ -42,6 +42,7 @@ type kernel struct {
 	evictions []conntrack.Eviction
 	evicted   int // what each eviction answers
 	retimings []map[string]int
+	retired   []conntrack.Retirement
 	live      []survey.Live
 	adopted   []conntrack.Flow
 	purged    []policy.FlowClass
@@ -50,7 +51,8 @@ type kernel struct {
 
 func newKernel(tb testing.TB) *kernel {
 	return &kernel{TB: tb, max: 1000, faults: make(map[string]error),
-		admin: map[string]int{"nf_conntrack_tcp_loose": 1, "nf_conntrack_tcp_be_liberal": 0, "nf_conntrack_udp_timeout": 30}}
+		admin: map[string]int{"nf_conntrack_tcp_loose": 1, "nf_conntrack_tcp_be_liberal": 0,
+			"nf_conntrack_udp_timeout": 30, "nf_conntrack_tcp_timeout_time_wait": 120}}
 }
 
 // change is called by whatever changes the kernel.
@@ -107,6 +109,11 @@ func (k *kernel) Purge(_ context.Context, class policy.FlowClass, _ []netip.Pref
 	return 1, k.change("purge")
 }
 
+func (k *kernel) Retire(_ context.Context, r conntrack.Retirement) (int, error) {
+	k.retired = append(k.retired, r)
+	return 1, k.change("retire")
+}
+
 // established are the connections that there are.
 func (k *kernel) established(map[uint16]bool, int) ([]survey.Live, error) {
 	return k.live, k.faults["connections"]
@@ -152,6 +159,9 @@ func (f fakeSettings) Admin() (map[string]int, error) { return maps.Clone(f.admi
 
 // newAgent returns an agent of a fake kernel that has learnt about its host.
 func newAgent(k *kernel, c config.Config, dryRun bool) *Agent {
+	if c.StateDir == "/var/lib/ctguard" {
+		c.StateDir = k.TempDir()
+	}
 	board := control.NewBoard()
 	a := &Agent{board: board, control: control.Options{Socket: c.Socket, Group: c.Group, Metrics: c.Metrics},
 		surveyor: survey.NewSurveyor(survey.New("/"), c, nil),
@@ -166,6 +176,7 @@ func newAgent(k *kernel, c config.Config, dryRun bool) *Agent {
 		l.actuator, a.walker, l.state = live, walker{k, live}, state.At(c.StateDir)
 	}
 	l.namespace.others = func() int { return 0 }
+	l.machine.Recall(policy.OrdinaryDay{Updated: time.Now(), Flows: true})
 	l.learn(survey.Facts{Host: policy.Host{Services: []policy.Selector{{Protocol: policy.TCP, Port: 80}}}})
 	return a
 }
@@ -186,7 +197,7 @@ func parse(t *testing.T, text string) config.Config {
 // turn is one tick and the walks that are due after it, one at a time, as the loop does them.
 func (a *Agent) turn() {
 	a.loop.tick()
-	for range 4 {
+	for range 5 {
 		w := a.loop.nextWalk(time.Now())
 		if w == nil {
 			return

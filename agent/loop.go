@@ -197,6 +197,7 @@ func (l *loop) restore() {
 // revert takes every step back: rules before the settings that they depend on.
 func (l *loop) revert(w walker) error {
 	rules := l.retrack(w)
+	l.trouble("ordinary day", l.state.KeepDayNow(l.machine.OrdinaryDay()))
 	_, err := l.actuator.set(nil)
 	if err != nil {
 		err = fmt.Errorf("put settings back: %w", err)

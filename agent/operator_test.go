@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -92,6 +93,7 @@ func TestRefusedByTheLoop(t *testing.T) {
 // be kept is no fault of the request.
 func TestPace(t *testing.T) {
 	k := newKernel(t)
+	k.faults["scan"] = errors.New("nothing to learn from") // what is learnt is looked at at once, too
 	dir := filepath.Join(t.TempDir(), "gone")
 	socket := start(t, k, func(c *config.Config) {
 		c.StateDir = dir

@@ -33,6 +33,8 @@ func (l *loop) tick() {
 		l.emit(e)
 	}
 	l.apply(started)
+	l.keepCaps(o)
+	l.trouble("ordinary day", l.state.KeepDay(l.machine.OrdinaryDay(), started))
 	l.publish(o, time.Since(started))
 }
 
@@ -64,7 +66,7 @@ func (l *loop) observe(now time.Time) (policy.Observation, error) {
 		return o, err
 	}
 	l.trouble("counters", blind)
-	o.Work.Retimed = l.retimed
+	o.Work.Retimed, o.Work.Retired = l.retimed, l.retired
 	if l.fresh {
 		o.Census, l.fresh = l.census, false
 	}
@@ -116,7 +118,7 @@ func (s sensors) capacity(bound int) (int, error) {
 
 // apply brings the kernel to the posture.
 func (l *loop) apply(now time.Time) {
-	desired := nft.Desired{Posture: l.decision.Posture, Allow: l.facts.Allow}
+	desired := nft.Desired{Posture: l.decision.Posture, Allow: l.decision.Posture.Allow}
 	if ok, err := l.actuator.intact(); err == nil && !ok {
 		l.emit(policy.Event{Time: now, Kind: policy.RepairEvent,
 			Reason: "rules of table inet ctguard went missing: made again"})

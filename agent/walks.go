@@ -28,6 +28,14 @@ const (
 	idlePause      = 10 * time.Second // between samples at level 0, of a table that is half full
 	samplePause    = 2 * time.Second
 	purgePause     = 20 * time.Millisecond
+	purgeRest      = 2 * time.Second // the longest pause of purges that bring nothing
+	retirePause    = time.Second
+	retireShare    = 20               // one part in this many of the time goes into retiring finished entries at most
+	retireRest     = 30 * time.Second // the longest pause where there are none
+	learnSize      = 50_000           // entries of a scan to learn from: all of most tables
+	learnShare     = 1000             // one part in this many of the time goes into those
+	learnPause     = 3 * time.Second  // between the first two of them; twice as long each time, up to the next
+	learnRest      = time.Minute
 	staleCensus    = time.Second // while the table grows
 )
 
@@ -66,10 +74,14 @@ type walks struct {
 	walking    bool
 	census     *policy.Census // the newest scan
 	fresh      bool           // no tick has seen census yet
+	learnt     int            // scans to learn from so far
+	caps       []policy.Cap   // of the newest census: kept until they are carried out
 	evictedFor *policy.Census
 	evicting   time.Duration // how long evictions since that census took
 	freed      map[policy.Selector]bool
-	purged     time.Time // when classes were last purged
+	purged     backoff
+	finished   backoff
+	retired    uint64    // entries
 	adopted    time.Time // when the newest adoption that has ended began
 	adoptAgain time.Time // after a failure, when to try again
 	retimedTo  map[string]int
@@ -80,6 +92,9 @@ type walks struct {
 // nextWalk picks the most urgent walk that is due; nil when none is.
 func (l *loop) nextWalk(now time.Time) walk {
 	if w := l.adoption(); w != nil {
+		return w
+	}
+	if w := l.retiring(now); w != nil {
 		return w
 	}
 	if w := l.eviction(); w != nil {
@@ -105,25 +120,48 @@ func (l *loop) nextWalk(now time.Time) walk {
 	return l.scanning(now)
 }
 
+// keepCaps keeps what a census decided until the eviction that it asks for is due: another walk may be under way now.
+func (l *loop) keepCaps(o policy.Observation) {
+	if o.Census != nil {
+		l.caps = l.decision.Posture.Caps
+	} else if len(l.decision.Posture.Limits) == 0 {
+		l.caps = nil // the step was taken back meanwhile
+	}
+}
+
 // eviction takes what sources hold above their caps out of the table, once per census.
 func (l *loop) eviction() walk {
-	caps := l.decision.Posture.Caps
+	caps := l.caps
 	if len(caps) == 0 || l.evictedFor == l.census {
 		return nil
 	}
 	l.evictedFor = l.census
-	return evictWalk{conntrack.Eviction{Caps: caps, Spare: l.facts.Allow}, l.census, policy.Evict,
-		fmt.Sprintf("%%d entries of %d heavy sources above their fair share", len(caps))}
+	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce()}
+	return evictWalk{e, l.census, policy.Evict, fmt.Sprintf("%%d entries of %d heavy sources above their fair share", len(caps))}
+}
+
+// inForce returns the settings as they are: the administrator's, and over them what is wanted of them.
+func (l *loop) inForce() map[string]int {
+	all := maps.Clone(l.facts.Admin)
+	if all == nil {
+		all = make(map[string]int)
+	}
+	maps.Copy(all, l.decision.Posture.Settings)
+	return all
 }
 
 // purging deletes what a flood left of the classes that are to be purged.
 func (l *loop) purging(now time.Time) walk {
 	classes := l.decision.Posture.Purges
-	if len(classes) == 0 || now.Sub(l.purged) < purgePause || l.purged.After(l.last.Time) {
+	if len(classes) == 0 {
+		l.purged = backoff{}
 		return nil
 	}
-	l.purged = now
-	return purgeWalk{classes, l.facts.Allow}
+	if !l.purged.due(now, purgePause) || l.purged.at.After(l.last.Time) {
+		return nil
+	}
+	l.purged.at = now
+	return purgeWalk{classes, l.decision.Posture.Allow}
 }
 
 // purgeWalk deletes entries of classes.
@@ -134,12 +172,69 @@ type purgeWalk struct {
 
 func (p purgeWalk) do(ctx context.Context, w walker) func(*loop) {
 	var err error
+	all := 0
 	for _, class := range p.classes {
-		err = errors.Join(err, w.mover.purge(ctx, class, p.spare))
+		n, fault := w.mover.purge(ctx, class, p.spare)
+		all, err = all+n, errors.Join(err, fault)
 	}
 	return func(l *loop) {
-		l.purged, l.due = time.Now(), true // what is left shows at the next tick
+		l.purged.worked(time.Now(), all >= worthAWalk, purgePause, purgeRest)
+		l.due = true // what is left shows at the next tick
 		l.trouble("purge", err)
+	}
+}
+
+// backoff is the pace of a walk that is due again and again: one that brings nothing comes less often.
+type backoff struct {
+	at    time.Time // when the last one ended
+	pause time.Duration
+}
+
+// worthAWalk is how many entries a walk must have freed to have been worth it.
+const worthAWalk = 100
+
+// due reports whether the next walk may begin; least is the shortest pause.
+func (b backoff) due(now time.Time, least time.Duration) bool {
+	return now.Sub(b.at) >= max(b.pause, least)
+}
+
+// worked takes in how a walk went that has just ended: the pause doubles, from least up to most, unless it was useful.
+func (b *backoff) worked(now time.Time, useful bool, least, most time.Duration) {
+	b.at = now
+	b.pause = min(2*max(b.pause, least), most)
+	if useful {
+		b.pause = least
+	}
+}
+
+// retiring lets finished entries go.
+func (l *loop) retiring(now time.Time) walk {
+	wanted := l.decision.Posture.Retire
+	if wanted.Silent == 0 {
+		l.finished = backoff{}
+		return nil
+	}
+	if !l.finished.due(now, retirePause) {
+		return nil
+	}
+	l.finished.at = now
+	own := l.facts.Own
+	return retireWalk{conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Dead: wanted.Dead,
+		Services: l.facts.Services, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
+}
+
+// retireWalk lets finished entries go.
+type retireWalk struct{ retirement conntrack.Retirement }
+
+func (r retireWalk) do(ctx context.Context, w walker) func(*loop) {
+	start := time.Now()
+	n, err := w.mover.retire(ctx, r.retirement)
+	took := time.Since(start)
+	return func(l *loop) {
+		l.finished.worked(time.Now(), n >= worthAWalk, max(retirePause, retireShare*took), retireRest)
+		l.retired += uint64(n)
+		l.due = l.due || n > 0 // what is left decides whether more must be done
+		l.trouble("retire", err)
 	}
 }
 
@@ -212,21 +307,23 @@ func (l *loop) retiming(now time.Time) walk {
 			shorter[name] = value
 		}
 	}
+	before := maps.Clone(l.facts.Admin)
+	if before == nil {
+		before = make(map[string]int)
+	}
+	maps.Copy(before, l.retimedTo)
 	l.retimedTo = wanted
 	if len(shorter) == 0 {
 		return nil
 	}
-	return retimeWalk{shorter, l.facts.Allow}
+	return retimeWalk{conntrack.Retiming{Timeouts: shorter, Before: before, Spare: l.decision.Posture.Allow}}
 }
 
 // retimeWalk shortens what entries have left.
-type retimeWalk struct {
-	timeouts map[string]int
-	spare    []netip.Prefix
-}
+type retimeWalk struct{ retiming conntrack.Retiming }
 
 func (r retimeWalk) do(ctx context.Context, w walker) func(*loop) {
-	n, err := w.mover.retime(ctx, r.timeouts, r.spare)
+	n, err := w.mover.retime(ctx, r.retiming)
 	return func(l *loop) {
 		l.retimed += uint64(n)
 		l.trouble("retime", err)
@@ -236,11 +333,13 @@ func (r retimeWalk) do(ctx context.Context, w walker) func(*loop) {
 // scanning looks at who holds the table, as often as the time budget allows.
 func (l *loop) scanning(now time.Time) walk {
 	options := conntrack.ScanOptions{Budget: scanBudget, V4Bits: l.config.V4Bits, V6Bits: l.config.V6Bits,
-		MaxSources: listedPerLimit * l.config.Policy.MaxLimited}
+		MaxSources: listedPerLimit * l.config.Policy.MaxLimited, Apart: l.apart()}
 	pause := minScanPause
 	switch l.decision.Scan {
 	case policy.NoScan:
 		return nil
+	case policy.LearnScan:
+		options.Limit, pause = learnSize, l.learnPause()
 	case policy.SampleScan:
 		options.Limit, pause = sampleSize, samplePause
 		switch {
@@ -254,17 +353,42 @@ func (l *loop) scanning(now time.Time) walk {
 	if l.census != nil && now.Sub(l.census.Time) < max(pause, l.rest(options.Limit)) {
 		return nil
 	}
-	return scanWalk{options}
+	return scanWalk{options, l.decision.Scan == policy.LearnScan}
+}
+
+// learnPause returns how long to rest between two scans to learn from: not long while little is known.
+func (l *loop) learnPause() time.Duration {
+	if l.census == nil || l.learnt == 0 {
+		return 0
+	}
+	return max(min(learnPause<<min(l.learnt-1, 10), learnRest), learnShare*l.census.Took)
+}
+
+// apart returns the IPv6 addresses in whose networks each address is a source of its own: where an allowlisted one,
+// such as this router's, is among others.
+func (l *loop) apart() (list []netip.Addr) {
+	for _, p := range l.decision.Posture.Allow {
+		if p.Addr().Is6() && p.IsSingleIP() {
+			list = append(list, p.Addr())
+		}
+	}
+	return list
 }
 
 // scanWalk makes a census.
-type scanWalk struct{ options conntrack.ScanOptions }
+type scanWalk struct {
+	options conntrack.ScanOptions
+	learns  bool
+}
 
 func (s scanWalk) do(ctx context.Context, w walker) func(*loop) {
 	census, err := w.scanner.Scan(ctx, s.options)
 	return func(l *loop) {
 		if l.trouble("scan", err); err == nil {
 			l.census, l.fresh, l.evicting = census, true, 0
+			if s.learns {
+				l.learnt++
+			}
 		}
 	}
 }

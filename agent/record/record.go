@@ -27,8 +27,9 @@ type frame struct {
 
 // head is the first line of a recording.
 type head struct {
-	Version string        `json:"version"`
-	Policy  policy.Config `json:"policy"`
+	Version string             `json:"version"`
+	Policy  policy.Config      `json:"policy"`
+	Day     policy.OrdinaryDay `json:"day"` // what was known when the recording began
 }
 
 // Recorder writes observations and decisions to a file: gzip over a line of JSON each.
@@ -41,15 +42,15 @@ type Recorder struct {
 	full  bool
 }
 
-// New makes the file, which must not exist, for decisions of a configuration.
-func New(path, version string, c policy.Config) (*Recorder, error) {
+// New makes the file, which must not exist, for decisions of a configuration that begin with an ordinary day.
+func New(path, version string, c policy.Config, day policy.OrdinaryDay) (*Recorder, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("record: %w", err)
 	}
 	zip := gzip.NewWriter(f)
 	r := &Recorder{file: f, zip: zip, json: json.NewEncoder(zip)}
-	return r, r.json.Encode(head{version, c})
+	return r, r.json.Encode(head{version, c, day})
 }
 
 // ErrFull says that a recording has reached its bound.

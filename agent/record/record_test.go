@@ -54,7 +54,7 @@ func course() []policy.Observation {
 func recorded(t *testing.T, c policy.Config) (string, []policy.Decision) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "recording")
-	r, err := New(path, "test", c)
+	r, err := New(path, "test", c, policy.OrdinaryDay{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestRecordingEdges(t *testing.T) {
 	if err := Replay(bytes.NewReader([]byte("no recording")), nil, func(Tick) {}); err == nil {
 		t.Error("a file that is no recording was replayed")
 	}
-	if _, err := New(path, "test", policy.Config{}); err == nil {
+	if _, err := New(path, "test", policy.Config{}, policy.OrdinaryDay{}); err == nil {
 		t.Error("an existing file was written over")
 	}
 	r := &Recorder{full: true}
@@ -165,7 +165,7 @@ func TestReplayOfDamagedConfig(t *testing.T) {
 		c := policy.Defaults(policy.Server)
 		damage(&c)
 		path := filepath.Join(t.TempDir(), "recording")
-		r, err := New(path, "test", c)
+		r, err := New(path, "test", c, policy.OrdinaryDay{})
 		if err := errors.Join(err, r.Close()); err != nil {
 			t.Fatal(err)
 		}

@@ -38,6 +38,7 @@ func Replay(in io.Reader, c *policy.Config, each func(Tick)) error {
 		c = &first.Policy
 	}
 	m := policy.New(*c)
+	m.Recall(first.Day)
 	var host policy.Host
 	for {
 		var f frame

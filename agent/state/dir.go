@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"ctguard/policy"
 )
@@ -18,6 +19,11 @@ import (
 type Dir struct {
 	path  string
 	noted []policy.Selector // what is on disk as living untracked, as far as this process wrote it
+
+	keptDay time.Time // when the ordinary day on disk last learnt something, as far as this process wrote it
+	keptAt  time.Time // when it was last written, or tried to be
+
+	keepFault error // what went wrong then
 }
 
 // At returns the state directory at path, which need not exist yet.
