@@ -140,7 +140,8 @@ func tellEvents(out *strings.Builder, d Decision, at time.Duration, changes *int
 		case e.Step != "":
 			what += " " + string(e.Step)
 		}
-		fmt.Fprintf(out, "%7.2fs %s: %s (fill %.0f %%, pressure %.0f %%, %+.0f/s)\n", at.Seconds(), what, e.Reason, e.Fill, e.Pressure, e.Rate)
+		fmt.Fprintf(out, "%7.2fs %s: %s (fill %.0f %%, pressure %.0f %%, %+.0f/s)\n",
+			at.Seconds(), what, e.Reason, e.Fill, e.Pressure, e.Rate)
 	}
 }
 

@@ -82,7 +82,8 @@ func newWorld() *world {
 		"nf_conntrack_tcp_timeout_established": 432000, "nf_conntrack_tcp_timeout_time_wait": 120,
 		"nf_conntrack_tcp_timeout_syn_recv": 60, "nf_conntrack_udp_timeout": 30,
 	}
-	return &world{now: start, start: start, capacity: 65536, admin: admin, freed: map[Selector]bool{}, broken: map[Selector]bool{},
+	return &world{now: start, start: start, capacity: 65536, admin: admin,
+		freed: map[Selector]bool{}, broken: map[Selector]bool{},
 		unfit:   map[StepName]string{ClosedPorts: "the story says nothing of closed ports"},
 		refused: map[Selector]string{}, work: Work{Selectors: map[Selector]SelectorWork{}}}
 }
@@ -93,7 +94,8 @@ func (w *world) observe() Observation {
 	o := Observation{Time: w.now, Count: int(w.total), Capacity: w.capacity, Kernel: w.kernel, Arrivals: w.arrivals,
 		Work: w.work, Census: w.census, Adopted: w.adopted, Host: Host{
 			Admin: w.admin, Allow: w.allow, Services: w.services, Lane: w.lane, Refused: w.refused,
-			Unfit: w.unfit, Room: w.room, Listeners: w.listen, Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
+			Unfit: w.unfit, Room: w.room, Listeners: w.listen,
+			Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
 		}}
 	o.Capacity = w.bound(Posture{Settings: w.settings})
 	for _, g := range w.groups {
@@ -368,7 +370,8 @@ func (w *world) scan(d Decision) {
 		return
 	}
 	w.scanned = w.now
-	c := &Census{Time: w.now, Whole: true, Protocols: map[uint8]int{}, ProtocolsReplied: map[uint8]int{}, TCPStates: map[uint8]int{}}
+	c := &Census{Time: w.now, Whole: true,
+		Protocols: map[uint8]int{}, ProtocolsReplied: map[uint8]int{}, TCPStates: map[uint8]int{}}
 	ports := make(map[FlowClass]*PortCount)
 	found := make(map[netip.Prefix]*Holding)
 	for _, g := range w.groups {
@@ -442,7 +445,8 @@ func (w *world) add(text string) error {
 		case "to":
 			g.to, err = ParseSelector(value)
 		case "pulse":
-			_, err = fmt.Sscanf(strings.Replace(value, "/", " ", 1), "%v %v", (*textDuration)(&g.pulse[0]), (*textDuration)(&g.pulse[1]))
+			_, err = fmt.Sscanf(strings.Replace(value, "/", " ", 1), "%v %v",
+				(*textDuration)(&g.pulse[0]), (*textDuration)(&g.pulse[1]))
 		case "random":
 			g.random = true
 		case "stray":
