@@ -159,9 +159,6 @@ func (f fakeSettings) Admin() (map[string]int, error) { return maps.Clone(f.admi
 
 // newAgent returns an agent of a fake kernel that has learnt about its host.
 func newAgent(k *kernel, c config.Config, dryRun bool) *Agent {
-	if c.StateDir == "/var/lib/ctguard" {
-		c.StateDir = k.TempDir()
-	}
 	board := control.NewBoard()
 	a := &Agent{board: board, control: control.Options{Socket: c.Socket, Group: c.Group, Metrics: c.Metrics},
 		surveyor: survey.NewSurveyor(survey.New("/"), c, nil),
@@ -173,12 +170,20 @@ func newAgent(k *kernel, c config.Config, dryRun bool) *Agent {
 	} else {
 		live := newLive(fakeRules{k}, l.settings, k, k.established)
 		live.evicting, live.retiming = rate.NewLimiter(rate.Inf, 1), rate.NewLimiter(rate.Inf, 1)
-		l.actuator, a.walker, l.state = live, walker{k, live}, state.At(c.StateDir)
+		l.actuator, a.walker, l.state = live, walker{k, live}, state.At(stateDir(k, c))
 	}
 	l.namespace.others = func() int { return 0 }
 	l.machine.Recall(policy.OrdinaryDay{Updated: time.Now(), Flows: true})
 	l.learn(survey.Facts{Host: policy.Host{Services: []policy.Selector{{Protocol: policy.TCP, Port: 80}}}})
 	return a
+}
+
+// stateDir is where an agent keeps its state: never where one of this machine would.
+func stateDir(t testing.TB, c config.Config) string {
+	if c.StateDir == "/var/lib/ctguard" {
+		return t.TempDir()
+	}
+	return c.StateDir
 }
 
 // comparePrefixes lets cmp compare addresses.

@@ -70,23 +70,25 @@ func (a *admit) want(s situation, p *Posture) []Event {
 func (a *admit) judge(s situation) []Event {
 	var events []Event
 	tell := func(class FlowClass, format string, args ...any) {
-		events = append(events, Event{Kind: StepEvent, Step: Admit, Reason: class.String() + " " + fmt.Sprintf(format, args...)})
+		reason := class.String() + " " + fmt.Sprintf(format, args...)
+		events = append(events, Event{Kind: StepEvent, Step: Admit, Reason: reason})
 	}
 	for _, f := range classes(s.Census) {
 		share := s.Census.shareAhead(f.entries, s)
+		large := f.entries >= enoughSeen && share >= s.cfg.ClassShare
 		answered := float64(f.replied) > answeredPart*float64(f.entries)
 		switch b := a.budgets[f.class]; {
 		case b != nil && answered:
 			delete(a.budgets, f.class)
 			tell(f.class, "goes free: %d of %d entries seen are answered", f.replied, f.entries)
-		case b == nil && !answered && !s.ordinary.Unanswered(f.class) && f.entries >= enoughSeen && share >= s.cfg.ClassShare && !a.leaves(f, s.shared.suspects, s):
+		case b == nil && !answered && !s.ordinary.Unanswered(f.class) && large && !a.leaves(f, s.shared.suspects, s):
 			if a.budgets == nil {
 				a.budgets = make(map[FlowClass]*budget)
 			}
 			b = newBudget(f.class, s.Observation)
 			a.budgets[f.class] = b
-			tell(f.class, "may open %d flows a second: its flows hold %.0f %% of the capacity, or are about to, and %d of %d seen are answered",
-				b.Rate, share, f.replied, f.entries)
+			tell(f.class, "may open %d flows a second: its flows hold %.0f %% of the capacity, or are about to, "+
+				"and %d of %d seen are answered", b.Rate, share, f.replied, f.entries)
 		}
 	}
 	return events

@@ -56,7 +56,7 @@ type Config struct {
 	LimitFor     time.Duration // the first limit of a source; doubled for repeaters
 	MaxLimitFor  time.Duration
 	LimitRate    int  // new flows per second that a limited source may open at most
-	BanUnreplied bool // hold sources back whose excess got no reply: only where addresses can't be spoofed
+	BanUnreplied bool // limit sources whose excess got no reply: only where addresses can't be spoofed
 	Reject       bool // answer what a limit drops
 	FoldV4       int  // prefix length to which heavy sources are folded when they outnumber MaxLimited
 	FoldV6       int
@@ -120,44 +120,51 @@ func (c Config) Validate() []*FieldError {
 	need(c.Profile == Server || c.Profile == NATGateway, "profile", `%q is neither "server" nor "nat-gateway"`, c.Profile)
 	need(c.Lookahead >= 0 && c.Lookahead <= 5*time.Minute, "lookahead", "%s is not between 0s and 5m", c.Lookahead)
 	need(c.Pressed >= 10*time.Millisecond, "tick.pressed", "%s is below 10ms", c.Pressed)
-	need(c.Calm >= c.Pressed && c.Calm <= 10*time.Second, "tick.calm", "%s is not between tick.pressed (%s) and 10s", c.Calm, c.Pressed)
+	need(c.Calm >= c.Pressed && c.Calm <= 10*time.Second, "tick.calm",
+		"%s is not between tick.pressed (%s) and 10s", c.Calm, c.Pressed)
 	faults = append(faults, c.validateSteps()...)
-	need(c.Trial >= 100*time.Millisecond && c.Trial <= time.Minute, "notrack.trial", "%s is not between 100ms and 1m", c.Trial)
+	need(c.Trial >= 100*time.Millisecond && c.Trial <= time.Minute, "notrack.trial",
+		"%s is not between 100ms and 1m", c.Trial)
 	need(c.RetryTrial >= 0, "notrack.retry", "%s is below 0s", c.RetryTrial)
 	need(c.CalmInvalid >= 0, "drop_invalid.calm_per_second", "%v is below 0", c.CalmInvalid)
 	need(c.Target > 0 && c.Target < 100, "evict.target", "%v is not between 0 and 100", c.Target)
 	if evict, ok := c.Step(Evict); ok {
-		need(c.Target < evict.Leave, "evict.target", "%v is not below steps.evict.leave (%v): evict could never be taken back", c.Target, evict.Leave)
+		need(c.Target < evict.Leave, "evict.target",
+			"%v is not below steps.evict.leave (%v): evict could never be taken back", c.Target, evict.Leave)
 	}
 	need(c.Floor >= 1, "evict.floor", "%d is below 1", c.Floor)
 	for _, w := range c.Weights {
-		need(w.Weight > 0 && !math.IsInf(w.Weight, 1), fmt.Sprintf("evict.weights.%q", w.Prefix), "%v is not a number above 0", w.Weight)
+		need(w.Weight > 0 && !math.IsInf(w.Weight, 1), fmt.Sprintf("evict.weights.%q", w.Prefix),
+			"%v is not a number above 0", w.Weight)
 	}
 	need(c.MaxLimited >= 1 && c.MaxLimited <= 65536, "evict.max_limited", "%d is not between 1 and 65536", c.MaxLimited)
 	need(c.LimitFor >= time.Second, "evict.limit_for", "%s is below 1s", c.LimitFor)
 	need(c.MaxLimitFor >= c.LimitFor, "evict.max_limit_for", "%s is below evict.limit_for (%s)", c.MaxLimitFor, c.LimitFor)
 	need(c.LimitRate >= 1, "evict.limit_rate", "%d is below 1", c.LimitRate)
-	need(c.ClassShare > 0 && c.ClassShare <= 100, "admit.share", "%v is not a percentage above 0 and up to 100", c.ClassShare)
+	need(c.ClassShare > 0 && c.ClassShare <= 100, "admit.share",
+		"%v is not a percentage above 0 and up to 100", c.ClassShare)
 	return faults
 }
 
 // validateSteps checks each step's marks, and that the ladder climbs.
 func (c Config) validateSteps() []*FieldError {
 	var faults []*FieldError
+	fault := func(s Step, key, format string, args ...any) {
+		faults = append(faults, &FieldError{"steps." + string(s.Name) + key, fmt.Sprintf(format, args...)})
+	}
 	for i, s := range c.Steps {
-		key := "steps." + string(s.Name)
 		switch {
 		case !slices.Contains(StepNames(), s.Name):
-			faults = append(faults, &FieldError{key, "is no step"})
+			fault(s, "", "is no step")
 		case !(s.Enter > 0 && s.Enter <= 100): // so that it is false of what is no number
-			faults = append(faults, &FieldError{key + ".enter", fmt.Sprintf("%v is not a percentage above 0 and up to 100", s.Enter)})
+			fault(s, ".enter", "%v is not a percentage above 0 and up to 100", s.Enter)
 		case !(s.Leave > 0 && s.Leave < s.Enter):
-			faults = append(faults, &FieldError{key + ".leave", fmt.Sprintf("%v is not above 0 and below its enter mark (%v)", s.Leave, s.Enter)})
+			fault(s, ".leave", "%v is not above 0 and below its enter mark (%v)", s.Leave, s.Enter)
 		case i > 0 && s.Enter < c.Steps[i-1].Enter && c.Steps[i-1].Enter <= 100:
-			faults = append(faults, &FieldError{key + ".enter", fmt.Sprintf("%v is below that of %s (%v), the step before it", s.Enter, c.Steps[i-1].Name, c.Steps[i-1].Enter)})
+			fault(s, ".enter", "%v is below that of %s (%v), the step before it", s.Enter, c.Steps[i-1].Name, c.Steps[i-1].Enter)
 		}
 		if s.Hold < 100*time.Millisecond || s.Hold > time.Hour {
-			faults = append(faults, &FieldError{key + ".hold", fmt.Sprintf("%s is not between 100ms and 1h", s.Hold)})
+			fault(s, ".hold", "%s is not between 100ms and 1h", s.Hold)
 		}
 	}
 	return faults

@@ -43,7 +43,8 @@ func TestEstimateProperties(t *testing.T) {
 		of := rapid.IntRange(0, c.Seen).Draw(t, "of source")
 		mid, low, high := c.Estimate(of)
 		if of > low || low > mid || mid > high || high > total-(c.Seen-of) {
-			t.Fatalf("%d of %d of %d: bounds %d ≤ %d ≤ %d out of order or beyond the certain", of, c.Seen, total, low, mid, high)
+			t.Fatalf(
+				"%d of %d of %d: bounds %d ≤ %d ≤ %d out of order or beyond the certain", of, c.Seen, total, low, mid, high)
 		}
 		if of < c.Seen {
 			m, l, h := c.Estimate(of + 1)
@@ -79,7 +80,8 @@ func TestEstimateCoverage(t *testing.T) {
 		}
 		// 1.5 expected on each side; 12 is far outside chance.
 		if low > 12 || high > 12 {
-			t.Errorf("source with %d entries: below the lower bound %d times, above the upper one %d times in %d", held, low, high, trials)
+			t.Errorf("source with %d entries: below the lower bound %d times, above the upper one %d times in %d",
+				held, low, high, trials)
 		}
 	}
 }

@@ -64,7 +64,8 @@ func (*evict) quiet(_ situation, rate float64) bool { return rate <= quietRate }
 
 func (*evict) brought(s situation, done uint64, was outcome) string {
 	evicted := since(since(s.Work.Evicted, was.evicted), since(s.Work.Retired, was.retired))
-	return fmt.Sprintf("evicted %d entries, dropped %d packets of %d sources", evicted, since(done, evicted), len(s.before.Limits))
+	return fmt.Sprintf("evicted %d entries, dropped %d packets of %d sources",
+		evicted, since(done, evicted), len(s.before.Limits))
 }
 
 func (*evict) status(s situation) string {

@@ -156,7 +156,8 @@ func (l *ladder) mayLeave(now time.Time) string {
 	case top.skipped:
 		return fmt.Sprintf("%s can do nothing here any more", top.Name)
 	case l.lasted(now, top.belowLeave) >= settle && l.lasted(now, top.quiet) >= settle:
-		return fmt.Sprintf("pressure below the leave mark of %s (%g %%) and its work quiet for %s", top.Name, top.Leave, settle)
+		return fmt.Sprintf("pressure below the leave mark of %s (%g %%) and its work quiet for %s",
+			top.Name, top.Leave, settle)
 	case l.lasted(now, top.belowEnter) >= trialSettles*settle && l.lasted(now, top.quiet) >= trialSettles*settle:
 		return fmt.Sprintf("%s quiet for %s: taken back on trial below its enter mark (%g %%)",
 			top.Name, trialSettles*settle, top.Enter)

@@ -93,8 +93,9 @@ func (m *Machine) Tick(o Observation) Decision {
 	stamp(events, s)
 	m.last = s
 	m.decision = Decision{
-		Posture: posture, Events: events, Next: m.next(s, posture), Scan: m.scan(s), Hurry: m.shared.asks.hurry, Growing: s.growing(),
-		Fill: s.fill, Pressure: s.pressure, Rate: s.rate, SecondsToFull: finite(s.secondsToFull(o.Capacity)),
+		Posture: posture, Events: events, Next: m.next(s, posture), Scan: m.scan(s), Hurry: m.shared.asks.hurry,
+		Growing: s.growing(), Fill: s.fill, Pressure: s.pressure, Rate: s.rate,
+		SecondsToFull: finite(s.secondsToFull(o.Capacity)),
 	}
 	return m.decision
 }

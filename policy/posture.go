@@ -11,7 +11,7 @@ import (
 type Posture struct {
 	Level       int
 	DropInvalid bool           // drop ct state invalid after conntrack
-	Settings    map[string]int // sysctl name (without net.netfilter.) to value; a name that is absent keeps the administrator's value
+	Settings    map[string]int // by name, as in [Host.Admin]; a name that is absent keeps the administrator's value
 	Notrack     []Notrack
 	Limits      []Limit
 	Caps        []Cap       // how many entries a source may keep; the excess is evicted
@@ -38,7 +38,8 @@ func (p *Posture) purge(class FlowClass) {
 
 // HasRules reports whether p wants any rule in the kernel; without one there is no table.
 func (p Posture) HasRules() bool {
-	return p.DropInvalid || len(p.Notrack) > 0 || len(p.Limits) > 0 || len(p.Synproxy) > 0 || p.ClosedPorts || len(p.Budgets) > 0
+	return p.DropInvalid || len(p.Notrack) > 0 || len(p.Limits) > 0 || len(p.Synproxy) > 0 ||
+		p.ClosedPorts || len(p.Budgets) > 0
 }
 
 // Retirement says which finished entries go, whoever owns them; see agent/conntrack.

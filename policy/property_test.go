@@ -116,7 +116,8 @@ func TestOverrideHolds(t *testing.T) {
 				if m.Override() != nil {
 					t.Fatal("the override did not end")
 				}
-			case ov.Kind == Pin && level != ov.Level, ov.Kind == AtMost && level > ov.Level, ov.Kind == Freeze && level != before:
+			case ov.Kind == Pin && level != ov.Level, ov.Kind == AtMost && level > ov.Level,
+				ov.Kind == Freeze && level != before:
 				t.Fatalf("level %d under %s", level, ov)
 			}
 		})
@@ -145,7 +146,8 @@ func TestConstantPressureDoesNotOscillate(t *testing.T) {
 // A step whose limiter still drops thousands a second stays, however calm the table is.
 func TestStepAtWorkStays(t *testing.T) {
 	m := New(Defaults(Server))
-	o := Observation{Time: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Count: 95_000, Capacity: 100_000, Host: Host{Admin: map[string]int{tcpLoose: 1}}}
+	o := Observation{Time: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Count: 95_000, Capacity: 100_000,
+		Host: Host{Admin: map[string]int{tcpLoose: 1}}}
 	m.Tick(o)
 	evict := 1 + slices.Index(StepNames(), Evict)
 	if m.ladder.level <= evict {
@@ -169,19 +171,20 @@ func TestStepAtWorkStays(t *testing.T) {
 }
 
 // Allowlisted sources are neither limited nor capped, whatever they hold, and a source that is
-// neither two-way nor banned by config is swept but not held back.
-func TestWhoIsHeldBack(t *testing.T) {
+// neither two-way nor banned by config is swept but not limited.
+func TestWhoIsLimited(t *testing.T) {
 	heavy := func(prefix string, class Class, n int) Holding {
 		h := Holding{Prefix: netip.MustParsePrefix(prefix), Entries: n}
 		h.Classes[class] = n
 		return h
 	}
 	census := &Census{Time: time.Unix(100, 0), Total: 70_000, Seen: 70_000, Whole: true, Sources: []Holding{
-		heavy("198.51.100.1/32", Assured, 20_000), heavy("198.51.100.2/32", Assured, 25_000), heavy("198.51.100.3/32", Unreplied, 20_000),
+		heavy("198.51.100.1/32", Assured, 20_000), heavy("198.51.100.2/32", Assured, 25_000),
+		heavy("198.51.100.3/32", Unreplied, 20_000),
 		heavy("2001:db8:1::/64", Assured, 5_000),
 	}}
-	o := Observation{Time: time.Unix(100, 0), Count: 70_000, Capacity: 75_000, Host: Host{Admin: map[string]int{tcpLoose: 1},
-		Allow: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32")}}, Census: census}
+	o := Observation{Time: time.Unix(100, 0), Count: 70_000, Capacity: 75_000, Host: Host{
+		Admin: map[string]int{tcpLoose: 1}, Allow: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32")}}, Census: census}
 	m := New(Defaults(Server))
 	m.Tick(o)
 	o.Time = o.Time.Add(time.Second)
@@ -192,7 +195,7 @@ func TestWhoIsHeldBack(t *testing.T) {
 		limited = append(limited, l.Prefix.String())
 	}
 	if !slices.Equal(limited, []string{"198.51.100.2/32"}) {
-		t.Errorf("held back: %v", limited)
+		t.Errorf("limited: %v", limited)
 	}
 	for _, c := range p.Caps {
 		switch c.Prefix.String() {
@@ -212,7 +215,7 @@ func TestUnansweredOnAGateway(t *testing.T) {
 	for _, c := range []struct {
 		profile Profile
 		prefix  string
-		held    bool
+		limited bool
 	}{
 		{NATGateway, "198.51.100.3/32", true},
 		{NATGateway, "2001:db8:1::/64", false},
@@ -220,7 +223,8 @@ func TestUnansweredOnAGateway(t *testing.T) {
 		{Server, "198.51.100.3/32", false},
 	} {
 		m := New(Defaults(c.profile))
-		o := Observation{Time: time.Unix(100, 0), Count: 70_000, Capacity: 75_000, Host: Host{Admin: map[string]int{tcpLoose: 1}}}
+		o := Observation{Time: time.Unix(100, 0), Count: 70_000, Capacity: 75_000,
+			Host: Host{Admin: map[string]int{tcpLoose: 1}}}
 		var p Posture
 		for range 3 { // two censuses tell how fast entries come
 			scan := Holding{Prefix: netip.MustParsePrefix(c.prefix), Entries: 60_000}
@@ -229,9 +233,11 @@ func TestUnansweredOnAGateway(t *testing.T) {
 			p = m.Tick(o).Posture
 			o.Time = o.Time.Add(time.Second)
 		}
-		held := slices.ContainsFunc(p.Limits, func(l Limit) bool { return l.Prefix.String() == c.prefix && l.Kind == LimitNew })
-		if held != c.held || len(p.Limits) > 1 {
-			t.Errorf("%s, %s: limits %v, want held back: %v", c.profile, c.prefix, p.Limits, c.held)
+		limited := slices.ContainsFunc(p.Limits, func(l Limit) bool {
+			return l.Prefix.String() == c.prefix && l.Kind == LimitNew
+		})
+		if limited != c.limited || len(p.Limits) > 1 {
+			t.Errorf("%s, %s: limits %v, want limited: %v", c.profile, c.prefix, p.Limits, c.limited)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -29,109 +30,117 @@ func TestScenarios(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			story, want, _ := strings.Cut(string(text), "----\n")
-			got := play(t, story)
+			told, want, _ := strings.Cut(string(text), "----\n")
+			st, err := parseStory(told)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := play(st)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range st.expects {
+				if err := r.check(e); err != nil {
+					t.Errorf("expect %s: %v", e, err)
+				}
+			}
+			got := r.transcript()
 			if *update {
-				if err := os.WriteFile(file, []byte(story+"----\n"+got), 0o644); err != nil {
+				if err := os.WriteFile(file, []byte(told+"----\n"+got), 0o644); err != nil {
 					t.Fatal(err)
 				}
-				return
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
+			} else if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("the transcript changed (-want +got); -update writes it anew:\n%s", diff)
 			}
 		})
 	}
 }
 
-// play runs a story and returns what happened.
-func play(t *testing.T, story string) string {
-	t.Helper()
-	w := newWorld()
-	config := Defaults(Server)
-	type step struct {
-		at   time.Duration
-		word string
-		rest string
-	}
-	var steps []step
-	until := time.Minute
-	for line := range strings.Lines(story) {
-		line = strings.TrimSpace(line)
-		if line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		var at time.Duration
-		if rest, ok := strings.CutPrefix(line, "at "); ok {
-			when, rest, _ := strings.Cut(rest, " ")
-			d, err := time.ParseDuration(when)
-			if err != nil {
-				t.Fatalf("%s: %v", line, err)
-			}
-			at, line = d, rest
-		}
-		word, rest, _ := strings.Cut(line, " ")
-		switch word {
-		case "until":
-			until, _ = time.ParseDuration(rest)
-		case "profile":
-			config = Defaults(Profile(rest))
-		case "max-limited":
-			config.MaxLimited, _ = strconv.Atoi(rest)
-		case "off":
-			for i, s := range config.Steps {
-				if string(s.Name) == rest {
-					config.Steps = append(config.Steps[:i:i], config.Steps[i+1:]...)
-					break
-				}
-			}
-		default:
-			steps = append(steps, step{at, word, rest})
-		}
-	}
-	m := New(config)
-	var out strings.Builder
-	changes, held := 0, make(map[netip.Prefix]bool)
-	offset := time.Duration(0) // how far the clock was moved
-	for w.now.Sub(w.start)-offset < until {
-		for len(steps) > 0 && steps[0].at <= w.now.Sub(w.start)-offset {
-			if jump, err := tell(w, m, &config, steps[0].word, steps[0].rest); err != nil {
-				t.Fatalf("%v: %v", steps[0], err)
-			} else {
-				offset += jump
-			}
-			steps = steps[1:]
-		}
-		d := m.Tick(w.observe())
-		for _, l := range d.Posture.Limits {
-			held[l.Prefix] = true
-		}
-		tellEvents(&out, d, w.now.Sub(w.start)-offset, &changes)
-		w.advance(d)
-	}
-	fmt.Fprintf(&out, "peak fill %.0f %%, %.0f flows refused by the kernel, level changed %d times, level %d at the end",
-		w.peak, w.refusedN, changes, m.ladder.level)
-	for _, g := range w.groups {
-		n := 0
-		for _, s := range g.sources {
-			if (held[s.prefix] || held[config.folded(s.prefix)]) && !g.random {
-				n++
+// What is wrong in a story fails; a story that expects nothing is wrong.
+func TestBadStories(t *testing.T) {
+	const right = "\nexpect level 0 at end"
+	for _, told := range []string{
+		"", "untli 60s" + right, "until 60" + right, "profile laptop" + right, "off walk" + right, "max-limited many" + right,
+		"at 2 stuck" + right, "at 9s stuck\nat 2s stuck" + right, "flow" + right, "flow a sources=x" + right,
+		"flow a class=odd" + right, "flow a form=10.0.0.0/8" + right, "flow a pulse=4s" + right, "stop a" + right,
+		"fit walk" + right, "service www" + right,
+		"weight x 1" + right, "weight 10.0.0.0/8 x" + right, "pin walk 1s" + right, "pin grow" + right, "setting x" + right,
+		"expect peace", "expect peak < high", "expect peak = 9", "expect level walk at end",
+		"expect limited a", "expect step walk x",
+	} {
+		st, err := parseStory(told)
+		if err == nil {
+			var r *run
+			if r, err = play(st); err == nil {
+				err = r.check(st.expects[0])
 			}
 		}
-		fmt.Fprintf(&out, "\n%s: %d of %d sources were held back", g.name, n, len(g.sources))
+		if err == nil {
+			t.Errorf("nothing is wrong with %q", told)
+		}
 	}
-	return out.String() + "\n"
 }
 
-// tellEvents writes one tick's events; limits of single sources as one line.
-func tellEvents(out *strings.Builder, d Decision, at time.Duration, changes *int) {
+// run is a story on its way through a machine.
+type run struct {
+	w       *world
+	m       *Machine
+	config  Config
+	offset  time.Duration // how far the clock was moved
+	out     strings.Builder
+	changes int             // of the level
+	engaged map[string]bool // steps that were engaged at some time
+	told    []string        // what steps said: "NAME REASON"
+	limited map[netip.Prefix]bool
+}
+
+// play runs a story.
+func play(st *story) (*run, error) {
+	r := &run{w: newWorld(), m: New(st.config), config: st.config,
+		engaged: map[string]bool{}, limited: map[netip.Prefix]bool{}}
+	lines := st.lines
+	for r.now() < st.until {
+		for len(lines) > 0 && lines[0].at <= r.now() {
+			jump, err := r.tell(lines[0].word, lines[0].rest)
+			if err != nil {
+				return nil, fmt.Errorf("%s %s: %w", lines[0].word, lines[0].rest, err)
+			}
+			r.offset += jump
+			lines = lines[1:]
+		}
+		d := r.m.Tick(r.w.observe())
+		for _, l := range d.Posture.Limits {
+			r.limited[l.Prefix] = true
+		}
+		for _, s := range r.config.Steps[:d.Posture.Level] {
+			r.engaged[string(s.Name)] = true
+		}
+		r.note(d)
+		r.w.advance(d)
+	}
+	return r, nil
+}
+
+// now returns how far the story is.
+func (r *run) now() time.Duration { return r.w.now.Sub(r.w.start) - r.offset }
+
+// top names a level by its top step.
+func (r *run) top(level int) string {
+	if level == 0 {
+		return "0"
+	}
+	return string(r.config.Steps[level-1].Name)
+}
+
+// note writes one tick's events; limits of single sources as one line.
+func (r *run) note(d Decision) {
 	limited := 0
 	for _, e := range d.Events {
 		what := string(e.Kind)
 		switch {
 		case e.Kind == LevelEvent:
-			what = fmt.Sprintf("level %d -> %d", *e.From, *e.To)
-			*changes++
+			what = fmt.Sprintf("level %s -> %s", r.top(*e.From), r.top(*e.To))
+			r.changes++
 		case e.Kind == LimitEvent && e.Prefix.IsValid():
 			if limited++; limited > 1 {
 				continue
@@ -140,75 +149,91 @@ func tellEvents(out *strings.Builder, d Decision, at time.Duration, changes *int
 		case e.Step != "":
 			what += " " + string(e.Step)
 		}
-		fmt.Fprintf(out, "%7.2fs %s: %s (fill %.0f %%, pressure %.0f %%, %+.0f/s)\n", at.Seconds(), what, e.Reason, e.Fill, e.Pressure, e.Rate)
+		if e.Kind == StepEvent {
+			r.told = append(r.told, string(e.Step)+" "+e.Reason)
+		}
+		fmt.Fprintf(&r.out, "%7.2fs %s: %s (fill %.0f %%, pressure %.0f %%, %+.0f/s)\n",
+			r.now().Seconds(), what, e.Reason, e.Fill, e.Pressure, e.Rate)
 	}
 }
 
-// tell carries one line of a story out; it returns how far it moved the clock.
-func tell(w *world, m *Machine, c *Config, word, rest string) (time.Duration, error) {
-	var err error
-	switch word {
-	case "flow":
-		err = w.add(rest)
-	case "stop":
-		for _, g := range w.groups {
-			g.stopped = g.stopped || g.name == rest
-		}
-	case "fit":
-		delete(w.unfit, StepName(rest))
-	case "room":
-		w.room, err = strconv.Atoi(rest)
-	case "stuck":
-		w.stuck = true
-	case "service", "lane", "broken", "listener":
-		var s Selector
-		switch s, err = ParseSelector(rest); word {
-		case "service":
-			w.services = append(w.services, s)
-		case "lane":
-			w.lane = append(w.lane, s)
-		case "listener":
-			w.listen = append(w.listen, s)
-		default:
-			w.broken[s] = true
-		}
-	case "allow":
-		var p netip.Prefix
-		p, err = netip.ParsePrefix(rest)
-		w.allow = append(w.allow, p)
-	case "weight":
-		prefix, weight, _ := strings.Cut(rest, " ")
-		var x float64
-		x, err = strconv.ParseFloat(weight, 64)
-		c.Weights = append(c.Weights, Weight{netip.MustParsePrefix(prefix), x})
-		m.Reconfigure(*c)
-	case "capacity":
-		w.capacity, err = strconv.Atoi(rest)
-	case "setting":
-		name, value, _ := strings.Cut(rest, " ")
-		w.admin[name], err = strconv.Atoi(value)
-	case "invalid":
-		var n int
-		n, err = strconv.Atoi(rest)
-		w.kernel.Invalid += uint64(n)
-	case "counters-back":
-		w.kernel, w.work, w.arrivals = KernelCounters{}, Work{Selectors: map[Selector]SelectorWork{}}, Arrivals{}
-	case "clock":
-		var d time.Duration
-		d, err = time.ParseDuration(rest)
-		w.now = w.now.Add(d)
-		return d, err
-	case "pin":
-		level, span, _ := strings.Cut(rest, " ")
-		ov := &Override{Kind: Pin, Reason: "maintenance"}
-		if ov.Level, err = strconv.Atoi(level); err == nil {
-			var d time.Duration
-			d, err = time.ParseDuration(span)
-			ov.Until = w.now.Add(d)
-		}
-		m.SetOverride(ov)
-	default:
-		err = fmt.Errorf("unknown word %q", word)
+// transcript returns what happened, and how it ended.
+func (r *run) transcript() string {
+	fmt.Fprintf(&r.out,
+		"peak fill %.0f %%, %.0f flows refused by the kernel, level changed %d times, level %s at the end\n",
+		r.w.peak, r.w.refusedN, r.changes, r.top(r.m.ladder.level))
+	for _, g := range r.w.groups {
+		fmt.Fprintf(&r.out, "%s: %d of %d sources were limited\n", g.name, r.limitedOf(g), len(g.sources))
 	}
-	return 0, err
+	return r.out.String()
+}
+
+// limitedOf counts the sources of a group that were limited at some time.
+func (r *run) limitedOf(g *group) int {
+	n := 0
+	for _, s := range g.sources {
+		if (r.limited[s.prefix] || r.limited[r.config.folded(s.prefix)]) && !g.random {
+			n++
+		}
+	}
+	return n
+}
+
+// check says what is wrong with an expectation; see testdata/README.md for their forms.
+func (r *run) check(expect string) error {
+	f := strings.Fields(expect)
+	switch {
+	case len(f) == 3 && f[0] == "peak":
+		return compare(r.w.peak, f[1], f[2])
+	case len(f) == 3 && f[0] == "refused":
+		return compare(r.w.refusedN, f[1], f[2])
+	case len(f) == 3 && f[0] == "changes":
+		return compare(float64(r.changes), f[1], f[2])
+	case len(f) == 4 && f[0] == "level" && f[2] == "at" && f[3] == "end":
+		if got := r.top(r.m.ladder.level); got != f[1] {
+			return fmt.Errorf("it is %s", got)
+		}
+		return nil
+	case len(f) == 2 && (f[0] == "limited" || f[0] == "unlimited"):
+		return r.checkLimited(f[1], f[0] == "limited")
+	case len(f) == 2 && (f[0] == "engaged" || f[0] == "never"):
+		if _, listed := r.config.Step(StepName(f[1])); !listed || r.engaged[f[1]] != (f[0] == "engaged") {
+			return fmt.Errorf("engaged were %v", r.engaged)
+		}
+		return nil
+	case len(f) > 2 && f[0] == "step":
+		name, text := f[1]+" ", strings.Join(f[2:], " ")
+		said := func(s string) bool { return strings.HasPrefix(s, name) && strings.Contains(s, text) }
+		if !slices.ContainsFunc(r.told, said) {
+			return fmt.Errorf("the step never said so")
+		}
+		return nil
+	}
+	return fmt.Errorf("unknown form")
+}
+
+// checkLimited says whether all sources of a group were limited, or none.
+func (r *run) checkLimited(name string, want bool) error {
+	for _, g := range r.w.groups {
+		if g.name != name {
+			continue
+		}
+		if n := r.limitedOf(g); want && n != len(g.sources) || !want && n > 0 {
+			return fmt.Errorf("%d of %d were", n, len(g.sources))
+		}
+		return nil
+	}
+	return fmt.Errorf("no flow is called %q", name)
+}
+
+// compare checks a number against a bound.
+func compare(got float64, how, bound string) error {
+	x, err := strconv.ParseFloat(bound, 64)
+	switch {
+	case err != nil:
+		return err
+	case how == "<" && got < x, how == ">" && got > x:
+		return nil
+	}
+	return fmt.Errorf("it is %g", got)
 }

@@ -31,7 +31,7 @@ const (
 //	{TCP, 80, Local: P}            tcp/80 at 203.0.113.0/28     one service on some of this host's addresses
 //	{TCP, 80, Device: "eth0"}      tcp/80 on eth0               one service by way of one interface
 //	{Group: true}                  multicast                    multicast and broadcast, both ways
-//	{All, 0}                       all                          all that comes to this host's own addresses or that it sends
+//	{All, 0}                       all                          all to this host's own addresses and from them
 //
 // Without a port, questions can't be told from answers: the connections that this host opens itself
 // are untracked too.
@@ -181,7 +181,8 @@ func (s *Selector) restrict(text, word, value string) error {
 		*to = p.Masked()
 	case word == "on" && s.Device == "":
 		if !isDevice(value) {
-			return fmt.Errorf("selector %q: %q is not the name of an interface other than lo: up to 15 letters, digits and ._-", text, value)
+			return fmt.Errorf("selector %q: %q is not the name of an interface other than lo: up to 15 letters, digits and ._-",
+				text, value)
 		}
 		s.Device = value
 	default:

@@ -24,7 +24,7 @@ var networkBits = map[bool][]int{true: {24}, false: {48, 56}}
 // divided is how something was divided.
 type divided struct {
 	keep  []float64 // by claim: what it may keep; +Inf where nobody is asked for anything
-	share float64   // what a source without a usual holding got at most, or a network of them; +Inf where everybody fits
+	share float64   // the least that one who is above its share may keep, by weight; +Inf where nobody is
 }
 
 // divide shares target out: first what each source usually has, then growth and newcomers max-min, where
@@ -50,11 +50,14 @@ func divide(claims []claim, rest, target, floor float64, byNetwork bool) divided
 	if byNetwork {
 		top = 0
 	}
-	d.share = d.give(claims, members, target-rest-reserved, top)
+	d.give(claims, members, target-rest-reserved, top)
 	above := 0.0
 	for i, c := range claims {
 		d.keep[i] = max(d.keep[i]+min(c.has, c.usual), floor*c.weight)
-		above += max(0, c.has-d.keep[i])
+		if excess := c.has - d.keep[i]; excess > 0 {
+			above += excess
+			d.share = min(d.share, d.keep[i]/c.weight)
+		}
 	}
 	if above == 0 || above < worthwhile*(all-target) {
 		for i := range d.keep {
@@ -66,8 +69,8 @@ func divide(claims []claim, rest, target, floor float64, byNetwork bool) divided
 }
 
 // give shares room out among what the members have grown by: by networks of the given level, or, with -1,
-// source by source. It returns the share.
-func (d *divided) give(claims []claim, members []int, room float64, level int) float64 {
+// source by source.
+func (d *divided) give(claims []claim, members []int, room float64, level int) {
 	groups := grouped(claims, members, level)
 	wants := make([]share, len(groups))
 	for i, g := range groups {
@@ -93,7 +96,6 @@ func (d *divided) give(claims []claim, members []int, room float64, level int) f
 			d.give(claims, g.members, part, g.next)
 		}
 	}
-	return each
 }
 
 // claimants is members that have a share together.

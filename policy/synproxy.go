@@ -146,7 +146,8 @@ func (*synproxy) status(s situation) string {
 	if n := len(s.before.Synproxy); n > 0 {
 		return fmt.Sprintf("in front of %d ports", n)
 	}
-	return fmt.Sprintf("waits for handshakes under way to hold %d %% of the capacity, now %.0f %%", halfOpenEnter, s.halfOpen)
+	return fmt.Sprintf("waits for handshakes under way to hold %d %% of the capacity, now %.0f %%",
+		halfOpenEnter, s.halfOpen)
 }
 
 // synRecvLife is how many seconds an unanswered handshake stays in the table by default, as
@@ -183,7 +184,8 @@ func (x *synproxy) update(o Observation, on bool, c Config) []Event {
 			x.refused = make(map[uint16]failure)
 		}
 		x.refused[port] = failure{reason, o.Time.Add(c.RetryTrial)}
-		events = append(events, Event{Kind: StepEvent, Step: Synproxy, Reason: fmt.Sprintf("tcp/%d taken back: %s", port, reason)})
+		events = append(events, Event{Kind: StepEvent, Step: Synproxy,
+			Reason: fmt.Sprintf("tcp/%d taken back: %s", port, reason)})
 	}
 	return events
 }
@@ -236,7 +238,8 @@ func (p Proxied) fault(before Proxied) string {
 func (p ProxiedPort) fault(before ProxiedPort) string {
 	completed, delivered := since(p.Completed, before.Completed), since(p.Delivered, before.Delivered)
 	if lost(delivered, completed) {
-		return fmt.Sprintf("the host's own rules let %d of %d connections through that synproxy had accepted", delivered, completed)
+		return fmt.Sprintf("the host's own rules let %d of %d connections through that synproxy had accepted",
+			delivered, completed)
 	}
 	return ""
 }

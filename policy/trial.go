@@ -44,7 +44,8 @@ func (t *trial) fault(now SelectorWork) string {
 	}
 	answered := t.before.Requests >= enoughRequests && 5*t.before.Sent >= t.before.Requests
 	if answered && now.Requests >= 5*enoughRequests && 20*now.Sent < now.Requests {
-		return fmt.Sprintf("answers fell from %d for %d requests to %d for %d", t.before.Sent, t.before.Requests, now.Sent, now.Requests)
+		return fmt.Sprintf("answers fell from %d for %d requests to %d for %d",
+			t.before.Sent, t.before.Requests, now.Sent, now.Requests)
 	}
 	return ""
 }
@@ -59,7 +60,8 @@ func (t *trial) stopped(now SelectorWork) string {
 		return fmt.Sprintf("the host's own rules let %d of %d untracked answers out", now.Sent, now.Replies)
 	}
 	if fell(now.Heard, now.Answers, t.before.Heard, t.before.Answers) {
-		return fmt.Sprintf("the host's own rules let %d of %d untracked answers to what it asked through", now.Heard, now.Answers)
+		return fmt.Sprintf("the host's own rules let %d of %d untracked answers to what it asked through",
+			now.Heard, now.Answers)
 	}
 	return ""
 }

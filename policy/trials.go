@@ -24,9 +24,13 @@ type trials struct {
 // update moves every candidate on: engage says which are to be untracked, the others are counted. It
 // returns what is wanted now, in a stable order, and what changed. What is no candidate any more is
 // forgotten once its connections are tracked again.
-func (u *trials) update(o Observation, c Config, candidates []Selector, engage func(Selector) bool) ([]Notrack, []Event) {
+func (u *trials) update(
+	o Observation, c Config, candidates []Selector, engage func(Selector) bool,
+) ([]Notrack, []Event) {
 	if u.selectors == nil {
-		u.selectors, u.failed, u.needEntries = make(map[Selector]*trial), make(map[Selector]failure), make(map[Selector]time.Time)
+		u.selectors = make(map[Selector]*trial)
+		u.failed = make(map[Selector]failure)
+		u.needEntries = make(map[Selector]time.Time)
 	}
 	maps.DeleteFunc(u.failed, func(_ Selector, f failure) bool { return !o.Time.Before(f.until) })
 	maps.DeleteFunc(u.needEntries, func(_ Selector, tracked time.Time) bool { return !o.Adopted.Before(tracked) })

@@ -18,7 +18,8 @@ type trialHost struct {
 
 func newTrialHost(t *testing.T, services ...string) *trialHost {
 	h := &trialHost{t: t, drops: map[string]bool{}, idle: map[string]bool{}}
-	h.o = Observation{Time: time.Unix(1000, 0), Host: Host{Admin: map[string]int{tcpLoose: 1}}, Work: Work{Selectors: map[Selector]SelectorWork{}}}
+	h.o = Observation{Time: time.Unix(1000, 0), Host: Host{Admin: map[string]int{tcpLoose: 1}},
+		Work: Work{Selectors: map[Selector]SelectorWork{}}}
 	for _, name := range services {
 		h.o.Services = append(h.o.Services, parsed(t, name))
 	}
@@ -72,8 +73,10 @@ func TestWholeWaitsForItsParts(t *testing.T) {
 	if stages["all"] != "" || stages["tcp/22"] != "" || stages["tcp/80"] != "freed" {
 		t.Errorf("after ssh was dropped: %v", stages)
 	}
-	if want := "tcp/22, which is part of it, must stay tracked: the host's own rules let 0 of"; !strings.HasPrefix(h.u.refusal(parsed(t, "all"), h.o), want) {
-		t.Errorf("all is refused for %q, want %q; told\n%s", h.u.refusal(parsed(t, "all"), h.o), want, told)
+	refusal := h.u.refusal(parsed(t, "all"), h.o)
+	want := "tcp/22, which is part of it, must stay tracked: the host's own rules let 0 of"
+	if !strings.HasPrefix(refusal, want) {
+		t.Errorf("all is refused for %q, want %q; told\n%s", refusal, want, told)
 	}
 	if _, need := h.u.needEntries[parsed(t, "all")]; !need {
 		t.Error("the connections of all are given no entries")
@@ -100,7 +103,8 @@ func TestWholeMustHear(t *testing.T) {
 		if freed := stages["all"] == "freed"; freed == unheard || stages["tcp/80"] != "freed" {
 			t.Errorf("unheard %v: %v\n%s", unheard, stages, told)
 		}
-		if want := "all taken back: the host's own rules let 0 of 3 untracked answers to what it asked through"; unheard && !strings.Contains(told, want) {
+		want := "all taken back: the host's own rules let 0 of 3 untracked answers to what it asked through"
+		if unheard && !strings.Contains(told, want) {
 			t.Errorf("told\n%s\nwant %s", told, want)
 		}
 	}

@@ -1,13 +1,10 @@
 package policy
 
 import (
-	"cmp"
-	"fmt"
 	"maps"
 	"math"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -82,7 +79,8 @@ func newWorld() *world {
 		"nf_conntrack_tcp_timeout_established": 432000, "nf_conntrack_tcp_timeout_time_wait": 120,
 		"nf_conntrack_tcp_timeout_syn_recv": 60, "nf_conntrack_udp_timeout": 30,
 	}
-	return &world{now: start, start: start, capacity: 65536, admin: admin, freed: map[Selector]bool{}, broken: map[Selector]bool{},
+	return &world{now: start, start: start, capacity: 65536, admin: admin,
+		freed: map[Selector]bool{}, broken: map[Selector]bool{},
 		unfit:   map[StepName]string{ClosedPorts: "the story says nothing of closed ports"},
 		refused: map[Selector]string{}, work: Work{Selectors: map[Selector]SelectorWork{}}}
 }
@@ -93,7 +91,8 @@ func (w *world) observe() Observation {
 	o := Observation{Time: w.now, Count: int(w.total), Capacity: w.capacity, Kernel: w.kernel, Arrivals: w.arrivals,
 		Work: w.work, Census: w.census, Adopted: w.adopted, Host: Host{
 			Admin: w.admin, Allow: w.allow, Services: w.services, Lane: w.lane, Refused: w.refused,
-			Unfit: w.unfit, Room: w.room, Listeners: w.listen, Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
+			Unfit: w.unfit, Room: w.room, Listeners: w.listen,
+			Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
 		}}
 	o.Capacity = w.bound(Posture{Settings: w.settings})
 	for _, g := range w.groups {
@@ -356,131 +355,4 @@ func (w *world) purge(p Posture) {
 			s.entries = 0
 		}
 	}
-}
-
-// scan makes the census that a decision asked for.
-func (w *world) scan(d Decision) {
-	pause := 500 * time.Millisecond
-	if d.Scan == SampleScan {
-		pause = 2 * time.Second
-	}
-	if d.Scan == NoScan || w.now.Sub(w.scanned) < pause {
-		return
-	}
-	w.scanned = w.now
-	c := &Census{Time: w.now, Whole: true, Protocols: map[uint8]int{}, ProtocolsReplied: map[uint8]int{}, TCPStates: map[uint8]int{}}
-	ports := make(map[FlowClass]*PortCount)
-	found := make(map[netip.Prefix]*Holding)
-	for _, g := range w.groups {
-		for _, s := range g.sources {
-			n := int(math.Round(s.entries))
-			if n == 0 {
-				continue
-			}
-			c.Classes[g.class] += n
-			class, replied := g.flowClass(), 0
-			if g.class != Unreplied {
-				replied = n
-			}
-			c.Protocols[class.Protocol] += n
-			c.ProtocolsReplied[class.Protocol] += replied
-			if class.Port > 0 {
-				if ports[class] == nil {
-					ports[class] = &PortCount{Protocol: class.Protocol, Port: class.Port}
-				}
-				ports[class].Entries += n
-				ports[class].Replied += replied
-			}
-			if c.Seen += n; g.random {
-				c.Rest.Entries += n
-				c.Rest.Classes[g.class] += n
-				c.Distinct += n
-				continue
-			}
-			if found[s.prefix] == nil {
-				found[s.prefix] = &Holding{Prefix: s.prefix}
-				c.Distinct++
-			}
-			found[s.prefix].Entries += n
-			found[s.prefix].Classes[g.class] += n
-		}
-	}
-	c.Total = c.Seen
-	for _, p := range ports {
-		c.Ports = append(c.Ports, *p)
-	}
-	for _, h := range found {
-		c.Sources = append(c.Sources, *h)
-	}
-	slices.SortFunc(c.Sources, func(a, b Holding) int {
-		return cmp.Or(cmp.Compare(b.Entries, a.Entries), a.Prefix.Addr().Compare(b.Prefix.Addr()))
-	})
-	w.census = c
-}
-
-// add makes a group from "NAME key=value ...".
-func (w *world) add(text string) error {
-	f := strings.Fields(text)
-	g := &group{name: f[0], life: 60, began: w.now}
-	net, n, entries := netip.MustParsePrefix("198.18.0.0/15"), 1, 0.0
-	for _, field := range f[1:] {
-		key, value, _ := strings.Cut(field, "=")
-		var err error
-		switch key {
-		case "sources":
-			_, err = fmt.Sscan(value, &n)
-		case "from":
-			net, err = netip.ParsePrefix(value)
-		case "entries":
-			_, err = fmt.Sscan(value, &entries)
-		case "rate":
-			_, err = fmt.Sscan(value, &g.rate)
-		case "life":
-			var d time.Duration
-			d, err = time.ParseDuration(value)
-			g.life = d.Seconds()
-		case "to":
-			g.to, err = ParseSelector(value)
-		case "pulse":
-			_, err = fmt.Sscanf(strings.Replace(value, "/", " ", 1), "%v %v", (*textDuration)(&g.pulse[0]), (*textDuration)(&g.pulse[1]))
-		case "random":
-			g.random = true
-		case "stray":
-			g.stray = true
-		case "closed":
-			g.closed = true
-		case "class":
-			for c := range NumClasses {
-				if c.String() == value {
-					g.class = c
-				}
-			}
-		default:
-			err = fmt.Errorf("unknown word %q", key)
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", field, err)
-		}
-	}
-	g.timeout = classTimeout[g.class]
-	addr := net.Addr()
-	for range n {
-		g.sources = append(g.sources, &source{prefix: netip.PrefixFrom(addr, addr.BitLen()), entries: entries})
-		addr = addr.Next()
-	}
-	w.groups = append(w.groups, g)
-	return nil
-}
-
-// textDuration reads a duration with fmt.Sscan.
-type textDuration time.Duration
-
-func (d *textDuration) Scan(state fmt.ScanState, _ rune) error {
-	token, err := state.Token(true, nil)
-	if err != nil {
-		return err
-	}
-	v, err := time.ParseDuration(string(token))
-	*d = textDuration(v)
-	return err
 }

@@ -1,0 +1,95 @@
+package policy
+
+import (
+	"cmp"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// scan makes the census that a decision asked for.
+func (w *world) scan(d Decision) {
+	pause := 500 * time.Millisecond
+	if d.Scan == SampleScan {
+		pause = 2 * time.Second
+	}
+	if d.Scan == NoScan || w.now.Sub(w.scanned) < pause {
+		return
+	}
+	w.scanned = w.now
+	tally := newTally(w.now)
+	for _, g := range w.groups {
+		for _, s := range g.sources {
+			if n := int(math.Round(s.entries)); n > 0 {
+				tally.ports(g, n)
+				tally.source(g, s, n)
+			}
+		}
+	}
+	w.census = tally.census()
+}
+
+// tally adds up a census.
+type tally struct {
+	c       *Census
+	byPort  map[FlowClass]*PortCount
+	sources map[netip.Prefix]*Holding
+}
+
+func newTally(now time.Time) *tally {
+	c := &Census{Time: now, Whole: true,
+		Protocols: map[uint8]int{}, ProtocolsReplied: map[uint8]int{}, TCPStates: map[uint8]int{}}
+	return &tally{c, make(map[FlowClass]*PortCount), make(map[netip.Prefix]*Holding)}
+}
+
+// ports counts n entries of one source by what they go to.
+func (y *tally) ports(g *group, n int) {
+	class, replied := g.flowClass(), 0
+	if g.class != Unreplied {
+		replied = n
+	}
+	y.c.Seen += n
+	y.c.Classes[g.class] += n
+	y.c.Protocols[class.Protocol] += n
+	y.c.ProtocolsReplied[class.Protocol] += replied
+	if class.Port == 0 {
+		return
+	}
+	if y.byPort[class] == nil {
+		y.byPort[class] = &PortCount{Protocol: class.Protocol, Port: class.Port}
+	}
+	y.byPort[class].Entries += n
+	y.byPort[class].Replied += replied
+}
+
+// source counts n entries of one source by whose they are.
+func (y *tally) source(g *group, s *source, n int) {
+	if g.random {
+		y.c.Rest.Entries += n
+		y.c.Rest.Classes[g.class] += n
+		y.c.Distinct += n
+		return
+	}
+	if y.sources[s.prefix] == nil {
+		y.sources[s.prefix] = &Holding{Prefix: s.prefix}
+		y.c.Distinct++
+	}
+	y.sources[s.prefix].Entries += n
+	y.sources[s.prefix].Classes[g.class] += n
+}
+
+// census returns what was counted, the largest sources first.
+func (y *tally) census() *Census {
+	y.c.Total = y.c.Seen
+	for _, p := range y.byPort {
+		y.c.Ports = append(y.c.Ports, *p)
+	}
+	for _, h := range y.sources {
+		y.c.Sources = append(y.c.Sources, *h)
+	}
+	slices.SortFunc(y.c.Sources, func(a, b Holding) int {
+		return cmp.Or(cmp.Compare(b.Entries, a.Entries), a.Prefix.Addr().Compare(b.Prefix.Addr()))
+	})
+	return y.c
+}
