@@ -12,7 +12,7 @@ import (
 )
 
 // OrdinaryDay is what a host looks like while nothing is wrong with it. It is learnt at level 0 only, while
-// the table does not grow faster than it should, so a flood can't teach it: what ctguard does about a
+// the table does not fill faster than it should, so a flood can't teach it: what ctguard does about a
 // flood is measured against the hours before.
 //
 // The zero value knows nothing. Fields are exported to be kept on disk.
@@ -33,7 +33,7 @@ type OrdinaryDay struct {
 	oneWayAt       time.Time            // of that census
 }
 
-// Usual is what one source has on an ordinary day, in entries: peaks that grow over minutes and fade over a day.
+// Usual is what one source has on an ordinary day, in entries: peaks that rise over minutes and fade over a day.
 type Usual struct {
 	Assured   float64 `json:"assured"`
 	Transient float64 `json:"transient"`
@@ -140,7 +140,7 @@ func (d *OrdinaryDay) learn(o Observation) {
 
 func fade(dt, over time.Duration) float64 { return math.Exp(-dt.Seconds() / over.Seconds()) }
 
-// learnSources lets each source's usual holding grow towards what it holds now. The first census is believed at
+// learnSources lets each source's usual holding rise towards what it holds now. The first census is believed at
 // once, and until there is as much to look back at as growth takes, growth is faster.
 func (d *OrdinaryDay) learnSources(c *Census, gap time.Duration, first bool) {
 	gain := 1.0

@@ -61,8 +61,12 @@ func TestFilesThatNameNoStep(t *testing.T) {
 	}
 	named := regexp.MustCompile(`\b(` + strings.Join(words, "|") + `)\b`)
 	for _, file := range []string{"machine.go", "ladder.go", "pressure.go", "ordinaryday.go", "halfopen.go", "work.go",
-		"override.go", "status.go", "explain.go", "estimate.go", "fairshare.go"} {
-		text, err := os.ReadFile(file)
+		"override.go", "status.go", "explain.go", "estimate.go", "fairshare.go", "shares.go"} {
+		files, err := filepath.Glob(file)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no file %s: %v", file, err)
+		}
+		text, err := os.ReadFile(files[0])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,6 +156,8 @@ func filesThatNameAll(t *testing.T) []string {
 		switch {
 		case err != nil:
 			return err
+		case name == "changelog.md": // what it says is past
+			return nil
 		case d.IsDir() && (name == "bin" || name == "rapid" || strings.HasPrefix(name, ".") && name != ".."):
 			return filepath.SkipDir
 		case d.IsDir() || !slices.Contains(kinds, filepath.Ext(name)):

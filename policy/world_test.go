@@ -185,26 +185,31 @@ func (w *world) retime(p Posture) {
 	w.settings = p.Settings
 }
 
+// passLimit returns how many of the flows that a source opens in dt seconds its limit lets through.
+func (w *world) passLimit(s *source, p Posture, limited map[netip.Prefix]Limit, flows, dt float64) float64 {
+	l, ok := limited[s.prefix]
+	if !ok {
+		l, ok = limited[Config{FoldV4: 24, FoldV6: 48}.folded(s.prefix)]
+	}
+	switch {
+	case !ok:
+		return flows
+	case l.Kind == Block:
+		w.work.BlockedDropped += uint64(flows)
+		return 0
+	}
+	pass := min(flows, float64(p.LimitRate)*dt)
+	w.work.LimitedDropped += uint64(math.Round(flows - pass))
+	return pass
+}
+
 // open lets one source open flows for dt seconds.
 func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Limit, dt float64) {
 	flows := g.flows(w.now) * dt
 	if flows == 0 {
 		return
 	}
-	l, ok := limited[s.prefix]
-	if !ok {
-		l, ok = limited[Config{FoldV4: 24, FoldV6: 48}.folded(s.prefix)]
-	}
-	if ok {
-		pass := min(flows, float64(p.LimitRate)*dt)
-		if l.Kind == Block {
-			pass = 0
-			w.work.BlockedDropped += uint64(flows)
-		} else {
-			w.work.LimitedDropped += uint64(math.Round(flows - pass))
-		}
-		flows = pass
-	}
+	flows = w.passLimit(s, p, limited, flows, dt)
 	if flows = w.passBefore(g, p, flows, dt); flows == 0 {
 		return
 	}
