@@ -34,6 +34,9 @@ func (l *loop) tick() {
 	}
 	l.apply(started)
 	l.keepCaps(o)
+	if o.Census != nil && l.machine.OrdinaryDay().Updated.Equal(o.Census.Time) {
+		l.learnt++ // a moment that was not ordinary teaches nothing, and the next try comes as soon as this one did
+	}
 	l.trouble("ordinary day", l.state.KeepDay(l.machine.OrdinaryDay(), started))
 	l.publish(o, time.Since(started))
 }

@@ -74,7 +74,7 @@ type walks struct {
 	walking    bool
 	census     *policy.Census // the newest scan
 	fresh      bool           // no tick has seen census yet
-	learnt     int            // scans to learn from so far
+	learnt     int            // scans that taught something so far
 	caps       []policy.Cap   // of the newest census: kept until they are carried out
 	evictedFor *policy.Census
 	evicting   time.Duration // how long evictions since that census took
@@ -353,7 +353,7 @@ func (l *loop) scanning(now time.Time) walk {
 	if l.census != nil && now.Sub(l.census.Time) < max(pause, l.rest(options.Limit)) {
 		return nil
 	}
-	return scanWalk{options, l.decision.Scan == policy.LearnScan}
+	return scanWalk{options}
 }
 
 // learnPause returns how long to rest between two scans to learn from: not long while little is known.
@@ -376,19 +376,13 @@ func (l *loop) apart() (list []netip.Addr) {
 }
 
 // scanWalk makes a census.
-type scanWalk struct {
-	options conntrack.ScanOptions
-	learns  bool
-}
+type scanWalk struct{ options conntrack.ScanOptions }
 
 func (s scanWalk) do(ctx context.Context, w walker) func(*loop) {
 	census, err := w.scanner.Scan(ctx, s.options)
 	return func(l *loop) {
 		if l.trouble("scan", err); err == nil {
 			l.census, l.fresh, l.evicting = census, true, 0
-			if s.learns {
-				l.learnt++
-			}
 		}
 	}
 }
