@@ -36,6 +36,7 @@ const (
 	learnShare     = 1000             // one part in this many of the time goes into those
 	learnPause     = 3 * time.Second  // between the first two of them; twice as long each time, up to the next
 	learnRest      = time.Minute
+	eagerScans     = 5           // so many of them don't count their cost
 	staleCensus    = time.Second // while the table grows
 )
 
@@ -75,6 +76,7 @@ type walks struct {
 	census     *policy.Census // the newest scan
 	fresh      bool           // no tick has seen census yet
 	learnt     int            // scans that taught something so far
+	learning   time.Time      // when the last scan to learn from began
 	caps       []policy.Cap   // of the newest census: kept until they are carried out
 	evictedFor *policy.Census
 	evicting   time.Duration // how long evictions since that census took
@@ -334,23 +336,25 @@ func (r retimeWalk) do(ctx context.Context, w walker) func(*loop) {
 func (l *loop) scanning(now time.Time) walk {
 	options := conntrack.ScanOptions{Budget: scanBudget, V4Bits: l.config.V4Bits, V6Bits: l.config.V6Bits,
 		MaxSources: listedPerLimit * l.config.Policy.MaxLimited, Apart: l.apart()}
-	pause := minScanPause
-	switch l.decision.Scan {
-	case policy.NoScan:
+	var pause time.Duration
+	calm := l.decision.Posture.Level == 0 && !l.decision.Growing
+	switch kind := l.decision.Scan; {
+	case kind == policy.NoScan:
 		return nil
-	case policy.LearnScan:
-		options.Limit, pause = learnSize, l.learnPause()
-	case policy.SampleScan:
-		options.Limit, pause = sampleSize, samplePause
-		switch {
-		case l.decision.Growing:
-			pause = minScanPause
-		case l.decision.Posture.Level == 0:
-			pause = idlePause
-		}
-	case policy.WholeScan:
+	case kind == policy.WholeScan:
+		pause = max(minScanPause, l.rest(0))
+	case calm && now.Sub(l.learning) >= l.learnPause():
+		options.Limit, l.learning = learnSize, now
+	case kind == policy.LearnScan:
+		return nil
+	case calm:
+		options.Limit, pause = sampleSize, idlePause
+	case l.decision.Growing:
+		options.Limit, pause = sampleSize, max(minScanPause, l.rest(sampleSize))
+	default:
+		options.Limit, pause = sampleSize, max(samplePause, l.rest(sampleSize))
 	}
-	if l.census != nil && now.Sub(l.census.Time) < max(pause, l.rest(options.Limit)) {
+	if l.census != nil && now.Sub(l.census.Time) < pause {
 		return nil
 	}
 	return scanWalk{options}
@@ -358,10 +362,14 @@ func (l *loop) scanning(now time.Time) walk {
 
 // learnPause returns how long to rest between two scans to learn from: not long while little is known.
 func (l *loop) learnPause() time.Duration {
-	if l.census == nil || l.learnt == 0 {
+	if l.census == nil {
 		return 0
 	}
-	return max(min(learnPause<<min(l.learnt-1, 10), learnRest), learnShare*l.census.Took)
+	share := learnShare
+	if l.learnt < eagerScans {
+		share = hurryShare // a few scans in the first minute: what is not known yet can't be spared
+	}
+	return max(min(learnPause<<max(0, min(l.learnt-1, 10)), learnRest), time.Duration(share)*l.census.Took)
 }
 
 // apart returns the IPv6 addresses in whose networks each address is a source of its own: where an allowlisted one,
@@ -390,6 +398,9 @@ func (s scanWalk) do(ctx context.Context, w walker) func(*loop) {
 // rest returns how long to rest between the last census and one of so many entries, 0 for all: for the time
 // that the last one and evicting what it found took, or as little as a sample will take.
 func (l *loop) rest(entries int) time.Duration {
+	if l.census == nil {
+		return 0
+	}
 	took := l.census.Took + l.evicting
 	if l.decision.Hurry {
 		return max(hurryPause, hurryShare*took)

@@ -71,7 +71,7 @@ func (s Scenario) withDefaults() Scenario {
 	def(&s.Topology, "server")
 	def(&s.Attack, "handshake")
 	def(&s.Guard, "none")
-	def(&s.Calm, 2*time.Second)
+	def(&s.Calm, 5*time.Second)
 	if a, ok := attackNamed(s.Attack); ok {
 		def(&s.AttackFor, a.lasts)
 	}
