@@ -131,6 +131,10 @@ func (l *loop) retrack(w walker) error {
 	err := l.actuator.rules(nft.Desired{}, time.Now())
 	if len(selectors) > 0 {
 		_, late := w.mover.adopt(ctx, selectors)
+		l.trouble("adopt connections", late)
+		if errors.Is(late, conntrack.ErrTableFull) {
+			late = nil // told, and nothing more can be done: the way out has not failed
+		}
 		err = errors.Join(err, late, l.state.NoteUntracked(nil))
 	}
 	return err

@@ -22,9 +22,15 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 	if i := slices.IndexFunc(m.last.Allow, prefix.Overlaps); i >= 0 {
 		say("on the allowlist, as %s: never limited, evicted or refused", m.last.Allow[i])
 	}
+	spared := slices.ContainsFunc(m.decision.Posture.Allow, func(p netip.Prefix) bool {
+		return p.Bits() <= prefix.Bits() && p.Contains(prefix.Addr())
+	})
+	if spared {
+		say("left alone: whatever limit, budget or eviction there is spares it")
+	}
 	found := false
 	for _, l := range m.decision.Posture.Limits {
-		if l.Prefix.Overlaps(prefix) {
+		if l.Prefix.Overlaps(prefix) && !spared {
 			found = true
 			say("held back as %s (%s) until %s: %s", l.Prefix, l.Kind, l.Until.Format("15:04:05"), l.Reason)
 		}
@@ -34,7 +40,7 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 			e.explain(prefix, m.cfg, say)
 		}
 	}
-	if !found {
+	if !found && !spared {
 		say("not held back")
 	}
 	return lines

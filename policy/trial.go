@@ -50,9 +50,16 @@ func (t *trial) fault(now SelectorWork) string {
 	return ""
 }
 
+// copied is how many deliveries for a request are more than chance and retransmission: then what is delivered is not what
+// was asked for, but comes some other way, as from a redirected port.
+const copied = 1.5
+
 // stopped says what the host's own rules do not let through, judged in each direction by what they did
 // before.
 func (t *trial) stopped(now SelectorWork) string {
+	if now.Delivered >= enoughRequests && float64(now.Delivered) > copied*float64(now.Requests) {
+		return fmt.Sprintf("%d deliveries for %d requests: it is reached some other way, too", now.Delivered, now.Requests)
+	}
 	if fell(now.Delivered, now.Requests, t.before.Delivered, t.before.Requests) {
 		return fmt.Sprintf("the host's own rules let %d of %d untracked requests through", now.Delivered, now.Requests)
 	}

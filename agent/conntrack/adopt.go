@@ -3,6 +3,7 @@ package conntrack
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -25,6 +26,10 @@ type Flow struct {
 // adoptBatch is how many entries are made in one call. Making one costs the kernel several times what
 // deleting one does, so batches are smaller.
 const adoptBatch = 64
+
+// ErrTableFull says that the table had no room for entries that were to be made: those who got none are picked up by
+// their next packet, where the host's rules and tcp_loose allow that.
+var ErrTableFull = errors.New("the table is full")
 
 // Adopt gives connections that lived untracked the entries that conntrack would have made of them, so
 // that they go on when they are tracked again: established, assured, and with the namespace's own
@@ -63,6 +68,9 @@ func (t *Table) Adopt(ctx context.Context, flows []Flow, r *rate.Limiter) (creat
 	})
 	if err == nil && refused > 0 {
 		err = fmt.Errorf("%d of %d connections refused: %w", refused, len(flows), reason)
+		if reason == unix.ENOMEM {
+			err = fmt.Errorf("%w: %w", ErrTableFull, err)
+		}
 	}
 	if err != nil {
 		err = fmt.Errorf("adopt connections: %w", err)

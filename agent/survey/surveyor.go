@@ -1,6 +1,7 @@
 package survey
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -35,6 +36,16 @@ func NewSurveyor(h *Host, c config.Config, lacking map[policy.StepName]string) *
 // Reconfigure makes another configuration count. Who has logged in has not left because of it.
 func (s *Surveyor) Reconfigure(c config.Config) { s.config = c }
 
+// tooGenerous says that the configured allowlist leaves nobody to be limited.
+func (s *Surveyor) tooGenerous() error {
+	for _, p := range s.config.Allow {
+		if p.Bits() == 0 {
+			return fmt.Errorf("allow has %s: nobody there is ever limited, evicted or refused, whatever they do", p)
+		}
+	}
+	return nil
+}
+
 // Survey finds out everything about the host. What can't be found out is left empty, which makes
 // ctguard do less, and is in Faults.
 func (s *Surveyor) Survey() Facts {
@@ -44,6 +55,7 @@ func (s *Surveyor) Survey() Facts {
 			f.Faults = append(f.Faults, err)
 		}
 	}
+	note(s.tooGenerous())
 	var err error
 	f.Services, err = s.services()
 	note(err)

@@ -1,0 +1,178 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// A host has an ordinary day; then anything at all happens. Nobody who holds no more than usual is limited, asked for an
+// assured entry, or put on an allowlist's other side.
+func TestTheUsualIsNeverTaken(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := Defaults(rapid.SampledFrom([]Profile{Server, NATGateway}).Draw(t, "profile"))
+		m := New(c)
+		now := dayStart
+		usual := make(map[string]int)
+		for i := range rapid.IntRange(1, 12).Draw(t, "users") {
+			usual[fmt.Sprintf("192.0.2.%d/32", i)] = rapid.IntRange(1, 2000).Draw(t, "usual")
+		}
+		calm := calmCensus(now, usual)
+		o := Observation{Capacity: max(20_000, 3*calm.Total), Host: Host{Admin: map[string]int{tcpLoose: 1}}}
+		tick := func(count int, census *Census) Decision {
+			now = now.Add(250 * time.Millisecond)
+			o.Time, o.Count, o.Census = now, count, census
+			if census != nil {
+				census.Time = now
+			}
+			return m.Tick(o)
+		}
+		for range 20 {
+			tick(calm.Total, nil)
+		}
+		tick(calm.Total, calm)
+		for range rapid.IntRange(1, 20).Draw(t, "censuses of a flood") {
+			held := make(map[string]int)
+			for user, n := range usual {
+				held[user] = rapid.IntRange(0, n).Draw(t, "held")
+			}
+			for i := range rapid.IntRange(0, 20).Draw(t, "bots") {
+				held[fmt.Sprintf("198.51.100.%d/32", i)] = rapid.IntRange(1, 3000).Draw(t, "bot")
+			}
+			census := calmCensus(now, held)
+			d := tick(min(o.Capacity, census.Total+rapid.IntRange(0, o.Capacity).Draw(t, "unlisted")), census)
+			for _, l := range d.Posture.Limits {
+				if strings.HasPrefix(l.Prefix.String(), "192.0.2.") {
+					t.Fatalf("%s is limited: %s; it holds %d, usually %d", l.Prefix, l.Reason, held[l.Prefix.String()],
+						usual[l.Prefix.String()])
+				}
+			}
+			for _, cap := range d.Posture.Caps {
+				if n, user := held[cap.Prefix.String()]; user && strings.HasPrefix(cap.Prefix.String(), "192.0.2.") && cap.Keep < n {
+					t.Fatalf("%s may keep %d of %d, usually %d", cap.Prefix, cap.Keep, n, usual[cap.Prefix.String()])
+				}
+			}
+		}
+	})
+}
+
+// Where nothing is known of an ordinary day, nobody loses a conversation.
+func TestNothingIsTakenFromStrangers(t *testing.T) {
+	m := New(Defaults(Server))
+	o := Observation{Capacity: 1000, Count: 900, Time: dayStart, Host: Host{Admin: map[string]int{tcpLoose: 1}}}
+	m.Tick(o) // the agent starts in the middle of it
+	o.Time = o.Time.Add(time.Second)
+	o.Count, o.Census = 960, calmCensus(o.Time, map[string]int{"198.51.100.1/32": 700, "192.0.2.1/32": 200})
+	d := m.Tick(o)
+	if len(d.Posture.Caps) == 0 || len(d.Posture.Limits) == 0 {
+		t.Fatalf("nobody is above a fair share: %+v", d.Posture)
+	}
+	for _, c := range d.Posture.Caps {
+		if !c.SpareAssured {
+			t.Errorf("%+v takes conversations", c)
+		}
+	}
+}
+
+// A class that nobody answers on an ordinary day, such as an overlay whose directions have ports of their own, is not
+// taken for a flood; another one is.
+func TestOrdinaryClassesAreNoFlood(t *testing.T) {
+	overlay, flood := FlowClass{udp, 4789}, FlowClass{udp, 9}
+	for _, class := range []FlowClass{overlay, flood} {
+		m := New(Defaults(Server))
+		o := Observation{Capacity: 10_000, Host: Host{Admin: map[string]int{tcpLoose: 1},
+			Services: []Selector{{Protocol: UDP, Port: 4789}, {Protocol: UDP, Port: 9}}}}
+		census := func(of FlowClass, n int) *Census {
+			c := &Census{Time: o.Time, Whole: true, Seen: n, Total: n, Protocols: map[uint8]int{udp: n},
+				Ports: []PortCount{{Protocol: udp, Port: of.Port, Entries: n}}, Rest: Holding{Entries: n}}
+			c.Classes[Unreplied], c.Rest.Classes[Unreplied] = n, n
+			return c
+		}
+		for i := range 12 {
+			o.Time, o.Count = dayStart.Add(time.Duration(i)*250*time.Millisecond), 1000
+			o.Census = census(overlay, 1000)
+			m.Tick(o)
+		}
+		var d Decision
+		for i := range 8 {
+			o.Time, o.Count = o.Time.Add(250*time.Millisecond), 2000+1000*i
+			o.Census = census(class, o.Count)
+			d = m.Tick(o)
+		}
+		held := slices.ContainsFunc(d.Posture.Budgets, func(b Budget) bool { return b.Class == class }) ||
+			slices.Contains(d.Posture.Purges, class)
+		if held != (class == flood) {
+			t.Errorf("%s: budgets %v, purges %v", class, d.Posture.Budgets, d.Posture.Purges)
+		}
+	}
+}
+
+// Who keeps a mapping alive every 25 seconds keeps it, whatever the profile and the pressure.
+func TestFloorsOutlastKeepalives(t *testing.T) {
+	for _, p := range []Profile{Server, NATGateway} {
+		for name, least := range map[string]int{
+			"nf_conntrack_udp_timeout":             30,   // WireGuard, SIP, STUN: 25 s
+			"nf_conntrack_udp_timeout_stream":      120,  // RFC 4787, REQ-5
+			"nf_conntrack_tcp_timeout_established": 7440, // RFC 5382, REQ-5
+			"nf_conntrack_tcp_timeout_close_wait":  60,   // half closed, and waiting for its answer
+			"nf_conntrack_tcp_timeout_fin_wait":    60,
+		} {
+			if got := timeoutFloors(p)[name]; got < least {
+				t.Errorf("%s: %s goes down to %d, want at least %d", p, name, got, least)
+			}
+		}
+	}
+}
+
+// When the table is emptied at once, by conntrack -F or because this host took an address over, what lives is picked up
+// again: TCP is not held to what conntrack knows for a while.
+func TestEmptiedTable(t *testing.T) {
+	m := New(Defaults(Server))
+	m.Recall(OrdinaryDay{Updated: dayStart, Flows: true})
+	o := Observation{Time: dayStart, Capacity: 1000, Count: 650, Host: Host{Admin: map[string]int{tcpLoose: 1}}}
+	tick := func(count int, after time.Duration) Posture {
+		o.Time, o.Count = o.Time.Add(after), count
+		return m.Tick(o).Posture
+	}
+	tick(650, time.Second)
+	if p := tick(650, time.Second); !p.DropInvalid || p.Settings[tcpLoose] != 0 {
+		t.Fatalf("at 65 %%: %+v", p)
+	}
+	o.Work.Evicted += 400
+	if p := tick(250, time.Second); !p.DropInvalid {
+		t.Error("what ctguard evicts itself counts as a flush")
+	}
+	tick(650, time.Second)
+	_, set := tick(20, time.Second).Settings[tcpLoose]
+	if p := m.decision.Posture; p.DropInvalid || set {
+		t.Errorf("after a flush: %+v", p)
+	}
+	tick(700, time.Minute)
+	if p := tick(700, time.Second); p.DropInvalid {
+		t.Error("a minute after the flush not all have spoken again")
+	}
+	if p := tick(700, pickUpFor); !p.DropInvalid {
+		t.Error("drop-invalid does not come back")
+	}
+}
+
+// An operator's release is on the posture's allowlist, ahead of the limit of a network that it is in.
+func TestReleaseInsideALimit(t *testing.T) {
+	m := New(Defaults(Server))
+	until := dayStart.Add(time.Hour)
+	m.SetManual(Manual{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Until: until, Reason: "a"})
+	m.SetManual(Manual{Prefix: netip.MustParsePrefix("192.0.2.7/32"), Release: true, Until: until, Reason: "b"})
+	p := m.Tick(Observation{Time: dayStart, Capacity: 1000}).Posture
+	if !slices.Contains(p.Allow, netip.MustParsePrefix("192.0.2.7/32")) || len(p.Limits) != 1 {
+		t.Errorf("allow %v, limits %v", p.Allow, p.Limits)
+	}
+	if text := strings.Join(m.Explain(netip.MustParsePrefix("192.0.2.7/32")), "\n"); !strings.Contains(text, "left alone") ||
+		strings.Contains(text, "held back as") {
+		t.Errorf("explain says\n%s", text)
+	}
+}
