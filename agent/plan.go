@@ -6,6 +6,7 @@ import (
 
 	"ctguard/agent/config"
 	"ctguard/agent/conntrack"
+	"ctguard/agent/state"
 	"ctguard/agent/survey"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
@@ -49,7 +50,13 @@ func NewPlan(c config.Config, root string, level int) (Plan, error) {
 		return Plan{}, err
 	}
 	// Kernel drops move between the two ticks, so that the second one sees a full table.
+	// What a step does is shown even where a daemon would watch for a while first.
 	m := policy.New(c.Policy)
+	day, err := state.At(c.StateDir).Day(now)
+	if err != nil || !day.Known() {
+		day = policy.OrdinaryDay{Updated: now, Flows: true}
+	}
+	m.Recall(day)
 	m.SetOverride(&policy.Override{Kind: policy.Pin, Level: level, Until: now.Add(time.Hour), Reason: "plan"})
 	o.Count = max(o.Count, o.Capacity)
 	o.Work.Selectors = make(map[policy.Selector]policy.SelectorWork)
