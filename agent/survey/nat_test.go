@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/nftables"
 
 	"ctguard/policy"
 )
@@ -88,30 +87,30 @@ func TestRefusedForNAT(t *testing.T) {
 
 		{"one port", pre + "tcp dport 8080 dnat ip to 10.0.0.1:80\n}}", port8080, "pre"},
 		{"one port of IPv6", strings.Replace(pre, "inet", "ip6", 1) + "tcp dport 8080 dnat to [2001:db8:2::1]:80\n}}", port8080, "pre"},
-		{"one port of this host", pre + "fib daddr type local tcp dport 8080 redirect to :80\n}}", port8080, "pre"},
-		{"another port", pre + "tcp dport 8081 redirect to :80\n}}", "", ""},
-		{"a range", pre + "tcp dport 8000-9000 redirect to :80\n}}", port8080, "pre"},
-		{"a range beside", pre + "tcp dport 81-8079 redirect to :80\n}}", "", ""},
-		{"at least", pre + "tcp dport >= 8080 redirect to :80\n}}", port8080, "pre"},
-		{"above", pre + "tcp dport > 79 redirect to :80\n}}", allTCP, "pre"},
-		{"all but one", pre + "tcp dport != 80 redirect to :80\n}}", allTCP, "pre"},
-		{"a set", pre + "tcp dport { 1, 8080, 9000 } redirect to :80\n}}", port8080, "pre"},
-		{"a set of ranges", pre + "tcp dport { 1-79, 81-8000, 8080, 9000-65535 } redirect to :80\n}}", port8080, "pre"},
-		{"a set of ranges beside", pre + "tcp dport { 1-79, 81-8079, 8081-65535 } redirect to :80\n}}", "", ""},
-		{"all but a set", pre + "tcp dport != { 80, 8080 } redirect to :80\n}}", allTCP, "pre"},
-		{"a named set", "table inet home {\n set s {\n type inet_service\n elements = { 8080 }\n}\n}\n" + pre + "tcp dport @s redirect to :80\n}}", port8080, "pre"},
-		{"an empty named set", "table inet home {\n set s {\n type inet_service\n}\n}\n" + pre + "tcp dport @s redirect to :80\n}}", "", ""},
-		{"a set of addresses and ports", pre + "ip daddr . tcp dport { 198.51.100.1 . 8080 } redirect to :80\n}}", allTCP, "pre"},
-		{"two protocols", pre + "meta l4proto { tcp, udp } th dport 8080 redirect to :80\n}}", "tcp/8080, multicast, tcp/8080 with 192.0.2.0/24", "pre"},
-		{"the protocol field of IPv4", strings.Replace(pre, "inet", "ip", 1) + "ip protocol tcp redirect to :80\n}}", allTCP, "pre"},
-		{"the protocol field of IPv4 in a table of both", pre + "ip protocol tcp redirect to :80\n}}", allTCP, "pre"},
-		{"both ports at once", pre + "meta l4proto tcp @th,0,32 0x04001f90 redirect to :80\n}}", allTCP, "pre"},
+		{"one port of this host", pre + "fib daddr type local tcp dport 8080 redirect to :9\n}}", port8080, "pre"},
+		{"another port", pre + "tcp dport 8081 redirect to :9\n}}", "", ""},
+		{"a range", pre + "tcp dport 8000-9000 redirect to :9\n}}", port8080, "pre"},
+		{"a range beside", pre + "tcp dport 81-8079 redirect to :9\n}}", "", ""},
+		{"at least", pre + "tcp dport >= 8080 redirect to :9\n}}", port8080, "pre"},
+		{"above", pre + "tcp dport > 79 redirect to :9\n}}", allTCP, "pre"},
+		{"all but one", pre + "tcp dport != 80 redirect to :9\n}}", allTCP, "pre"},
+		{"a set", pre + "tcp dport { 1, 8080, 9000 } redirect to :9\n}}", port8080, "pre"},
+		{"a set of ranges", pre + "tcp dport { 1-79, 81-8000, 8080, 9000-65535 } redirect to :9\n}}", port8080, "pre"},
+		{"a set of ranges beside", pre + "tcp dport { 1-79, 81-8079, 8081-65535 } redirect to :9\n}}", "", ""},
+		{"all but a set", pre + "tcp dport != { 80, 8080 } redirect to :9\n}}", allTCP, "pre"},
+		{"a named set", "table inet home {\n set s {\n type inet_service\n elements = { 8080 }\n}\n}\n" + pre + "tcp dport @s redirect to :9\n}}", port8080, "pre"},
+		{"an empty named set", "table inet home {\n set s {\n type inet_service\n}\n}\n" + pre + "tcp dport @s redirect to :9\n}}", "", ""},
+		{"a set of addresses and ports", pre + "ip daddr . tcp dport { 198.51.100.1 . 8080 } redirect to :9\n}}", allTCP, "pre"},
+		{"two protocols", pre + "meta l4proto { tcp, udp } th dport 8080 redirect to :9\n}}", "tcp/8080, multicast, tcp/8080 with 192.0.2.0/24", "pre"},
+		{"the protocol field of IPv4", strings.Replace(pre, "inet", "ip", 1) + "ip protocol tcp redirect to :9\n}}", allTCP, "pre"},
+		{"the protocol field of IPv4 in a table of both", pre + "ip protocol tcp redirect to :9\n}}", allTCP, "pre"},
+		{"both ports at once", pre + "meta l4proto tcp @th,0,32 0x04001f90 redirect to :9\n}}", port8080, "pre"},
 		{"UDP", pre + "udp dport 53 redirect to :5353\n}}", "udp/53, multicast", "pre"},
 		{"UDP of this host", pre + "fib daddr type local udp dport 53 redirect to :5353\n}}", "udp/53", "pre"},
 		{"ICMP", pre + "ip protocol icmp dnat ip to 10.0.0.1\n}}", "echo, multicast, echo with 192.0.2.0/24", "pre"},
 		{"an interface", pre + "iifname eth0 dnat ip to 10.0.0.1\n}}", everything, "pre"},
-		{"a map to addresses", pre + "dnat ip to tcp dport map { 8080 : 10.0.0.1 }\n}}", allTCP, "pre"},
-		{"a map to verdicts", "table inet home {\n chain there {\n dnat ip to 10.0.0.1\n}\n}\n" + pre + "tcp dport vmap { 8080 : jump there }\n}}", allTCP, "pre"},
+		{"a map to addresses", pre + "dnat ip to tcp dport map { 8080 : 10.0.0.1 }\n}}", port8080, "pre"},
+		{"a map to verdicts", "table inet home {\n chain there {\n dnat ip to 10.0.0.1\n}\n}\n" + pre + "tcp dport vmap { 8080 : jump there }\n}}", port8080, "there"},
 		{"locally sent", out + "tcp dport 8080 dnat ip to 10.0.0.1\n}}", "tcp/8080", "out"},
 		{"locally sent, all", out + "dnat ip to 10.0.0.1\n}}", ports + ", multicast", "out"},
 
@@ -165,8 +164,12 @@ func TestRefusedForIptables(t *testing.T) {
 	iptables("-A DOCKER -p udp -m udp --dport 53 -j REDIRECT --to-ports 5353")
 	wantRefused(t, h, "a published port of UDP, to this host only", "udp/53", "NAT on this host: chain DOCKER of table nat")
 	iptables("-F", "-A PREROUTING -p udp -m multiport --dports 53,123 -j REDIRECT --to-ports 5353")
+	wantRefused(t, h, "several ports", "udp/53, multicast", "NAT on this host: chain PREROUTING of table nat")
+	iptables("-F", "-A PREROUTING -p udp -m multiport ! --dports 80:90 -j REDIRECT --to-ports 5353")
+	wantRefused(t, h, "all but several ports", "udp/53, udp/80, multicast", "NAT on this host: chain PREROUTING of table nat")
+	iptables("-F", "-A PREROUTING -p udp -m length --length 100 -j REDIRECT --to-ports 5353")
 	wantRefused(t, h, "an extension that is not read", "udp/53, udp/80, multicast", "NAT on this host: chain PREROUTING of table nat")
-	iptables("-F", "-A PREROUTING -p tcp -m tcp ! --dport 80 -j REDIRECT --to-ports 80")
+	iptables("-F", "-A PREROUTING -p tcp -m tcp ! --dport 80 -j REDIRECT --to-ports 9")
 	wantRefused(t, h, "all but a port", "tcp/80, tcp/8080, tcp/80 with 192.0.2.0/24, tcp/8080 with 192.0.2.0/24", "NAT on this host: chain PREROUTING of table nat")
 	iptables("-F", "-A PREROUTING -d 198.51.100.1/32 -j NETMAP --to 10.0.0.1/32")
 	wantRefused(t, h, "a whole address", asked, "NAT on this host: chain PREROUTING of table nat")
@@ -195,10 +198,10 @@ func TestRefusedForms(t *testing.T) {
 	)
 	for rules, want := range map[string]string{
 		post + "}}": "",
-		pre + "tcp dport 8080 redirect to :80\n}}":               "tcp, all, tcp/8000-9000, tcp/8080 on eth0, tcp/8080 with 192.0.2.0/24 on eth0, tcp with 192.0.2.0/24",
-		pre + "tcp dport 9001 redirect to :80\n}}":               "tcp, all, tcp with 192.0.2.0/24",
-		pre + "tcp dport 1-8000 redirect to :80\n}}":             allTCP[:len(allTCP)-len(", tcp/8080 on eth0")] + ", tcp with 192.0.2.0/24",
-		pre + "udp dport { 60-99, 200 } redirect to :80\n}}":     "udp, all, udp/50-60, udp/50-60 with 192.0.2.0/24, udp at 203.0.113.0/28",
+		pre + "tcp dport 8080 redirect to :9\n}}":               "tcp, all, tcp/8000-9000, tcp/8080 on eth0, tcp/8080 with 192.0.2.0/24 on eth0, tcp with 192.0.2.0/24",
+		pre + "tcp dport 9001 redirect to :9\n}}":               "tcp, all, tcp with 192.0.2.0/24",
+		pre + "tcp dport 1-8000 redirect to :9\n}}":             allTCP[:len(allTCP)-len(", tcp/8080 on eth0")] + ", tcp with 192.0.2.0/24",
+		pre + "udp dport { 60-99, 200 } redirect to :9\n}}":     "udp, all, udp/50-60, udp/50-60 with 192.0.2.0/24, udp at 203.0.113.0/28",
 		pre + "meta l4proto icmp dnat ip to 10.0.0.1\n}}":        "all, echo at 203.0.113.0/28",
 		pre + "meta l4proto sctp dnat ip to 10.0.0.1\n}}":        "all",
 		post + "meta l4proto tcp masquerade\n}}":                 allTCP + ", tcp with 192.0.2.0/24",
@@ -246,7 +249,7 @@ func TestRefusedWhole(t *testing.T) {
 			"all": "tproxy on this host: chain pre of table home", "tcp at 203.0.113.0/28": "tproxy on this host: chain pre of table home"}},
 	} {
 		feed(t, c.rules)
-		h, _ := fixture(t, map[string]string{c.file: c.text})
+		h, _ := fixture(t, map[string]string{c.file: c.text, "proc/sys/net/netfilter/nf_conntrack_helper": "1\n"})
 		refused, err := h.Refused(selectors(t, list))
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
@@ -278,44 +281,46 @@ func TestRefusedForMulticastRouting(t *testing.T) {
 	}
 }
 
-// A flow that a loaded helper watches must stay tracked, the others need not.
+// A flow that the kernel gives a helper by itself must stay tracked, the others need not. Since Linux 6.0 it does so
+// with none.
 func TestRefusedForHelpers(t *testing.T) {
 	enter(t)
-	h, _ := fixture(t, map[string]string{"sys/module/nf_conntrack_ftp/refcnt": "1\n", "sys/module/nf_conntrack/refcnt": "5\n"})
-	refused, err := h.Refused(selectors(t, "tcp/80, tcp/21, udp/5060, echo"))
-	want := map[policy.Selector]string{{Protocol: policy.TCP, Port: 21}: "a conntrack helper watches it: nf_conntrack_ftp"}
-	if diff := cmp.Diff(want, refused, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" || err != nil {
-		t.Errorf("refused (-want +got), error %v:\n%s", err, diff)
+	const setting = "proc/sys/net/netfilter/nf_conntrack_helper"
+	watched := map[policy.Selector]string{{Protocol: policy.TCP, Port: 21}: "a conntrack helper watches it: nf_conntrack_ftp"}
+	for name, want := range map[string]map[policy.Selector]string{"1": watched, "0": {}, "": {}} {
+		files := map[string]string{"sys/module/nf_conntrack_ftp/refcnt": "1\n", "sys/module/nf_conntrack/refcnt": "5\n"}
+		if name != "" {
+			files[setting] = name + "\n"
+		}
+		h, _ := fixture(t, files)
+		refused, err := h.Refused(selectors(t, "tcp/80, tcp/21, udp/5060, echo"))
+		if diff := cmp.Diff(want, refused, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" || err != nil {
+			t.Errorf("nf_conntrack_helper %q: refused (-want +got), error %v:\n%s", name, err, diff)
+		}
 	}
 }
 
 // A set of ranges as the kernel lists it: in any order, each element a beginning or an end.
 func TestPortsOf(t *testing.T) {
-	begin := func(p uint16) nftables.SetElement {
-		return nftables.SetElement{Key: []byte{byte(p >> 8), byte(p)}}
-	}
-	end := func(p uint16) nftables.SetElement {
-		e := begin(p)
-		e.IntervalEnd = true
-		return e
-	}
+	begin := func(p uint16) element { return element{key: []byte{byte(p >> 8), byte(p)}} }
+	end := func(p uint16) element { return element{key: []byte{byte(p >> 8), byte(p)}, end: true} }
 	for _, c := range []struct {
 		name      string
 		intervals bool
-		elements  []nftables.SetElement
+		elements  []element
 		want      []ports
 	}{
-		{"single ports", false, []nftables.SetElement{begin(80), begin(22)}, []ports{{22, 22}, {80, 80}}},
-		{"ranges", true, []nftables.SetElement{end(9001), begin(9000), end(81), begin(22), end(0)}, []ports{{22, 80}, {9000, 9000}}},
-		{"to the last port", true, []nftables.SetElement{begin(9000), end(0)}, []ports{{9000, 65535}}},
-		{"from the first port", true, []nftables.SetElement{begin(0), end(10)}, []ports{{0, 9}}},
+		{"single ports", false, []element{begin(80), begin(22)}, []ports{{22, 22}, {80, 80}}},
+		{"ranges", true, []element{end(9001), begin(9000), end(81), begin(22), end(0)}, []ports{{22, 80}, {9000, 9000}}},
+		{"to the last port", true, []element{begin(9000), end(0)}, []ports{{9000, 65535}}},
+		{"from the first port", true, []element{begin(0), end(10)}, []ports{{0, 9}}},
 		{"none", true, nil, []ports{}},
 	} {
-		if got, ok := portsOf(c.elements, c.intervals); !ok || !slices.Equal(got, c.want) || got == nil {
+		if got, _, ok := portsOf(c.elements, c.intervals); !ok || !slices.Equal(got, c.want) || got == nil {
 			t.Errorf("%s: %v %v, want %v", c.name, got, ok, c.want)
 		}
 	}
-	if got, ok := portsOf([]nftables.SetElement{{Key: []byte{1, 2, 3, 4}}}, false); ok {
+	if got, _, ok := portsOf([]element{{key: []byte{1, 2, 3, 4}}}, false); ok {
 		t.Errorf("addresses were taken for ports: %v", got)
 	}
 }

@@ -111,20 +111,20 @@ func TestUnproxied(t *testing.T) {
 	}
 	other := map[uint16]string{90: fmt.Sprintf("scale 0, this host's settings make %d", usual.WindowScale)}
 	want("a buffer of its own", other)
-	feed(t, "table inet home {\n chain pre {\n type nat hook prerouting priority dstnat\n tcp dport 8080 redirect to :80\n }\n}")
+	feed(t, "table inet home {\n chain pre {\n type nat hook prerouting priority dstnat\n tcp dport 8080 redirect to :9\n }\n}")
 	want("a redirected port", map[uint16]string{90: other[90], 8080: "NAT on this host: chain pre of table home"})
 	feed(t, "table inet home {\n chain post {\n type nat hook postrouting priority srcnat\n masquerade\n }\n}")
 	want("masquerade", other)
 	const unread = "NAT on this host: chain pre of table home"
 	feed(t, "table inet home {\n chain pre {\n type nat hook prerouting priority dstnat\n dnat ip to tcp dport map { 80 : 10.0.0.1 }\n }\n}")
-	want("a map", map[uint16]string{80: unread, 90: unread, 443: unread, 8080: unread, 8081: unread})
+	want("a map", map[uint16]string{80: unread, 90: other[90]})
 	feed(t, "")
 	peer.Do(func() { set(t, "ipv4/tcp_window_scaling", "0") })
 	peer.Do(func() { dial(t, "tcp4", netip.AddrPortFrom(conntracktest.Here4, 443).String()) })
 	want("a peer that does not scale", other)
 
 	h, _ = fixture(t, map[string]string{
-		"sys/module/nf_conntrack_ftp/refcnt": "1\n", "proc/sys/net/ipv4/tcp_rmem": "1 2 3", "proc/sys/net/ipv4/tcp_sack": "1",
+		"sys/module/nf_conntrack_ftp/refcnt": "1\n", "proc/sys/net/netfilter/nf_conntrack_helper": "1\n", "proc/sys/net/ipv4/tcp_rmem": "1 2 3", "proc/sys/net/ipv4/tcp_sack": "1",
 		"proc/sys/net/ipv4/tcp_timestamps": "1", "proc/sys/net/ipv4/tcp_window_scaling": "1",
 	})
 	ftp := policy.Selector{Protocol: policy.TCP, Port: 21}
