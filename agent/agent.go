@@ -111,6 +111,7 @@ func (a *Agent) open(o Options) error {
 	a.release = append(a.release, table.Close)
 	a.table, a.settings = table, settings
 	here := survey.New(o.Root)
+	a.release = append(a.release, here.Close)
 	if a.dryRun {
 		a.actuator = &dry{settings: settings}
 	} else {

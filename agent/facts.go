@@ -26,7 +26,7 @@ type facts struct {
 type surveyor struct {
 	host    *survey.Host
 	config  Config
-	lacking map[policy.StepName]string    // steps that this kernel can't do
+	lacking map[policy.StepName]string      // steps that this kernel can't do
 	seen    map[survey.Connection]time.Time // management connections and when each was first seen
 }
 

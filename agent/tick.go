@@ -14,6 +14,10 @@ import (
 	"ctguard/policy"
 )
 
+// calmBelow is the pressure in percent below which nothing is about to go untracked, so that what the host's rules
+// say may be a little older.
+const calmBelow = 30
+
 // tick is one turn of the loop: observe, decide, apply.
 func (a *Agent) tick() {
 	started := time.Now()
@@ -25,6 +29,7 @@ func (a *Agent) tick() {
 	a.lookAround(started, o.Count)
 	words := memory{a.machine.Override(), a.machine.Manual()}
 	a.decision = a.machine.Tick(o)
+	a.surveyor.host.Calm(a.decision.Posture.Level == 0 && a.decision.Pressure < calmBelow)
 	if a.recorder != nil {
 		a.trouble("record", a.recorder.record(o, words, a.decision.Posture.Level))
 	}

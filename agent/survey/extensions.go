@@ -33,9 +33,14 @@ func (m *reader) target(b []byte) {
 	case "SYNPROXY":
 		m.does(synproxies)
 	case "CONNMARK":
-		m.saves(name, info, writesMark, readsMark)
+		// struct xt_connmark_tginfo1: three masks, then the mode; tginfo2 has a shift before the mode.
+		at := 12
+		if revision >= 2 {
+			at = 14
+		}
+		m.saves(info, at, writesMark, readsMark)
 	case "CONNSECMARK":
-		m.saves(name, info, writesSecurity, readsSecurity)
+		m.saves(info, 0, writesSecurity, readsSecurity)
 	case "CT":
 		m.template(info)
 	default:
@@ -45,16 +50,10 @@ func (m *reader) target(b []byte) {
 	}
 }
 
-// saves tells a target that writes to the connection from one that reads from it.
-func (m *reader) saves(name string, info []byte, writes, reads kind) {
-	var restores bool
-	switch {
-	case name == "CONNMARK" && len(info) > 12: // struct xt_connmark_tginfo1: three masks, then the mode
-		restores = info[12] == 2 // XT_CONNMARK_RESTORE
-	case name == "CONNSECMARK" && len(info) > 0:
-		restores = info[0] == 2 // CONNSECMARK_RESTORE
-	}
-	if restores {
+// saves tells a target that writes to the connection from one that reads from it, by its mode.
+func (m *reader) saves(info []byte, at int, writes, reads kind) {
+	const restore = 2 // XT_CONNMARK_RESTORE, CONNSECMARK_RESTORE
+	if len(info) > at && info[at] == restore {
 		m.does(reads)
 	} else {
 		m.does(writes)

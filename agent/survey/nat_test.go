@@ -198,10 +198,10 @@ func TestRefusedForms(t *testing.T) {
 	)
 	for rules, want := range map[string]string{
 		post + "}}": "",
-		pre + "tcp dport 8080 redirect to :9\n}}":               "tcp, all, tcp/8000-9000, tcp/8080 on eth0, tcp/8080 with 192.0.2.0/24 on eth0, tcp with 192.0.2.0/24",
-		pre + "tcp dport 9001 redirect to :9\n}}":               "tcp, all, tcp with 192.0.2.0/24",
-		pre + "tcp dport 1-8000 redirect to :9\n}}":             allTCP[:len(allTCP)-len(", tcp/8080 on eth0")] + ", tcp with 192.0.2.0/24",
-		pre + "udp dport { 60-99, 200 } redirect to :9\n}}":     "udp, all, udp/50-60, udp/50-60 with 192.0.2.0/24, udp at 203.0.113.0/28",
+		pre + "tcp dport 8080 redirect to :9\n}}":                "tcp, all, tcp/8000-9000, tcp/8080 on eth0, tcp/8080 with 192.0.2.0/24 on eth0, tcp with 192.0.2.0/24",
+		pre + "tcp dport 9001 redirect to :9\n}}":                "tcp, all, tcp with 192.0.2.0/24",
+		pre + "tcp dport 1-8000 redirect to :9\n}}":              allTCP[:len(allTCP)-len(", tcp/8080 on eth0")] + ", tcp with 192.0.2.0/24",
+		pre + "udp dport { 60-99, 200 } redirect to :9\n}}":      "udp, all, udp/50-60, udp/50-60 with 192.0.2.0/24, udp at 203.0.113.0/28",
 		pre + "meta l4proto icmp dnat ip to 10.0.0.1\n}}":        "all, echo at 203.0.113.0/28",
 		pre + "meta l4proto sctp dnat ip to 10.0.0.1\n}}":        "all",
 		post + "meta l4proto tcp masquerade\n}}":                 allTCP + ", tcp with 192.0.2.0/24",

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ctguard/policy"
@@ -21,7 +22,7 @@ type rewrites struct {
 // where something changed that matters, and then not all the time.
 type ruleCache struct {
 	sync.Mutex
-	calm   bool // nothing is untracked and nothing is about to be
+	calm   atomic.Bool // nothing is untracked and nothing is about to be
 	known  bool
 	answer rewrites
 	took   time.Duration
@@ -36,16 +37,12 @@ type ruleCache struct {
 // nothing comes of it, because nothing is untracked.
 const (
 	restFactor = 100
-	mostRest   = time.Minute
+	mostRest   = 30 * time.Second
 )
 
 // Calm says whether nothing is untracked and nothing is about to be. Then the answers of h about rules may be up to
-// a minute old. Else rules that changed are read again for the next answer.
-func (h *Host) Calm(calm bool) {
-	h.read.Lock()
-	defer h.read.Unlock()
-	h.read.calm = calm
-}
+// half a minute old. Else rules that changed are read again for the next answer.
+func (h *Host) Calm(calm bool) { h.read.calm.Store(calm) }
 
 // Close ends the watch over the rules of this namespace.
 func (h *Host) Close() error {
@@ -88,7 +85,7 @@ func (h *Host) nftRewrites() (rewrites, error) {
 	if c.watch.changed() {
 		c.known = false
 	}
-	resting := c.calm && c.failed == nil && time.Since(c.ended) < min(restFactor*c.took, mostRest)
+	resting := c.calm.Load() && c.failed == nil && time.Since(c.ended) < min(restFactor*c.took, mostRest)
 	if c.reads > 0 && (c.known || resting) {
 		return c.answer, c.failed
 	}
