@@ -32,8 +32,14 @@ func selectors(t *testing.T, text string) (list []policy.Selector) {
 // feed gives nft a ruleset in place of the one before.
 func feed(t *testing.T, rules string) {
 	t.Helper()
+	feedMore(t, "flush ruleset\n"+strings.ReplaceAll(rules, "}}", "}\n}\n"))
+}
+
+// feedMore gives nft commands.
+func feedMore(t *testing.T, commands string) {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "rules")
-	if err := os.WriteFile(file, []byte("flush ruleset\n"+strings.ReplaceAll(rules, "}}", "}\n}\n")), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(commands), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	run(t, "nft -f "+file)

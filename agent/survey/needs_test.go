@@ -153,6 +153,25 @@ func TestRefusedForConnection(t *testing.T) {
 	}
 }
 
+// Where rules assign helpers, what listens on an ephemeral port may be what a helper expects.
+func TestRefusedForExpected(t *testing.T) {
+	enter(t, "nft")
+	const list = "tcp/2000, tcp/33000, udp/33000, tcp/32000-33000"
+	helper := tableHome + " ct helper ftp-std {\n type \"ftp\" protocol tcp;\n}\n}\n"
+	why := "a conntrack helper may expect connections to this ephemeral port: chain pre of table home"
+	for rules, want := range map[string]string{
+		helper: "",
+		helper + chainPre + "tcp dport 21 ct helper set ftp-std\n}}": "tcp/33000",
+	} {
+		feed(t, rules)
+		h, _ := fixture(t, map[string]string{"proc/sys/net/ipv4/ip_local_port_range": "32768 60999\n"})
+		if diff := cmp.Diff(each(want, why), refusals(t, h, list)); diff != "" {
+			t.Errorf("%s: refused (-want +got):\n%s", rules, diff)
+		}
+		h.Close()
+	}
+}
+
 // Where packets are routed by their mark, a mark that depends on the state of their connection matters.
 func TestRefusedForMarkByState(t *testing.T) {
 	enter(t, "nft")

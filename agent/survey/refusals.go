@@ -34,6 +34,7 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 	if err != nil {
 		return nil, err
 	}
+	announced := h.announced(found)
 	multicast, byMark, here := h.routesMulticast(), sync.OnceValue(routesByMark), &addresses{read: locals}
 	refused := make(map[policy.Selector]string)
 	for _, s := range services {
@@ -43,6 +44,8 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 			refused[s] = "NAT on this host: " + nat
 		case need != "":
 			refused[s] = need
+		case announced(s) != "":
+			refused[s] = "a conntrack helper may expect connections to this ephemeral port: " + announced(s)
 		case module != "":
 			refused[s] = "a conntrack helper watches it: " + module
 		case s.Whole() && found.proxied != "":
@@ -52,6 +55,20 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 		}
 	}
 	return refused, nil
+}
+
+// announced returns what names the rule by which a helper may expect connections to a port that something listens on
+// for a moment, as an FTP server does for each transfer; empty for ports that no kernel gives to sockets which ask
+// for none.
+func (h *Host) announced(found rewrites) func(policy.Selector) string {
+	i := slices.IndexFunc(found.needs, func(e effect) bool { return e.kind == setsHelper || e.kind == expects })
+	low, high, err := h.ephemeral()
+	return func(s policy.Selector) string {
+		if first, last := s.Ports(); i >= 0 && err == nil && s.Protocol == policy.TCP && first >= low && last <= high {
+			return found.needs[i].where
+		}
+		return ""
+	}
 }
 
 // natOf names the rule that keeps s tracked for fear of a translation; empty if there is none.
