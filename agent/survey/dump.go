@@ -21,7 +21,8 @@ var errInterrupted = errors.New("the rules changed while they were read")
 
 // dump asks nf_tables of the calling thread's namespace for everything of one kind and hands each answer to
 // each, until that returns false. An answer is only good until each returns: a host can have ten thousand rules,
-// so they are read one by one from the same buffer.
+// so they are read one by one from the same buffer. Where something changed meanwhile it returns errInterrupted, in the
+// end: some answers may be missing.
 func dump(kind uint16, family byte, request []byte, each func(answer []byte) (more bool)) error {
 	return ask(kind, unix.NLM_F_DUMP, family, request, each)
 }
@@ -47,6 +48,7 @@ func ask(kind, flags uint16, family byte, request []byte, each func(answer []byt
 		return fmt.Errorf("ask netlink: %w", err)
 	}
 	buffer := make([]byte, dumpBuffer)
+	interrupted := false
 	for {
 		n, err := receive(fd, buffer)
 		if err != nil {
@@ -58,11 +60,13 @@ func ask(kind, flags uint16, family byte, request []byte, each func(answer []byt
 				return errors.New("an answer of netlink is cut off")
 			}
 			one := b[unix.NLMSG_HDRLEN:length]
-			switch {
-			case binary.NativeEndian.Uint16(b[6:])&unix.NLM_F_DUMP_INTR != 0:
+			interrupted = interrupted || binary.NativeEndian.Uint16(b[6:])&unix.NLM_F_DUMP_INTR != 0
+			switch kind := binary.NativeEndian.Uint16(b[4:]); {
+			case kind == unix.NLMSG_DONE || kind == unix.NLMSG_ERROR:
+				if err := outcome(one); err != nil || !interrupted {
+					return err
+				}
 				return errInterrupted
-			case binary.NativeEndian.Uint16(b[4:]) == unix.NLMSG_DONE, binary.NativeEndian.Uint16(b[4:]) == unix.NLMSG_ERROR:
-				return outcome(one)
 			case len(one) < 4:
 				return errors.New("an answer of netlink is cut off")
 			case !each(one):

@@ -7,6 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// extension reads an expression that carries a match or target of iptables.
+func extension(b []byte) (name string, revision uint32, info []byte) {
+	return text(attribute(b, unix.NFTA_TARGET_NAME)), number(b, unix.NFTA_TARGET_REV), attribute(b, unix.NFTA_TARGET_INFO)
+}
+
 // harmless are targets of iptables that leave addresses, ports, marks and connections as they are.
 var harmless = map[string]bool{
 	"AUDIT": true, "CHECKSUM": true, "CLASSIFY": true, "DSCP": true, "ECN": true, "HL": true, "IDLETIMER": true,
@@ -16,9 +21,7 @@ var harmless = map[string]bool{
 }
 
 // target is what a rule of iptables does. The layouts are those of include/uapi/linux/netfilter/xt_*.h.
-func (m *reader) target(b []byte) {
-	name, info := text(attribute(b, unix.NFTA_TARGET_NAME)), attribute(b, unix.NFTA_TARGET_INFO)
-	revision := number(b, unix.NFTA_TARGET_REV)
+func (m *reader) target(name string, revision uint32, info []byte) {
 	switch name {
 	case "DNAT", "REDIRECT":
 		m.add(m.rangeOf(name, revision, info))
@@ -125,9 +128,8 @@ func (m *reader) rangeOf(name string, revision uint32, info []byte) effect {
 }
 
 // match takes a match of iptables into account. The layouts are those of xt_tcpudp.h, xt_addrtype.h and so on.
-func (m *reader) match(b []byte) {
-	info := attribute(b, unix.NFTA_MATCH_INFO)
-	switch text(attribute(b, unix.NFTA_MATCH_NAME)) {
+func (m *reader) match(name string, revision uint32, info []byte) {
+	switch name {
 	case "tcp":
 		m.portMatch(info, 11)
 	case "udp":
@@ -137,7 +139,7 @@ func (m *reader) match(b []byte) {
 	case "addrtype":
 		// struct xt_addrtype_info_v1: sources, destinations, flags.
 		const destinationInverted = 1 << 1
-		if number(b, unix.NFTA_MATCH_REV) == 1 && len(info) >= 8 && binary.NativeEndian.Uint16(info[2:]) == 1<<unix.RTN_LOCAL &&
+		if revision == 1 && len(info) >= 8 && binary.NativeEndian.Uint16(info[2:]) == 1<<unix.RTN_LOCAL &&
 			binary.NativeEndian.Uint32(info[4:])&destinationInverted == 0 {
 			m.local = true
 		}

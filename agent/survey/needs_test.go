@@ -252,6 +252,42 @@ func TestRefusedForIptablesExtensions(t *testing.T) {
 	}
 }
 
+// Rules of iptables-legacy that need a connection count for everything, others for nothing.
+func TestRefusedForLegacyNeeds(t *testing.T) {
+	enter(t, "iptables-legacy", "ip6tables-legacy")
+	const list = "tcp/21, udp/69, echo"
+	h := New("/")
+	defer h.Close()
+	for _, c := range []struct{ rule, undo, want string }{
+		{"-t filter -A INPUT -p tcp --dport 80 -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT", "-t filter -F", ""},
+		{"-t filter -A INPUT -m recent --name x --set -j LOG", "-t filter -F", ""},
+		{"-t mangle -A PREROUTING -j CONNMARK --restore-mark", "-t mangle -F", ""},
+		{"-t mangle -A PREROUTING -j CONNMARK --save-mark", "-t mangle -F", "its connection mark is used by table mangle"},
+		{"-t raw -A PREROUTING -p tcp --dport 21 -j CT --helper ftp", "-t raw -F", "a conntrack helper is assigned by table raw"},
+		{"-t raw -A PREROUTING -p tcp --dport 21 -j CT --notrack", "-t raw -F", ""},
+		{"-t filter -A INPUT -p tcp --syn -m connlimit --connlimit-above 9 -j DROP", "-t filter -F", "its connections are counted by table filter"},
+		{"-t mangle -A PREROUTING -m conntrack --ctstate NEW -j MARK --set-mark 2", "-t mangle -F", ""},
+		{"-t raw -N there", "-t raw -X", ""},
+	} {
+		for _, program := range []string{"iptables-legacy ", "ip6tables-legacy "} {
+			run(t, program+c.rule)
+			var want []string
+			if c.want != "" {
+				want = each(list, c.want+" of iptables-legacy")
+			}
+			if diff := cmp.Diff(want, refusals(t, h, list)); diff != "" {
+				t.Errorf("%s%s: refused (-want +got):\n%s", program, c.rule, diff)
+			}
+			run(t, program+c.undo)
+		}
+	}
+	run(t, "ip rule add fwmark 2 lookup 102", "iptables-legacy -t mangle -A PREROUTING -m conntrack --ctstate NEW -j MARK --set-mark 2")
+	why := "its packets are marked by the state of their connection in table mangle of iptables-legacy"
+	if diff := cmp.Diff(each(list, why), refusals(t, h, list)); diff != "" {
+		t.Errorf("a mark by state: refused (-want +got):\n%s", diff)
+	}
+}
+
 // What is opened in place of a service or sent elsewhere can't be put behind synproxy, nor what has a mark.
 func TestUnproxiedForConnection(t *testing.T) {
 	enter(t, "nft")

@@ -1,9 +1,9 @@
 package survey
 
 import (
+	"errors"
 	"fmt"
-	"os"
-	"strings"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,6 +67,7 @@ func (h *Host) rewrites() (rewrites, error) {
 	if err != nil {
 		return rewrites{}, err
 	}
+	found.needs = slices.Concat(found.needs, h.legacyNeeds())
 	// That the kernel knows TPROXY means nothing by itself, but nobody needs the table without rules.
 	if h.legacy("mangle") != "" && (h.lists("ip_tables_targets", "TPROXY") || h.lists("ip6_tables_targets", "TPROXY")) {
 		found.proxied = "the mangle table of iptables-legacy"
@@ -85,28 +86,49 @@ func (h *Host) nftRewrites() (rewrites, error) {
 	if c.watch.changed() {
 		c.known = false
 	}
-	resting := c.calm.Load() && c.failed == nil && time.Since(c.ended) < min(restFactor*c.took, mostRest)
-	if c.reads > 0 && (c.known || resting) {
+	resting := c.calm.Load() && time.Since(c.ended) < min(restFactor*c.took, mostRest)
+	if c.known || resting && c.reads > 0 {
 		return c.answer, c.failed
 	}
 	began := time.Now()
-	c.answer, c.failed = rewrites{}, nil
-	rules, err := readRuleset()
-	c.reads++
-	if err != nil {
-		c.failed = fmt.Errorf("look for NAT: %w", err)
-		return c.answer, c.failed
-	}
-	c.answer = rules.rewrites()
-	c.watch.follow(rules.sets)
-	c.known, c.ended = true, time.Now()
+	c.answer, c.failed = c.readAgain()
+	c.known, c.ended = c.failed == nil, time.Now()
 	c.took = c.ended.Sub(began)
-	return c.answer, nil
+	return c.answer, c.failed
+}
+
+// Somebody may change rules while they are read. Then it is soon known whether that matters, and they are read again.
+const (
+	attempts  = 3
+	soonKnown = 10 * time.Millisecond
+)
+
+var errChanging = errors.New("look for NAT: the rules changed each time while they were read")
+
+// readAgain reads the rules.
+func (c *ruleCache) readAgain() (rewrites, error) {
+	for range attempts {
+		c.reads++
+		rules, err := readRuleset()
+		if err != nil {
+			return rewrites{}, fmt.Errorf("look for NAT: %w", err)
+		}
+		c.watch.follow(rules.sets)
+		if rules.interrupted {
+			time.Sleep(soonKnown)
+			if c.watch.changed() {
+				continue
+			}
+		}
+		return rules.rewrites(), nil
+	}
+	return rewrites{}, errChanging
 }
 
 // rewrites sorts what rules do by what it means.
-func (r *ruleset) rewrites() (found rewrites) {
-	all := r.all()
+func (r *ruleset) rewrites() rewrites { return sorted(r.all()) }
+
+func sorted(all []effect) (found rewrites) {
 	written := make(map[kind]bool)
 	for _, e := range all {
 		written[e.kind] = true
@@ -132,26 +154,9 @@ func (r *ruleset) rewrites() (found rewrites) {
 // needOf says why s must stay tracked for something other than a translation; empty if for nothing.
 func (r rewrites) needOf(s policy.Selector, multicast bool, routesByMark func() bool) string {
 	for _, e := range r.needs {
-		if e.meets(s, e.hook, multicast) && (e.kind != marks || routesByMark()) {
+		if (e.everything || e.meets(s, e.hook, multicast)) && (e.kind != marks || routesByMark()) {
 			return e.reason()
 		}
 	}
 	return ""
-}
-
-// legacy names the file that says iptables-legacy has the table in this namespace, or nothing. Such
-// rules are invisible to nftables, and the kernel has no other way to list them than as a whole.
-func (h *Host) legacy(table string) string {
-	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
-		if h.lists(file, table) {
-			return file
-		}
-	}
-	return ""
-}
-
-// lists says whether a file of /proc/net has a line; a file that isn't there has none.
-func (h *Host) lists(file, line string) bool {
-	text, err := os.ReadFile(h.net(file))
-	return err == nil && strings.Contains("\n"+string(text), "\n"+line+"\n")
 }

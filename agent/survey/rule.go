@@ -115,9 +115,9 @@ func (m *reader) expression(name, b []byte) {
 	case "synproxy":
 		m.does(synproxies)
 	case "match":
-		m.match(b)
+		m.match(extension(b))
 	case "target":
-		m.target(b)
+		m.target(extension(b))
 	case "bitwise", "byteorder", "exthdr", "hash", "inner", "numgen", "osf", "rt", "socket", "tunnel", "xfrm":
 		m.forget()
 	default:

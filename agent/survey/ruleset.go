@@ -16,6 +16,8 @@ type ruleset struct {
 	chains map[chainKey]*chain
 	bases  []chainKey
 	sets   map[setKey]*nftSet
+
+	interrupted bool // something changed meanwhile, be it only an element of a set
 }
 
 type tableKey struct {
@@ -44,24 +46,26 @@ type chain struct {
 // ownTable is ctguard's own, see package nft: what it does is no reason against doing it.
 const ownTable = "ctguard"
 
-// attempts bounds how often rules are read again that changed meanwhile.
-const attempts = 3
-
 // readRuleset reads everything.
 func readRuleset() (*ruleset, error) {
-	for attempt := 1; ; attempt++ {
-		r := &ruleset{chains: make(map[chainKey]*chain), sets: make(map[setKey]*nftSet)}
-		err := r.readChains()
-		if err == nil {
-			err = r.readRules()
-		}
-		if err == nil {
-			return r, nil
-		}
-		if !errors.Is(err, errInterrupted) || attempt == attempts {
-			return nil, fmt.Errorf("read nftables rules: %w", err)
-		}
+	r := &ruleset{chains: make(map[chainKey]*chain), sets: make(map[setKey]*nftSet)}
+	err := r.complete(r.readChains())
+	if err == nil {
+		err = r.complete(r.readRules())
 	}
+	if err != nil {
+		return nil, fmt.Errorf("read nftables rules: %w", err)
+	}
+	return r, nil
+}
+
+// complete notes whether something changed while it was read, which need not be a fault.
+func (r *ruleset) complete(err error) error {
+	if errors.Is(err, errInterrupted) {
+		r.interrupted = true
+		return nil
+	}
+	return err
 }
 
 // skipped says whether the rules of a table never see a tracked packet of this host, or are ctguard's.

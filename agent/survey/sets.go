@@ -61,13 +61,13 @@ func (r *ruleset) set(table tableKey, name string) *nftSet {
 	}
 	all := true
 	request = append(textAttribute(unix.NFTA_SET_ELEM_LIST_TABLE, table.name), textAttribute(unix.NFTA_SET_ELEM_LIST_SET, name)...)
-	err = dump(unix.NFT_MSG_GETSETELEM, byte(table.family), request, func(b []byte) bool {
+	err = r.complete(dump(unix.NFT_MSG_GETSETELEM, byte(table.family), request, func(b []byte) bool {
 		for _, one := range attributes(attribute(b[4:], unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
 			found.elements = append(found.elements, parseElement(one))
 		}
 		all = len(found.elements) <= mostElements
 		return all
-	})
+	}))
 	found.all = all && err == nil
 	if !found.all {
 		found.elements = nil

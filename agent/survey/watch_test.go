@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
 )
 
 // Rules are read again when something changed on which the answer depends, and only then.
@@ -68,6 +69,52 @@ func TestLostNewsIsAChange(t *testing.T) {
 	}
 	if w.changed() {
 		t.Error("nothing changed since")
+	}
+}
+
+// Elements that change while ten thousand rules are read do not make it begin again; rules that change do.
+func TestRulesChangeWhileTheyAreRead(t *testing.T) {
+	enter(t, "nft")
+	many := strings.Repeat("ip saddr 192.0.2.1 tcp dport 443 counter accept\n", 10000)
+	feed(t, tableHome+" set bad {\n type ipv4_addr\n}\n}\n"+chainNAT+"tcp dport 80 redirect\n}}"+chainIn+many+"}}")
+	bad := nftables.Set{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: "home"}, Name: "bad", KeyType: nftables.TypeIPAddr}
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, ended := make(chan bool), make(chan int)
+	go func() {
+		defer func() { _ = conn.CloseLasting() }()
+		for i := 0; ; i++ {
+			select {
+			case <-end:
+				ended <- i
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+			if conn.SetAddElements(&bad, []nftables.SetElement{{Key: []byte{10, 0, byte(i >> 8), byte(i)}}}) != nil || conn.Flush() != nil {
+				ended <- -1
+				return
+			}
+		}
+	}()
+	interrupted := 0
+	for range 10 {
+		h, _ := fixture(t, nil)
+		if got := refusals(t, h, "tcp/80, tcp/443"); len(got) != 1 || h.read.reads != 1 {
+			t.Errorf("read %d times, refused %q", h.read.reads, got)
+		}
+		rules, err := readRuleset()
+		if err != nil {
+			t.Error(err)
+		} else if rules.interrupted {
+			interrupted++
+		}
+		h.Close()
+	}
+	close(end)
+	if n := <-ended; n < 10 || interrupted == 0 {
+		t.Errorf("%d elements were added, %d of 10 times while rules were read", n, interrupted)
 	}
 }
 
