@@ -197,7 +197,9 @@ func (r *ruleset) all() []effect {
 					e = effect{constraints: e.constraints, kind: translates, hook: e.hook, where: e.where}
 				}
 			case marks:
-				if !e.byConnection || nat { // only the first packet of a flow comes to a chain of nat
+				// A mark decides on routes only where it is set before routing, and to a chain of nat comes only the
+				// first packet of a flow.
+				if !e.byConnection || nat || base.hook != prerouting && base.hook != output {
 					continue
 				}
 			case translates:

@@ -3,6 +3,7 @@ package survey
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,12 +13,12 @@ func extension(b []byte) (name string, revision uint32, info []byte) {
 	return text(attribute(b, unix.NFTA_TARGET_NAME)), number(b, unix.NFTA_TARGET_REV), attribute(b, unix.NFTA_TARGET_INFO)
 }
 
-// harmless are targets of iptables that leave addresses, ports, marks and connections as they are.
-var harmless = map[string]bool{
-	"AUDIT": true, "CHECKSUM": true, "CLASSIFY": true, "DSCP": true, "ECN": true, "HL": true, "IDLETIMER": true,
-	"LED": true, "LOG": true, "NFLOG": true, "NFQUEUE": true, "NOTRACK": true, "RATEEST": true, "REJECT": true,
-	"SECMARK": true, "SET": true, "TCPMSS": true, "TCPOPTSTRIP": true, "TEE": true, "TOS": true, "TRACE": true,
-	"TTL": true, "ULOG": true,
+// harmless are targets of iptables that leave addresses, ports, marks and connections as they are, those that
+// ipt_NETFLOW and xtables-addons bring among them.
+var harmless = []string{
+	"ACCOUNT", "AUDIT", "CHAOS", "CHECKSUM", "CLASSIFY", "DELUDE", "DSCP", "ECN", "HL", "IDLETIMER", "LED", "LOG",
+	"NETFLOW", "NFLOG", "NFQUEUE", "NOTRACK", "RATEEST", "REJECT", "SECMARK", "SET", "STEAL", "TARPIT", "TCPMSS",
+	"TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL", "ULOG",
 }
 
 // target is what a rule of iptables does. The layouts are those of include/uapi/linux/netfilter/xt_*.h.
@@ -47,7 +48,7 @@ func (m *reader) target(name string, revision uint32, info []byte) {
 	case "CT":
 		m.template(info)
 	default:
-		if !harmless[name] {
+		if !slices.Contains(harmless, name) {
 			m.does(unknown)
 		}
 	}

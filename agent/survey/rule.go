@@ -28,8 +28,23 @@ const registers = 20
 
 // value is what is known of a register.
 type value struct {
-	what subject
-	data []byte // of a constant
+	what   subject
+	one    [][]byte // of a constant: it is one of these, from offset on
+	offset int
+}
+
+// from returns the values that a constant may have, of so many bytes each; nil where that is not known.
+func (v value) from(length int) (list [][]byte) {
+	if v.what != constant {
+		return nil
+	}
+	for _, b := range v.one {
+		if len(b) < v.offset+length {
+			return nil
+		}
+		list = append(list, b[v.offset:v.offset+length])
+	}
+	return list
 }
 
 type subject uint8
@@ -44,7 +59,7 @@ const (
 	theKind       // of the destination address: RTN_LOCAL and so on
 	theDevice     // the index of the interface by which the packet comes or leaves
 	theDeviceName //
-	constant      // what an immediate expression wrote
+	constant      // what an immediate expression wrote, or a map of which all is known
 )
 
 // readRule adds what a rule may do to a chain.
@@ -154,6 +169,19 @@ func (m *reader) load(number uint32, v value) {
 	m.held[s] = v
 	for i := s + 1; i < min(s+4, registers); i++ {
 		m.held[i] = value{}
+	}
+}
+
+// loadConstant notes that a register and those that follow it hold one of several values.
+func (m *reader) loadConstant(number uint32, list [][]byte) {
+	m.load(number, value{what: constant, one: list})
+	const size = 4
+	longest := 0
+	for _, b := range list {
+		longest = max(longest, len(b))
+	}
+	for i := 1; i*size < longest && slot(number)+i < registers; i++ {
+		m.held[slot(number)+i] = value{what: constant, one: list, offset: i * size}
 	}
 }
 
@@ -274,6 +302,9 @@ func (m *reader) lookUp(b []byte) {
 	}
 	if to != nil {
 		m.forget() // a long value overwrites several registers
+		if list := m.rules.set(m.at.table, name).values(); list != nil {
+			m.loadConstant(number(b, unix.NFTA_LOOKUP_DREG), list)
+		}
 	}
 }
 
@@ -325,7 +356,7 @@ func (m *reader) immediate(b []byte) {
 	register := number(b, unix.NFTA_IMMEDIATE_DREG)
 	data := attribute(b, unix.NFTA_IMMEDIATE_DATA)
 	if register != unix.NFT_REG_VERDICT {
-		m.load(register, value{what: constant, data: attribute(data, unix.NFTA_DATA_VALUE)})
+		m.loadConstant(register, [][]byte{attribute(data, unix.NFTA_DATA_VALUE)})
 		return
 	}
 	verdict := attribute(data, unix.NFTA_DATA_VERDICT)
@@ -440,12 +471,25 @@ func (m *reader) dynamic(b []byte) {
 func (m *reader) translation(b []byte) effect {
 	e := effect{kind: translates}
 	e.to, e.keepsPort = m.portsIn(b, unix.NFTA_NAT_REG_PROTO_MIN, unix.NFTA_NAT_REG_PROTO_MAX)
+	length := 4
+	if number(b, unix.NFTA_NAT_FAMILY) == unix.NFPROTO_IPV6 {
+		length = 16
+	}
 	least := m.register(number(b, unix.NFTA_NAT_REG_ADDR_MIN))
 	most := least
 	if register := number(b, unix.NFTA_NAT_REG_ADDR_MAX); register != 0 {
 		most = m.register(register)
 	}
-	e.from, e.last = addressIn(least), addressIn(most)
+	for _, one := range least.from(length) {
+		if addr, ok := netip.AddrFromSlice(one); ok && (!e.from.IsValid() || addr.Less(e.from)) {
+			e.from = addr
+		}
+	}
+	for _, one := range most.from(length) {
+		if addr, ok := netip.AddrFromSlice(one); ok && e.last.Less(addr) {
+			e.last = addr
+		}
+	}
 	return e
 }
 
@@ -466,18 +510,12 @@ func (m *reader) portsIn(b []byte, least, most uint16) (list []ports, keeps bool
 	if last == 0 {
 		last = first
 	}
-	from, to := m.register(first), m.register(last)
-	if from.what != constant || to.what != constant || len(from.data) < 2 || len(to.data) < 2 {
+	from, to := m.register(first).from(2), m.register(last).from(2)
+	if len(from) == 0 || len(from) != len(to) {
 		return nil, false
 	}
-	return []ports{{binary.BigEndian.Uint16(from.data), binary.BigEndian.Uint16(to.data)}}, false
-}
-
-// addressIn is the address that a register holds; not valid where it is not known.
-func addressIn(v value) netip.Addr {
-	if v.what != constant {
-		return netip.Addr{}
+	for i := range from {
+		list = append(list, ports{binary.BigEndian.Uint16(from[i]), binary.BigEndian.Uint16(to[i])})
 	}
-	addr, _ := netip.AddrFromSlice(v.data)
-	return addr
+	return list, false
 }

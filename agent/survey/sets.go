@@ -26,6 +26,7 @@ type element struct {
 	catchall bool   // stands for every key that is not in the set
 	unclear  bool   // has something that is not read here
 	chain    string // in a map to verdicts: where to jump
+	data     []byte // in a map to values
 }
 
 // Attributes of sets that package unix lacks: enum nft_set_attributes, nft_set_elem_attributes.
@@ -92,6 +93,7 @@ func parseElement(b []byte) (e element) {
 			if verdict := attribute(value, unix.NFTA_DATA_VERDICT); verdict != nil {
 				e.chain = text(attribute(verdict, unix.NFTA_VERDICT_CHAIN))
 			}
+			e.data = slices.Clone(attribute(value, unix.NFTA_DATA_VALUE))
 		}
 	}
 	return e
@@ -151,6 +153,20 @@ func (s *nftSet) protocols() (list []uint8, ok bool) {
 		list = append(list, e.key[0])
 	}
 	return list, true
+}
+
+// values returns what a map leads to; nil where that is not known.
+func (s *nftSet) values() (list [][]byte) {
+	if !s.all {
+		return nil
+	}
+	list = [][]byte{}
+	for _, e := range s.elements {
+		if e.data != nil {
+			list = append(list, e.data)
+		}
+	}
+	return list
 }
 
 // chains returns the chains that a map to verdicts may jump to, with what is known of the packets that come to
