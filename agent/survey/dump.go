@@ -112,7 +112,8 @@ func attributes(b []byte) iter.Seq2[uint16, []byte] {
 			if length < unix.NLA_HDRLEN || length > len(b) {
 				return
 			}
-			if !yield(binary.NativeEndian.Uint16(b[2:])&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), b[unix.NLA_HDRLEN:length]) {
+			kind := binary.NativeEndian.Uint16(b[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+			if !yield(kind, b[unix.NLA_HDRLEN:length]) {
 				return
 			}
 			b = b[min(len(b), (length+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1)):]

@@ -10,7 +10,8 @@ import (
 
 // extension reads an expression that carries a match or target of iptables.
 func extension(b []byte) (name string, revision uint32, info []byte) {
-	return text(attribute(b, unix.NFTA_TARGET_NAME)), number(b, unix.NFTA_TARGET_REV), attribute(b, unix.NFTA_TARGET_INFO)
+	name, info = text(attribute(b, unix.NFTA_TARGET_NAME)), attribute(b, unix.NFTA_TARGET_INFO)
+	return name, number(b, unix.NFTA_TARGET_REV), info
 }
 
 // harmless are targets of iptables that leave addresses, ports, marks and connections as they are, those that
@@ -107,9 +108,11 @@ func (m *reader) rangeOf(name string, revision uint32, info []byte) effect {
 	var from, last, least, most []byte
 	switch old := m.ipv4 && revision == 0; {
 	case old && len(info) >= 20:
-		flags, from, last, least, most = binary.NativeEndian.Uint32(info[4:]), info[8:12], info[12:16], info[16:18], info[18:20]
+		flags = binary.NativeEndian.Uint32(info[4:])
+		from, last, least, most = info[8:12], info[12:16], info[16:18], info[18:20]
 	case !old && len(info) >= 40:
-		flags, from, last, least, most = binary.NativeEndian.Uint32(info), info[4:20], info[20:36], info[36:38], info[38:40]
+		flags = binary.NativeEndian.Uint32(info)
+		from, last, least, most = info[4:20], info[20:36], info[36:38], info[38:40]
 		if m.ipv4 {
 			from, last = from[:4], last[:4]
 		}

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"unsafe"
 
-	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,8 +31,8 @@ func (h *Host) lists(file, line string) bool {
 var legacyTables = []string{"raw", "mangle", "filter", "security"}
 
 // legacyNeeds says what the rules of iptables-legacy do with connections other than matching their state. Which packets
-// come to a rule is not followed: each counts for everything. Nobody tells of changes, so the tables are read each time;
-// where they are not in use they are not even asked for, which would make them.
+// come to a rule is not followed: each counts for everything. Nobody tells of changes, so the tables are read each
+// time; where they are not in use they are not even asked for, which would make them.
 func (h *Host) legacyNeeds() []effect {
 	var all []effect
 	for _, v := range []legacyVersion{legacyIPv4, legacyIPv6} {
@@ -114,7 +113,7 @@ func (v legacyVersion) read(table string, c *chain) error {
 		if target < v.matches || next < target+extensionAt || next > len(b) {
 			return errors.New("a rule is cut off")
 		}
-		m := reader{at: chainKey{tableKey{family: nftables.TableFamilyIPv4}, ""}, into: c, ipv4: v.family == unix.AF_INET}
+		m := reader{into: c, ipv4: v.family == unix.AF_INET}
 		for at := v.matches; at < target; {
 			length := int(binary.NativeEndian.Uint16(b[at:]))
 			if length < extensionAt || at+length > target {

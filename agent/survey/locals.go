@@ -78,8 +78,10 @@ func routesByMark() bool {
 			}
 			mark := attribute(m.Data[unix.SizeofRtMsg:], unix.FRA_FWMARK)
 			mask := attribute(m.Data[unix.SizeofRtMsg:], unix.FRA_FWMASK)
-			if len(mark) == 4 && binary.NativeEndian.Uint32(mark) != 0 || len(mask) == 4 && binary.NativeEndian.Uint32(mask) != 0 {
-				return true
+			for _, b := range [][]byte{mark, mask} {
+				if len(b) == 4 && binary.NativeEndian.Uint32(b) != 0 {
+					return true
+				}
 			}
 		}
 	}

@@ -23,7 +23,8 @@ func (e effect) touches(s policy.Selector, multicastRouter bool, here *addresses
 	case s.Protocol == policy.ICMP:
 		// Untracked are echo requests to this host and its replies. A reply is never the first packet
 		// of a flow, so what leaves this host is not at stake.
-		return e.hook != output && e.hook != postrouting && (e.protocol(unix.IPPROTO_ICMP) || e.protocol(unix.IPPROTO_ICMPV6))
+		return e.hook != output && e.hook != postrouting &&
+			(e.protocol(unix.IPPROTO_ICMP) || e.protocol(unix.IPPROTO_ICMPV6))
 	}
 	if !e.protocol(protocolNumber(s.Protocol)) {
 		return false

@@ -54,7 +54,8 @@ func TestRefusedAsTarget(t *testing.T) {
 	enter(t, "nft")
 	const list = "tcp/80, tcp/8080, tcp/8443, udp/80, udp/5353, echo, multicast, tcp/8080 with 192.0.2.0/24"
 	const all = "tcp/80, tcp/8080, tcp/8443, tcp/8080 with 192.0.2.0/24"
-	const port80, port8080, both = "tcp/80", "tcp/8080, tcp/8080 with 192.0.2.0/24", "tcp/80, tcp/8080, tcp/8080 with 192.0.2.0/24"
+	const port80, port8080 = "tcp/80", "tcp/8080, tcp/8080 with 192.0.2.0/24"
+	const both = port80 + ", " + port8080
 	run(t, "ip route add local 203.0.113.0/28 dev lo")
 	for _, c := range []struct{ name, rules, want, chain string }{
 		{"redirect", chainNAT + "tcp dport 80 redirect to :8080\n}}", both, "nats"},
@@ -90,7 +91,8 @@ func TestRefusedAsTarget(t *testing.T) {
 			chainNAT + "dnat ip to ip daddr . tcp dport map { 203.0.113.1 . 25 : 198.51.100.1 . 8080 }\n}}",
 			all, "nats"},
 		{"dnat by a named map",
-			tableHome + " map m {\n type inet_service : ipv4_addr . inet_service\n elements = { 80 : 198.51.100.1 . 8080 }\n}\n}\n" +
+			tableHome + " map m {\n type inet_service : ipv4_addr . inet_service\n" +
+				" elements = { 80 : 198.51.100.1 . 8080 }\n}\n}\n" +
 				chainNAT + "dnat ip to tcp dport map @m\n}}", both, "nats"},
 		{"dnat by a map to addresses",
 			chainNAT + "dnat ip to tcp dport map { 80 : 192.0.2.1 }\n}}", port80, "nats"},
@@ -99,7 +101,8 @@ func TestRefusedAsTarget(t *testing.T) {
 			port80, "nats"},
 		{"dnat by lot with ports",
 
-			chainNAT + "tcp dport 80 dnat ip to numgen inc mod 2 map { 0 : 192.0.2.1 . 80, 1 : 192.0.2.2 . 8080 }\n}}", port80, "nats"},
+			chainNAT + "tcp dport 80 dnat ip to numgen inc mod 2 map { 0 : 192.0.2.1 . 80, 1 : 192.0.2.2 . 8080 }\n}}",
+			port80, "nats"},
 		{"a map to verdicts",
 			tableHome + " chain web {\n meta l4proto tcp redirect to :8080\n}\n}\n" +
 				chainNAT + "tcp dport vmap { 80 : jump web }\n}}", both, "web"},
@@ -136,9 +139,11 @@ func TestRefusedForConnection(t *testing.T) {
 		list    = "tcp/21, tcp/80, udp/69, echo, multicast, tcp/21 with 192.0.2.0/24, all"
 		ftp     = "tcp/21, tcp/21 with 192.0.2.0/24, all"
 		mark    = "its connection mark is used by chain "
-		objects = tableHome + " ct helper ftp-std {\n type \"ftp\" protocol tcp;\n}\n ct helper tftp-std {\n type \"tftp\" protocol udp;\n}\n" +
+		objects = tableHome + " ct helper ftp-std {\n type \"ftp\" protocol tcp;\n}\n" +
+			" ct helper tftp-std {\n type \"tftp\" protocol udp;\n}\n" +
 			" ct timeout short {\n protocol tcp;\n l3proto ip;\n policy = { established: 120 }\n}\n" +
-			" ct expectation data {\n protocol tcp;\n dport 9876;\n timeout 2m;\n size 12;\n l3proto ip;\n}\n counter hits {\n}\n}\n"
+			" ct expectation data {\n protocol tcp;\n dport 9876;\n timeout 2m;\n size 12;\n l3proto ip;\n}\n" +
+			" counter hits {\n}\n}\n"
 		limited = "its connections are counted by chain "
 	)
 	for _, c := range []struct{ name, rules, want, reason string }{
@@ -190,7 +195,8 @@ func TestRefusedForConnection(t *testing.T) {
 			ftp, "what its connections carry is counted by chain in"},
 		{"states",
 
-			chainIn + "ct state vmap { established : accept, related : accept, invalid : drop }\ntcp dport 21 ct state new limit rate 5/second accept\nct status dnat accept\n}}", "", ""},
+			chainIn + "ct state vmap { established : accept, related : accept, invalid : drop }\n" +
+				"tcp dport 21 ct state new limit rate 5/second accept\nct status dnat accept\n}}", "", ""},
 		{"addresses of the connection",
 			chainIn + "meta l4proto tcp ct original proto-dst 21 accept\nct direction reply accept\n}}", "", ""},
 		{"the host's own notrack",
@@ -274,39 +280,62 @@ func TestRefusedForIptablesExtensions(t *testing.T) {
 		tcp  = "tcp/21, tcp/80, tcp/8080"
 	)
 	in := func(table, chain string) string { return "chain " + chain + " of table " + table }
-	for rules, want := range map[string][]string{
-		"nat -A PREROUTING -p tcp --dport 90 -j REDIRECT --to-ports 8080":                                                        each("tcp/8080", nat),
-		"nat -A PREROUTING -p tcp --dport 90 -j REDIRECT --to-ports 8000-8090":                                                   each("tcp/8080", nat),
-		"nat -A PREROUTING -p tcp --dport 80 -j REDIRECT":                                                                        each("tcp/80", nat),
-		"nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination 10.0.0.1:8080":                                             nil,
-		"nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination 198.51.100.1:8080":                                         each("tcp/8080", nat),
-		"nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination 127.0.0.1:8080":                                            each("tcp/8080", nat),
-		"nat -A PREROUTING -p tcp --dport 90:99 -j DNAT --to-destination 198.51.100.1:8080-8089/90":                              each("tcp/8080", nat),
-		"nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination 198.51.100.1":                                              nil,
-		"nat -A OUTPUT -o lo -p tcp --dport 80 -j REDIRECT --to-ports 8080":                                                      nil,
-		"6 nat -A PREROUTING -p tcp --dport 90 -j REDIRECT --to-ports 8080":                                                      each("tcp/8080", nat),
-		"6 nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination [2001:db8:1::1]:8080":                                    each("tcp/8080", nat),
-		"6 nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination [2001:db8:1::2]:8080":                                    nil,
-		"mangle -A PREROUTING -j CONNMARK --restore-mark":                                                                        nil,
-		"mangle -A PREROUTING -p tcp --dport 21 -j CONNMARK --save-mark":                                                         each("tcp/21", "its connection mark is used by "+in("mangle", "PREROUTING")),
-		"mangle -A PREROUTING -p tcp --dport 21 -j CONNMARK --set-mark 2":                                                        each("tcp/21", "its connection mark is used by "+in("mangle", "PREROUTING")),
-		"mangle -A OUTPUT -p tcp --sport 21 -j CONNMARK --set-xmark 2/0xff":                                                      each("tcp/21", "its connection mark is used by "+in("mangle", "OUTPUT")),
-		"mangle -A FORWARD -j CONNMARK --set-mark 2 + mangle -A OUTPUT -p tcp -j CONNMARK --restore-mark":                        each(tcp, "its connection mark is used by "+in("mangle", "OUTPUT")),
-		"mangle -A FORWARD -j CONNMARK --set-mark 2 + filter -A INPUT -p tcp -m connmark --mark 2 -j ACCEPT":                     each(tcp, "its connection mark is used by "+in("filter", "INPUT")),
-		"raw -A PREROUTING -p tcp --dport 21 -j CT --helper ftp":                                                                 each("tcp/21", "a conntrack helper is assigned by "+in("raw", "PREROUTING")),
-		"raw -A PREROUTING -p tcp --dport 21 -j CT --zone 3":                                                                     each("tcp/21", "its conntrack zone is set by "+in("raw", "PREROUTING")),
-		"raw -A PREROUTING -p tcp --dport 21 -j CT --ctevents new":                                                               each("tcp/21", "its conntrack events are chosen by "+in("raw", "PREROUTING")),
-		"raw -A PREROUTING -p tcp --dport 21 -j CT --notrack":                                                                    nil,
-		"raw -A PREROUTING -p tcp --dport 21 -j NOTRACK":                                                                         nil,
-		"filter -A INPUT -p tcp --dport 21 -m connlimit --connlimit-above 9 -j DROP":                                             each("tcp/21", "its connections are counted by "+in("filter", "INPUT")),
-		"filter -A INPUT -p tcp --dport 21 -m connbytes --connbytes 9: --connbytes-dir both --connbytes-mode bytes -j DROP":      each("tcp/21", "what its connections carry is counted by "+in("filter", "INPUT")),
-		"filter -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT + filter -A INPUT -m state --state NEW -j ACCEPT":  nil,
-		"filter -A INPUT -p tcp --dport 21 -m recent --name x --set + filter -A INPUT -p tcp -j REJECT --reject-with tcp-reset":  nil,
-		"mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu + mangle -A OUTPUT -j DSCP --set-dscp 8": nil,
-		"security -A INPUT -p tcp --dport 21 -j CONNSECMARK --save":                                                              each("tcp/21", "the security mark of its connections is used by "+in("security", "INPUT")),
+	for _, c := range []struct{ rules, want, why string }{
+		{"nat -A PREROUTING -p tcp --dport 90 -j REDIRECT --to-ports 8080",
+			"tcp/8080", nat},
+		{"nat -A PREROUTING -p tcp --dport 90 -j REDIRECT --to-ports 8000-8090",
+			"tcp/8080", nat},
+		{"nat -A PREROUTING -p tcp --dport 80 -j REDIRECT",
+			"tcp/80", nat},
+		{"nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination 10.0.0.1:8080", "", ""},
+		{"nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination 198.51.100.1:8080",
+			"tcp/8080", nat},
+		{"nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination 127.0.0.1:8080",
+			"tcp/8080", nat},
+		{"nat -A PREROUTING -p tcp --dport 90:99 -j DNAT --to-destination 198.51.100.1:8080-8089/90",
+			"tcp/8080", nat},
+		{"nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination 198.51.100.1", "", ""},
+		{"nat -A OUTPUT -o lo -p tcp --dport 80 -j REDIRECT --to-ports 8080", "", ""},
+		{"6 nat -A PREROUTING -p tcp --dport 90 -j REDIRECT --to-ports 8080",
+			"tcp/8080", nat},
+		{"6 nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination [2001:db8:1::1]:8080",
+			"tcp/8080", nat},
+		{"6 nat -A PREROUTING -p tcp --dport 90 -j DNAT --to-destination [2001:db8:1::2]:8080", "", ""},
+		{"mangle -A PREROUTING -j CONNMARK --restore-mark", "", ""},
+		{"mangle -A PREROUTING -p tcp --dport 21 -j CONNMARK --save-mark",
+			"tcp/21", "its connection mark is used by " + in("mangle", "PREROUTING")},
+		{"mangle -A PREROUTING -p tcp --dport 21 -j CONNMARK --set-mark 2",
+			"tcp/21", "its connection mark is used by " + in("mangle", "PREROUTING")},
+		{"mangle -A OUTPUT -p tcp --sport 21 -j CONNMARK --set-xmark 2/0xff",
+			"tcp/21", "its connection mark is used by " + in("mangle", "OUTPUT")},
+		{"mangle -A FORWARD -j CONNMARK --set-mark 2 + mangle -A OUTPUT -p tcp -j CONNMARK --restore-mark",
+			tcp, "its connection mark is used by " + in("mangle", "OUTPUT")},
+		{"mangle -A FORWARD -j CONNMARK --set-mark 2 + filter -A INPUT -p tcp -m connmark --mark 2 -j ACCEPT",
+			tcp, "its connection mark is used by " + in("filter", "INPUT")},
+		{"raw -A PREROUTING -p tcp --dport 21 -j CT --helper ftp",
+			"tcp/21", "a conntrack helper is assigned by " + in("raw", "PREROUTING")},
+		{"raw -A PREROUTING -p tcp --dport 21 -j CT --zone 3",
+			"tcp/21", "its conntrack zone is set by " + in("raw", "PREROUTING")},
+		{"raw -A PREROUTING -p tcp --dport 21 -j CT --ctevents new",
+			"tcp/21", "its conntrack events are chosen by " + in("raw", "PREROUTING")},
+		{"raw -A PREROUTING -p tcp --dport 21 -j CT --notrack", "", ""},
+		{"raw -A PREROUTING -p tcp --dport 21 -j NOTRACK", "", ""},
+		{"filter -A INPUT -p tcp --dport 21 -m connlimit --connlimit-above 9 -j DROP",
+			"tcp/21", "its connections are counted by " + in("filter", "INPUT")},
+		{"filter -A INPUT -p tcp --dport 21 -m connbytes --connbytes 9: --connbytes-dir both " +
+			"--connbytes-mode bytes -j DROP",
+			"tcp/21", "what its connections carry is counted by " + in("filter", "INPUT")},
+		{"filter -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT + " +
+			"filter -A INPUT -m state --state NEW -j ACCEPT", "", ""},
+		{"filter -A INPUT -p tcp --dport 21 -m recent --name x --set + " +
+			"filter -A INPUT -p tcp -j REJECT --reject-with tcp-reset", "", ""},
+		{"mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu + " +
+			"mangle -A OUTPUT -j DSCP --set-dscp 8", "", ""},
+		{"security -A INPUT -p tcp --dport 21 -j CONNSECMARK --save",
+			"tcp/21", "the security mark of its connections is used by " + in("security", "INPUT")},
 	} {
 		feed(t, "")
-		for one := range strings.SplitSeq(rules, " + ") {
+		for one := range strings.SplitSeq(c.rules, " + ") {
 			program := "iptables-nft -t "
 			if rest, six := strings.CutPrefix(one, "6 "); six {
 				program, one = "ip6tables-nft -t ", rest
@@ -314,8 +343,8 @@ func TestRefusedForIptablesExtensions(t *testing.T) {
 			run(t, program+one)
 		}
 		h, _ := fixture(t, nil)
-		if diff := cmp.Diff(want, refusals(t, h, list)); diff != "" {
-			t.Errorf("%s: refused (-want +got):\n%s", rules, diff)
+		if diff := cmp.Diff(each(c.want, c.why), refusals(t, h, list)); diff != "" {
+			t.Errorf("%s: refused (-want +got):\n%s", c.rules, diff)
 		}
 		h.Close()
 	}
@@ -354,7 +383,8 @@ func TestRefusedForLegacyNeeds(t *testing.T) {
 			run(t, program+c.undo)
 		}
 	}
-	run(t, "ip rule add fwmark 2 lookup 102", "iptables-legacy -t mangle -A PREROUTING -m conntrack --ctstate NEW -j MARK --set-mark 2")
+	run(t, "ip rule add fwmark 2 lookup 102",
+		"iptables-legacy -t mangle -A PREROUTING -m conntrack --ctstate NEW -j MARK --set-mark 2")
 	why := "its packets are marked by the state of their connection in table mangle of iptables-legacy"
 	if diff := cmp.Diff(each(list, why), refusals(t, h, list)); diff != "" {
 		t.Errorf("a mark by state: refused (-want +got):\n%s", diff)

@@ -106,7 +106,8 @@ func (m *reader) expression(name, b []byte) {
 		m.payload(b)
 	case "fib":
 		m.forget()
-		if number(b, unix.NFTA_FIB_RESULT) == unix.NFT_FIB_RESULT_ADDRTYPE && number(b, unix.NFTA_FIB_FLAGS)&unix.NFTA_FIB_F_DADDR != 0 {
+		ofDestination := number(b, unix.NFTA_FIB_FLAGS)&unix.NFTA_FIB_F_DADDR != 0
+		if number(b, unix.NFTA_FIB_RESULT) == unix.NFT_FIB_RESULT_ADDRTYPE && ofDestination {
 			m.load(number(b, unix.NFTA_FIB_DREG), value{what: theKind})
 		}
 	case "immediate":

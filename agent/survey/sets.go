@@ -61,7 +61,8 @@ func (r *ruleset) set(table tableKey, name string) *nftSet {
 		return found // packets may add to such a set, of which nobody is told
 	}
 	all := true
-	request = append(textAttribute(unix.NFTA_SET_ELEM_LIST_TABLE, table.name), textAttribute(unix.NFTA_SET_ELEM_LIST_SET, name)...)
+	request = append(textAttribute(unix.NFTA_SET_ELEM_LIST_TABLE, table.name),
+		textAttribute(unix.NFTA_SET_ELEM_LIST_SET, name)...)
 	err = r.complete(dump(unix.NFT_MSG_GETSETELEM, byte(table.family), request, func(b []byte) bool {
 		for _, one := range attributes(attribute(b[4:], unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
 			found.elements = append(found.elements, parseElement(one))

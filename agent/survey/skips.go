@@ -102,7 +102,8 @@ func (h *Host) otherScales(listeners []policy.Selector) (map[uint16]string, erro
 	seen := 0
 	err = q.list(func(c Live) bool {
 		if port := c.Local.Port(); ports[port] && c.Scales.Agreed && c.Scales.Local != usual.WindowScale {
-			other[port] = fmt.Sprintf("its connections announce window scale %d, this host's settings make %d", c.Scales.Local, usual.WindowScale)
+			other[port] = fmt.Sprintf("its connections announce window scale %d, this host's settings make %d",
+				c.Scales.Local, usual.WindowScale)
 		}
 		seen++
 		return seen < mostSampled

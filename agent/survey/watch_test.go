@@ -31,7 +31,8 @@ func TestRulesAreReadWhenTheyChange(t *testing.T) {
 		{"a port that goes", "delete element inet home web { 443 }", "tcp/80" + nat, 1},
 		{"all that go", "flush set inet home web", "", 1},
 		{"a rule", "add rule inet home nats tcp dport 443 redirect", "tcp/443" + nat, 1},
-		{"ctguard's own table", "add table inet ctguard\nadd chain inet ctguard c\nadd rule inet ctguard c accept", "tcp/443" + nat, 0},
+		{"ctguard's own table",
+			"add table inet ctguard\nadd chain inet ctguard c\nadd rule inet ctguard c accept", "tcp/443" + nat, 0},
 		{"a rule that goes", "flush chain inet home nats", "", 1},
 		{"a table that goes", "delete table inet home", "", 1},
 	} {
@@ -77,7 +78,8 @@ func TestRulesChangeWhileTheyAreRead(t *testing.T) {
 	enter(t, "nft")
 	many := strings.Repeat("ip saddr 192.0.2.1 tcp dport 443 counter accept\n", 10000)
 	feed(t, tableHome+" set bad {\n type ipv4_addr\n}\n}\n"+chainNAT+"tcp dport 80 redirect\n}}"+chainIn+many+"}}")
-	bad := nftables.Set{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: "home"}, Name: "bad", KeyType: nftables.TypeIPAddr}
+	home := &nftables.Table{Family: nftables.TableFamilyINet, Name: "home"}
+	bad := nftables.Set{Table: home, Name: "bad", KeyType: nftables.TypeIPAddr}
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +94,8 @@ func TestRulesChangeWhileTheyAreRead(t *testing.T) {
 				return
 			case <-time.After(2 * time.Millisecond):
 			}
-			if conn.SetAddElements(&bad, []nftables.SetElement{{Key: []byte{10, 0, byte(i >> 8), byte(i)}}}) != nil || conn.Flush() != nil {
+			one := []nftables.SetElement{{Key: []byte{10, 0, byte(i >> 8), byte(i)}}}
+			if conn.SetAddElements(&bad, one) != nil || conn.Flush() != nil {
 				ended <- -1
 				return
 			}
@@ -133,7 +136,8 @@ func TestRulesRestWhileCalm(t *testing.T) {
 		t.Errorf("calm: read %d times, refused (-want +got):\n%s", h.read.reads, diff)
 	}
 	h.Calm(false)
-	if diff := cmp.Diff([]string{"tcp/443" + nat, "tcp/80" + nat}, refusals(t, h, "tcp/80, tcp/443")); diff != "" || h.read.reads != 2 {
+	both := []string{"tcp/443" + nat, "tcp/80" + nat}
+	if diff := cmp.Diff(both, refusals(t, h, "tcp/80, tcp/443")); diff != "" || h.read.reads != 2 {
 		t.Errorf("not calm any more: read %d times, refused (-want +got):\n%s", h.read.reads, diff)
 	}
 	h.Calm(true)
@@ -161,9 +165,11 @@ func TestLargeSetsHaveEverything(t *testing.T) {
 		rules := chainNAT + "tcp dport { " + c.rules + " } redirect to :9\n}}"
 		switch {
 		case strings.Contains(name, "vmap"):
-			rules = tableHome + " chain web {\n meta l4proto tcp redirect to :9\n}\n chain other {\n accept\n}\n}\n" + chainNAT + "tcp dport vmap { " + c.rules + " }\n}}"
+			rules = tableHome + " chain web {\n meta l4proto tcp redirect to :9\n}\n chain other {\n accept\n}\n}\n" +
+				chainNAT + "tcp dport vmap { " + c.rules + " }\n}}"
 		case c.rules == "":
-			rules = tableHome + " set s {\n type inet_service\n size 100\n flags dynamic\n}\n}\n" + chainNAT + "tcp dport @s redirect to :9\n}}"
+			rules = tableHome + " set s {\n type inet_service\n size 100\n flags dynamic\n}\n}\n" +
+				chainNAT + "tcp dport @s redirect to :9\n}}"
 		}
 		feed(t, rules)
 		h, _ := fixture(t, nil)
