@@ -9,9 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// locals returns what the routing table "local" has for this host: its addresses, and the prefixes that it takes
-// as if they were. The kernel is asked for that table alone: a router may have a million other routes.
-func locals() ([]netip.Prefix, error) {
+// locals returns the addresses of this host, those of a VRF among them, and what the routing table "local" has: the
+// prefixes that it takes as if they were. The kernel is asked for that table alone: a router may have a million other
+// routes.
+func (h *Host) locals() ([]netip.Prefix, error) {
+	own, err := h.Own()
+	if err != nil {
+		return nil, err
+	}
 	conn, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
 		return nil, fmt.Errorf("list local routes: %w", err)
@@ -23,6 +28,9 @@ func locals() ([]netip.Prefix, error) {
 	list := []netip.Prefix{
 		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
 		netip.MustParsePrefix("0.0.0.0/32"), netip.MustParsePrefix("::/128"),
+	}
+	for _, addr := range own {
+		list = append(list, netip.PrefixFrom(addr, addr.BitLen()))
 	}
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		request := make([]byte, unix.SizeofRtMsg)

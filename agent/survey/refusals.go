@@ -35,7 +35,7 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 		return nil, err
 	}
 	announced := h.announced(found)
-	multicast, byMark, here := h.routesMulticast(), sync.OnceValue(routesByMark), &addresses{read: locals}
+	multicast, byMark, here := h.routesMulticast(), sync.OnceValue(routesByMark), &addresses{read: h.locals}
 	refused := make(map[policy.Selector]string)
 	for _, s := range services {
 		nat, need, module := found.natOf(s, multicast, here), found.needOf(s, multicast, byMark), h.helper(s)

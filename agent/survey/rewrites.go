@@ -33,11 +33,14 @@ type ruleCache struct {
 }
 
 // While nothing is about to go untracked, a host whose rules change all the time has them read again only after a
-// rest of this many times what the reading took, but no longer than mostRest. The answer is then as old as that;
-// nothing comes of it, because nothing is untracked.
+// rest of calmRest times what the reading took, but no longer than mostCalmRest. The answer is then as old as that;
+// nothing comes of it, because nothing is untracked. Else the rest is short, so that several questions at once have
+// one answer.
 const (
-	restFactor = 100
-	mostRest   = 30 * time.Second
+	calmRest     = 100
+	mostCalmRest = 30 * time.Second
+	rest         = 5
+	mostRest     = 2 * time.Second
 )
 
 // Calm says whether nothing is untracked and nothing is about to be. Then the answers of h about rules may be up to
@@ -86,8 +89,11 @@ func (h *Host) nftRewrites() (rewrites, error) {
 	if c.watch.changed() {
 		c.known = false
 	}
-	resting := c.calm.Load() && time.Since(c.ended) < min(restFactor*c.took, mostRest)
-	if c.known || resting && c.reads > 0 {
+	pause := min(rest*c.took, mostRest)
+	if c.calm.Load() {
+		pause = min(calmRest*c.took, mostCalmRest)
+	}
+	if c.known || c.reads > 0 && time.Since(c.ended) < pause {
 		return c.answer, c.failed
 	}
 	began := time.Now()

@@ -54,7 +54,7 @@ func (h *Host) Unproxied(listeners []policy.Selector) (map[policy.Selector]strin
 	if err != nil {
 		return nil, err
 	}
-	byMark, here := sync.OnceValue(routesByMark), &addresses{read: locals}
+	byMark, here := sync.OnceValue(routesByMark), &addresses{read: h.locals}
 	unproxied := make(map[policy.Selector]string)
 	for _, s := range listeners {
 		if reason := scales[s.Port]; reason != "" {

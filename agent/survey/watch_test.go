@@ -38,6 +38,7 @@ func TestRulesAreReadWhenTheyChange(t *testing.T) {
 	} {
 		refused() // reads what was changed last
 		before := h.read.reads
+		h.read.took = 0
 		feedMore(t, c.change+"\n")
 		for range 3 {
 			if got := refused(); got != c.want {
@@ -136,13 +137,14 @@ func TestRulesRestWhileCalm(t *testing.T) {
 		t.Errorf("calm: read %d times, refused (-want +got):\n%s", h.read.reads, diff)
 	}
 	h.Calm(false)
+	h.read.ended = time.Now().Add(-rest * h.read.took)
 	both := []string{"tcp/443" + nat, "tcp/80" + nat}
 	if diff := cmp.Diff(both, refusals(t, h, "tcp/80, tcp/443")); diff != "" || h.read.reads != 2 {
 		t.Errorf("not calm any more: read %d times, refused (-want +got):\n%s", h.read.reads, diff)
 	}
 	h.Calm(true)
 	run(t, "nft flush chain inet home nats")
-	h.read.ended = time.Now().Add(-mostRest)
+	h.read.ended = time.Now().Add(-mostCalmRest)
 	if got := refusals(t, h, "tcp/80, tcp/443"); len(got) > 0 || h.read.reads != 3 {
 		t.Errorf("after the longest rest: read %d times, refused %q", h.read.reads, got)
 	}
