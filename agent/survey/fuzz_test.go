@@ -2,14 +2,17 @@ package survey
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"github.com/google/nftables"
 )
 
+var asking = [][]byte{[]byte("lookup"), []byte("objref"), []byte("dynset")}
+
 // asksForSets says whether a rule would have the kernel asked.
 func asksForSets(b []byte) bool {
-	return bytes.Contains(b, []byte("lookup")) || bytes.Contains(b, []byte("objref"))
+	return slices.ContainsFunc(asking, func(name []byte) bool { return bytes.Contains(b, name) })
 }
 
 // Whatever bytes a rule or the news of a change has, reading it ends without a panic.

@@ -190,6 +190,12 @@ func TestRefusedForConnection(t *testing.T) {
 		{"a count", chainIn + "tcp dport 21 ct count over 10 drop\n}}", ftp, limited + "in"},
 		{"a count for each source",
 			chainIn + "tcp dport 21 meter m { ip saddr ct count over 10 } drop\n}}", ftp, limited + "in"},
+		{"a count in a set",
+			tableHome + " set s {\n type ipv4_addr\n size 100\n flags dynamic\n ct count over 10\n}\n}\n" +
+				chainIn + "tcp dport 21 add @s { ip saddr } drop\n}}", ftp, limited + "in"},
+		{"a set that packets fill",
+			tableHome + " set s {\n type ipv4_addr\n size 100\n flags dynamic\n}\n}\n" +
+				chainIn + "tcp dport 21 ct state new add @s { ip saddr limit rate over 3/minute } drop\n}}", "", ""},
 		{"bytes",
 			chainIn + "tcp dport 21 ct bytes > 100000 drop\n}}",
 			ftp, "what its connections carry is counted by chain in"},
@@ -388,6 +394,17 @@ func TestRefusedForLegacyNeeds(t *testing.T) {
 	why := "its packets are marked by the state of their connection in table mangle of iptables-legacy"
 	if diff := cmp.Diff(each(list, why), refusals(t, h, list)); diff != "" {
 		t.Errorf("a mark by state: refused (-want +got):\n%s", diff)
+	}
+}
+
+// Rules of ebtables see frames on a bridge, not connections.
+func TestNotRefusedForBridges(t *testing.T) {
+	enter(t, "ebtables-nft")
+	run(t, "ebtables-nft -t nat -A PREROUTING -p IPv4 -j redirect", "ebtables-nft -A INPUT -j mark --mark-or 1")
+	h, _ := fixture(t, nil)
+	defer h.Close()
+	if got := refusals(t, h, "tcp/21, udp/69, echo"); len(got) > 0 {
+		t.Errorf("refused: %q", got)
 	}
 }
 

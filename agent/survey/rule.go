@@ -133,7 +133,9 @@ func (m *reader) expression(name, b []byte) {
 	case "match":
 		m.match(extension(b))
 	case "target":
-		m.target(extension(b))
+		if m.at.table.family != nftables.TableFamilyBridge { // those of ebtables know nothing of connections
+			m.target(extension(b))
+		}
 	case "bitwise", "byteorder", "exthdr", "hash", "inner", "numgen", "osf", "rt", "socket", "tunnel", "xfrm":
 		m.forget()
 	default:
@@ -456,6 +458,9 @@ const (
 
 // dynamic adds to a set, and may count connections for each element.
 func (m *reader) dynamic(b []byte) {
+	if m.rules.set(m.at.table, text(attribute(b, unix.NFTA_DYNSET_SET_NAME))).limits {
+		m.does(limits)
+	}
 	for kind, value := range attributes(b) {
 		switch kind {
 		case dynsetExpression:

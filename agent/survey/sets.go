@@ -17,6 +17,7 @@ type nftSet struct {
 	objectType uint32 // what a map to objects leads to: NFT_OBJECT_CT_HELPER and so on
 	elements   []element
 	all        bool // elements has all of them
+	limits     bool // each element counts connections
 }
 
 // element is one element of a set.
@@ -31,11 +32,13 @@ type element struct {
 
 // Attributes of sets that package unix lacks: enum nft_set_attributes, nft_set_elem_attributes.
 const (
-	setObjectType = 15     // NFTA_SET_OBJ_TYPE
-	elementKeyEnd = 10     // NFTA_SET_ELEM_KEY_END
-	flagCatchall  = 2      // NFT_SET_ELEM_CATCHALL
-	flagEvaluated = 1 << 5 // NFT_SET_EVAL
-	flagConcat    = 1 << 7 // NFT_SET_CONCAT
+	setObjectType  = 15     // NFTA_SET_OBJ_TYPE
+	setExpression  = 17     // NFTA_SET_EXPR
+	setExpressions = 18     // NFTA_SET_EXPRESSIONS
+	elementKeyEnd  = 10     // NFTA_SET_ELEM_KEY_END
+	flagCatchall   = 2      // NFT_SET_ELEM_CATCHALL
+	flagEvaluated  = 1 << 5 // NFT_SET_EVAL
+	flagConcat     = 1 << 7 // NFT_SET_CONCAT
 )
 
 type setKey struct {
@@ -55,6 +58,10 @@ func (r *ruleset) set(table tableKey, name string) *nftSet {
 	err := ask(unix.NFT_MSG_GETSET, unix.NLM_F_ACK, byte(table.family), request, func(b []byte) bool {
 		found.flags = number(b[4:], unix.NFTA_SET_FLAGS)
 		found.objectType = number(b[4:], setObjectType)
+		found.limits = text(attribute(attribute(b[4:], setExpression), unix.NFTA_EXPR_NAME)) == "connlimit"
+		for _, one := range attributes(attribute(b[4:], setExpressions)) {
+			found.limits = found.limits || text(attribute(one, unix.NFTA_EXPR_NAME)) == "connlimit"
+		}
 		return true
 	})
 	if err != nil || found.flags&flagEvaluated != 0 {

@@ -93,7 +93,8 @@ func (w *watch) matters(kind uint16, b []byte) bool {
 	case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:
 		// The first two attributes of both kinds are the table and the set.
 		table := tableKey{nftables.TableFamily(b[0]), text(attribute(b[4:], unix.NFTA_SET_ELEM_LIST_TABLE))}
-		return w.followed[setKey{table, text(attribute(b[4:], unix.NFTA_SET_ELEM_LIST_SET))}] != nil
+		s := w.followed[setKey{table, text(attribute(b[4:], unix.NFTA_SET_ELEM_LIST_SET))}]
+		return s != nil && s.all // else it counts as one that has everything, as it still does
 	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN,
 		unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
 		// The first attribute of each is the table.
