@@ -10,7 +10,8 @@ import (
 
 // watch knows whether the rules of a namespace may have changed in a way that matters. The kernel tells listeners of
 // each change; the messages wait in the socket's small buffer until somebody asks, and when it overflows everything
-// may have changed. Elements that come and go in sets which no answer depends on, as with lists of bad addresses,
+// may have changed. The number of the ruleset's generation would not do: it rises with each element of any set, too.
+// Elements that come and go in sets which no answer depends on, as with lists of bad addresses,
 // do not matter.
 type watch struct {
 	fd       int // negative where the kernel does not let us listen
