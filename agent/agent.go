@@ -74,7 +74,7 @@ func New(c config.Config, o Options) (*Agent, error) {
 
 // newLoop returns a loop that has not learnt anything yet.
 func newLoop(c config.Config, o Options, board *control.Board) *loop {
-	return &loop{config: c, dryRun: o.DryRun, ready: o.Ready, machine: policy.New(c.Policy),
+	return &loop{config: c, dryRun: o.DryRun, ready: o.Ready, calm: func(bool) {}, machine: policy.New(c.Policy),
 		teller: teller{log: o.Log, board: board, troubles: make(map[string]string)}}
 }
 
@@ -106,6 +106,8 @@ func (a *Agent) open(o Options) error {
 	}
 	a.opened.add(table)
 	here := survey.New(o.Root)
+	a.opened.add(here)
+	l.calm = here.Calm
 	l.sensors = sensors{table: table, stack: here}
 	if o.DryRun {
 		l.actuator, a.walker = &dry{settings: l.settings}, walker{table, &dryEntries{}}

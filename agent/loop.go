@@ -37,9 +37,10 @@ type loop struct {
 	wanted    wanted
 	slowest   time.Duration // the longest from an observation to its rules in the kernel
 	namespace wrongNamespace
-	missing   []string // what this kernel can't do
-	ready     func()   // called after the first tick
-	due       bool     // an operator changed something: tick at once
+	missing   []string   // what this kernel can't do
+	ready     func()     // called after the first tick
+	calm      func(bool) // told whether nothing is about to go untracked
+	due       bool       // an operator changed something: tick at once
 }
 
 // wanted are the settings last wanted, and when they were last looked at.

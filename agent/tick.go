@@ -15,6 +15,10 @@ import (
 	"ctguard/policy"
 )
 
+// calmBelow is the pressure in percent below which nothing is about to go untracked, so that what the host's rules
+// say may be a little older.
+const calmBelow = 30
+
 // tick is one turn of the loop: observe, decide, apply.
 func (l *loop) tick() {
 	started := time.Now()
@@ -26,6 +30,7 @@ func (l *loop) tick() {
 	l.lookAround(started, o.Count)
 	words := state.WordsOf(l.machine)
 	l.decision = l.machine.Tick(o)
+	l.calm(l.decision.Posture.Level == 0 && l.decision.Pressure < calmBelow)
 	if l.recorder != nil {
 		l.trouble("record", l.recorder.Record(o, words, l.decision.Posture.Level))
 	}

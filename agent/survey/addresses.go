@@ -15,13 +15,13 @@ import (
 )
 
 // Host reads what there is to know about this host. Roots are parameters for tests. It remembers the
-// rules of one network namespace, so it is for that one.
+// rules of one network namespace and listens for changes there until Close, so it is for that one.
 type Host struct {
 	proc string // "/proc"
 	etc  string // "/etc"
 	sys  string // "/sys"
 	run  string // "/run"
-	read rewriteCache
+	read ruleCache
 }
 
 // New returns the host whose proc, etc, sys and run directories are below root, which is "/" except in

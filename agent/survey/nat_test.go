@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/nftables"
 
 	"ctguard/policy"
 )
@@ -33,15 +32,22 @@ func selectors(t *testing.T, text string) (list []policy.Selector) {
 // feed gives nft a ruleset in place of the one before.
 func feed(t *testing.T, rules string) {
 	t.Helper()
+	feedMore(t, "flush ruleset\n"+strings.ReplaceAll(rules, "}}", "}\n}\n"))
+}
+
+// feedMore gives nft commands.
+func feedMore(t *testing.T, commands string) {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "rules")
-	if err := os.WriteFile(file, []byte("flush ruleset\n"+strings.ReplaceAll(rules, "}}", "}\n}\n")), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(commands), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	run(t, "nft -f "+file)
 }
 
 // asked are the selectors that the tests of NAT ask about.
-const asked = "tcp/80, tcp/8080, udp/53, udp/80, echo, multicast, tcp/80 with 192.0.2.0/24, tcp/8080 with 192.0.2.0/24, echo with 192.0.2.0/24"
+const asked = "tcp/80, tcp/8080, udp/53, udp/80, echo, multicast, tcp/80 with 192.0.2.0/24, " +
+	"tcp/8080 with 192.0.2.0/24, echo with 192.0.2.0/24"
 
 // wantRefused compares what is refused with what should be, all of it for one reason.
 func wantRefused(t *testing.T, h *Host, name, want, reason string) {
@@ -87,31 +93,44 @@ func TestRefusedForNAT(t *testing.T) {
 		{"a nat chain that translates nothing", pre + "counter accept\n}}", "", ""},
 
 		{"one port", pre + "tcp dport 8080 dnat ip to 10.0.0.1:80\n}}", port8080, "pre"},
-		{"one port of IPv6", strings.Replace(pre, "inet", "ip6", 1) + "tcp dport 8080 dnat to [2001:db8:2::1]:80\n}}", port8080, "pre"},
-		{"one port of this host", pre + "fib daddr type local tcp dport 8080 redirect to :80\n}}", port8080, "pre"},
-		{"another port", pre + "tcp dport 8081 redirect to :80\n}}", "", ""},
-		{"a range", pre + "tcp dport 8000-9000 redirect to :80\n}}", port8080, "pre"},
-		{"a range beside", pre + "tcp dport 81-8079 redirect to :80\n}}", "", ""},
-		{"at least", pre + "tcp dport >= 8080 redirect to :80\n}}", port8080, "pre"},
-		{"above", pre + "tcp dport > 79 redirect to :80\n}}", allTCP, "pre"},
-		{"all but one", pre + "tcp dport != 80 redirect to :80\n}}", allTCP, "pre"},
-		{"a set", pre + "tcp dport { 1, 8080, 9000 } redirect to :80\n}}", port8080, "pre"},
-		{"a set of ranges", pre + "tcp dport { 1-79, 81-8000, 8080, 9000-65535 } redirect to :80\n}}", port8080, "pre"},
-		{"a set of ranges beside", pre + "tcp dport { 1-79, 81-8079, 8081-65535 } redirect to :80\n}}", "", ""},
-		{"all but a set", pre + "tcp dport != { 80, 8080 } redirect to :80\n}}", allTCP, "pre"},
-		{"a named set", "table inet home {\n set s {\n type inet_service\n elements = { 8080 }\n}\n}\n" + pre + "tcp dport @s redirect to :80\n}}", port8080, "pre"},
-		{"an empty named set", "table inet home {\n set s {\n type inet_service\n}\n}\n" + pre + "tcp dport @s redirect to :80\n}}", "", ""},
-		{"a set of addresses and ports", pre + "ip daddr . tcp dport { 198.51.100.1 . 8080 } redirect to :80\n}}", allTCP, "pre"},
-		{"two protocols", pre + "meta l4proto { tcp, udp } th dport 8080 redirect to :80\n}}", "tcp/8080, multicast, tcp/8080 with 192.0.2.0/24", "pre"},
-		{"the protocol field of IPv4", strings.Replace(pre, "inet", "ip", 1) + "ip protocol tcp redirect to :80\n}}", allTCP, "pre"},
-		{"the protocol field of IPv4 in a table of both", pre + "ip protocol tcp redirect to :80\n}}", allTCP, "pre"},
-		{"both ports at once", pre + "meta l4proto tcp @th,0,32 0x04001f90 redirect to :80\n}}", allTCP, "pre"},
+		{"one port of IPv6",
+			strings.Replace(pre, "inet", "ip6", 1) + "tcp dport 8080 dnat to [2001:db8:2::1]:80\n}}",
+			port8080, "pre"},
+		{"one port of this host", pre + "fib daddr type local tcp dport 8080 redirect to :9\n}}", port8080, "pre"},
+		{"another port", pre + "tcp dport 8081 redirect to :9\n}}", "", ""},
+		{"a range", pre + "tcp dport 8000-9000 redirect to :9\n}}", port8080, "pre"},
+		{"a range beside", pre + "tcp dport 81-8079 redirect to :9\n}}", "", ""},
+		{"at least", pre + "tcp dport >= 8080 redirect to :9\n}}", port8080, "pre"},
+		{"above", pre + "tcp dport > 79 redirect to :9\n}}", allTCP, "pre"},
+		{"all but one", pre + "tcp dport != 80 redirect to :9\n}}", allTCP, "pre"},
+		{"a set", pre + "tcp dport { 1, 8080, 9000 } redirect to :9\n}}", port8080, "pre"},
+		{"a set of ranges",
+			pre + "tcp dport { 1-79, 81-8000, 8080, 9000-65535 } redirect to :9\n}}", port8080, "pre"},
+		{"a set of ranges beside", pre + "tcp dport { 1-79, 81-8079, 8081-65535 } redirect to :9\n}}", "", ""},
+		{"all but a set", pre + "tcp dport != { 80, 8080 } redirect to :9\n}}", allTCP, "pre"},
+		{"a named set",
+			"table inet home {\n set s {\n type inet_service\n elements = { 8080 }\n}\n}\n" +
+				pre + "tcp dport @s redirect to :9\n}}", port8080, "pre"},
+		{"an empty named set",
+			"table inet home {\n set s {\n type inet_service\n}\n}\n" +
+				pre + "tcp dport @s redirect to :9\n}}", "", ""},
+		{"a set of addresses and ports",
+			pre + "ip daddr . tcp dport { 198.51.100.1 . 8080 } redirect to :9\n}}", allTCP, "pre"},
+		{"two protocols",
+			pre + "meta l4proto { tcp, udp } th dport 8080 redirect to :9\n}}",
+			"tcp/8080, multicast, tcp/8080 with 192.0.2.0/24", "pre"},
+		{"the protocol field of IPv4",
+			strings.Replace(pre, "inet", "ip", 1) + "ip protocol tcp redirect to :9\n}}", allTCP, "pre"},
+		{"the protocol field of IPv4 in a table of both", pre + "ip protocol tcp redirect to :9\n}}", allTCP, "pre"},
+		{"both ports at once", pre + "meta l4proto tcp @th,0,32 0x04001f90 redirect to :9\n}}", port8080, "pre"},
 		{"UDP", pre + "udp dport 53 redirect to :5353\n}}", "udp/53, multicast", "pre"},
 		{"UDP of this host", pre + "fib daddr type local udp dport 53 redirect to :5353\n}}", "udp/53", "pre"},
 		{"ICMP", pre + "ip protocol icmp dnat ip to 10.0.0.1\n}}", "echo, multicast, echo with 192.0.2.0/24", "pre"},
 		{"an interface", pre + "iifname eth0 dnat ip to 10.0.0.1\n}}", everything, "pre"},
-		{"a map to addresses", pre + "dnat ip to tcp dport map { 8080 : 10.0.0.1 }\n}}", allTCP, "pre"},
-		{"a map to verdicts", "table inet home {\n chain there {\n dnat ip to 10.0.0.1\n}\n}\n" + pre + "tcp dport vmap { 8080 : jump there }\n}}", allTCP, "pre"},
+		{"a map to addresses", pre + "dnat ip to tcp dport map { 8080 : 10.0.0.1 }\n}}", port8080, "pre"},
+		{"a map to verdicts",
+			"table inet home {\n chain there {\n dnat ip to 10.0.0.1\n}\n}\n" +
+				pre + "tcp dport vmap { 8080 : jump there }\n}}", port8080, "there"},
 		{"locally sent", out + "tcp dport 8080 dnat ip to 10.0.0.1\n}}", "tcp/8080", "out"},
 		{"locally sent, all", out + "dnat ip to 10.0.0.1\n}}", ports + ", multicast", "out"},
 
@@ -123,10 +142,17 @@ func TestRefusedForNAT(t *testing.T) {
 		{"snat on the way in", in + "tcp dport 8080 snat ip to 198.51.100.1\n}}", "tcp/80, tcp/8080", "in"},
 		{"snat of all on the way in", in + "snat ip to 198.51.100.1\n}}", ports + ", echo, multicast", "in"},
 
-		{"a jump", "table inet home {\n chain there {\n tcp dport 8080 dnat ip to 10.0.0.1\n}\n}\n" + pre + "fib daddr type local jump there\n}}", port8080, "there"},
-		{"a jump with a port", "table inet home {\n chain there {\n dnat ip to 10.0.0.1\n}\n}\n" + pre + "tcp dport 8080 goto there\n}}", port8080, "there"},
-		{"a jump that excludes", "table inet home {\n chain there {\n tcp dport 8080 dnat ip to 10.0.0.1\n}\n}\n" + pre + "tcp dport 80 jump there\n}}", "", ""},
-		{"a jump to a chain that translates nothing", "table inet home {\n chain there {\n accept\n}\n}\n" + pre + "jump there\n}}", "", ""},
+		{"a jump",
+			"table inet home {\n chain there {\n tcp dport 8080 dnat ip to 10.0.0.1\n}\n}\n" +
+				pre + "fib daddr type local jump there\n}}", port8080, "there"},
+		{"a jump with a port",
+			"table inet home {\n chain there {\n dnat ip to 10.0.0.1\n}\n}\n" +
+				pre + "tcp dport 8080 goto there\n}}", port8080, "there"},
+		{"a jump that excludes",
+			"table inet home {\n chain there {\n tcp dport 8080 dnat ip to 10.0.0.1\n}\n}\n" +
+				pre + "tcp dport 80 jump there\n}}", "", ""},
+		{"a jump to a chain that translates nothing",
+			"table inet home {\n chain there {\n accept\n}\n}\n" + pre + "jump there\n}}", "", ""},
 	} {
 		feed(t, c.rules)
 		reason := ""
@@ -157,17 +183,28 @@ func TestRefusedForIptables(t *testing.T) {
 		}
 	}
 	iptables(dockerRules...)
-	wantRefused(t, h, "docker, a published port", "tcp/8080, tcp/8080 with 192.0.2.0/24", "NAT on this host: chain DOCKER of table nat")
+	wantRefused(t, h, "docker, a published port", "tcp/8080, tcp/8080 with 192.0.2.0/24",
+		"NAT on this host: chain DOCKER of table nat")
 	iptables("-F DOCKER", "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE")
-	wantRefused(t, h, "docker, its masquerade", "tcp/80, tcp/8080, udp/53, udp/80", "NAT on this host: chain POSTROUTING of table nat")
+	wantRefused(t, h, "docker, its masquerade", "tcp/80, tcp/8080, udp/53, udp/80",
+		"NAT on this host: chain POSTROUTING of table nat")
 	iptables("-F POSTROUTING", "-A DOCKER -p udp -m udp --dport 53 -j LOG")
 	wantRefused(t, h, "a rule that only logs", "", "")
 	iptables("-A DOCKER -p udp -m udp --dport 53 -j REDIRECT --to-ports 5353")
-	wantRefused(t, h, "a published port of UDP, to this host only", "udp/53", "NAT on this host: chain DOCKER of table nat")
+	wantRefused(t, h, "a published port of UDP, to this host only", "udp/53",
+		"NAT on this host: chain DOCKER of table nat")
 	iptables("-F", "-A PREROUTING -p udp -m multiport --dports 53,123 -j REDIRECT --to-ports 5353")
-	wantRefused(t, h, "an extension that is not read", "udp/53, udp/80, multicast", "NAT on this host: chain PREROUTING of table nat")
-	iptables("-F", "-A PREROUTING -p tcp -m tcp ! --dport 80 -j REDIRECT --to-ports 80")
-	wantRefused(t, h, "all but a port", "tcp/80, tcp/8080, tcp/80 with 192.0.2.0/24, tcp/8080 with 192.0.2.0/24", "NAT on this host: chain PREROUTING of table nat")
+	wantRefused(t, h, "several ports", "udp/53, multicast", "NAT on this host: chain PREROUTING of table nat")
+	iptables("-F", "-A PREROUTING -p udp -m multiport ! --dports 80:90 -j REDIRECT --to-ports 5353")
+	wantRefused(t, h, "all but several ports", "udp/53, udp/80, multicast",
+		"NAT on this host: chain PREROUTING of table nat")
+	iptables("-F", "-A PREROUTING -p udp -m length --length 100 -j REDIRECT --to-ports 5353")
+	wantRefused(t, h, "an extension that is not read", "udp/53, udp/80, multicast",
+		"NAT on this host: chain PREROUTING of table nat")
+	iptables("-F", "-A PREROUTING -p tcp -m tcp ! --dport 80 -j REDIRECT --to-ports 9")
+	wantRefused(t, h, "all but a port",
+		"tcp/80, tcp/8080, tcp/80 with 192.0.2.0/24, tcp/8080 with 192.0.2.0/24",
+		"NAT on this host: chain PREROUTING of table nat")
 	iptables("-F", "-A PREROUTING -d 198.51.100.1/32 -j NETMAP --to 10.0.0.1/32")
 	wantRefused(t, h, "a whole address", asked, "NAT on this host: chain PREROUTING of table nat")
 }
@@ -187,22 +224,25 @@ func TestRefusedForms(t *testing.T) {
 	enter(t, "nft")
 	h, _ := fixture(t, nil)
 	const (
-		forms = "tcp, udp, all, tcp/8000-9000, udp/50-60, tcp/80 at 203.0.113.0/28, tcp/8080 on eth0, tcp/8080 with 192.0.2.0/24 on eth0, " +
-			"tcp with 192.0.2.0/24, udp/50-60 with 192.0.2.0/24, udp at 203.0.113.0/28, echo at 203.0.113.0/28"
+		forms = "tcp, udp, all, tcp/8000-9000, udp/50-60, tcp/80 at 203.0.113.0/28, tcp/8080 on eth0, " +
+			"tcp/8080 with 192.0.2.0/24 on eth0, tcp with 192.0.2.0/24, udp/50-60 with 192.0.2.0/24, " +
+			"udp at 203.0.113.0/28, echo at 203.0.113.0/28"
 		pre    = "table inet home {\n chain pre {\n type nat hook prerouting priority dstnat\n"
 		post   = "table inet home {\n chain post {\n type nat hook postrouting priority srcnat\n"
-		allTCP = "tcp, all, tcp/8000-9000, tcp/80 at 203.0.113.0/28, tcp/8080 on eth0"
+		to8000 = "tcp, all, tcp/8000-9000, tcp/80 at 203.0.113.0/28"
+		allUDP = "udp, all, udp/50-60, udp/50-60 with 192.0.2.0/24, udp at 203.0.113.0/28"
 	)
 	for rules, want := range map[string]string{
 		post + "}}": "",
-		pre + "tcp dport 8080 redirect to :80\n}}":               "tcp, all, tcp/8000-9000, tcp/8080 on eth0, tcp/8080 with 192.0.2.0/24 on eth0, tcp with 192.0.2.0/24",
-		pre + "tcp dport 9001 redirect to :80\n}}":               "tcp, all, tcp with 192.0.2.0/24",
-		pre + "tcp dport 1-8000 redirect to :80\n}}":             allTCP[:len(allTCP)-len(", tcp/8080 on eth0")] + ", tcp with 192.0.2.0/24",
-		pre + "udp dport { 60-99, 200 } redirect to :80\n}}":     "udp, all, udp/50-60, udp/50-60 with 192.0.2.0/24, udp at 203.0.113.0/28",
+		pre + "tcp dport 8080 redirect to :9\n}}": "tcp, all, tcp/8000-9000, tcp/8080 on eth0, " +
+			"tcp/8080 with 192.0.2.0/24 on eth0, tcp with 192.0.2.0/24",
+		pre + "tcp dport 9001 redirect to :9\n}}":                "tcp, all, tcp with 192.0.2.0/24",
+		pre + "tcp dport 1-8000 redirect to :9\n}}":              to8000 + ", tcp with 192.0.2.0/24",
+		pre + "udp dport { 60-99, 200 } redirect to :9\n}}":      allUDP,
 		pre + "meta l4proto icmp dnat ip to 10.0.0.1\n}}":        "all, echo at 203.0.113.0/28",
 		pre + "meta l4proto sctp dnat ip to 10.0.0.1\n}}":        "all",
-		post + "meta l4proto tcp masquerade\n}}":                 allTCP + ", tcp with 192.0.2.0/24",
-		post + "ip saddr 10.0.0.0/8 udp dport 53 masquerade\n}}": "udp, all, udp/50-60, udp/50-60 with 192.0.2.0/24, udp at 203.0.113.0/28",
+		post + "meta l4proto tcp masquerade\n}}":                 to8000 + ", tcp/8080 on eth0, tcp with 192.0.2.0/24",
+		post + "ip saddr 10.0.0.0/8 udp dport 53 masquerade\n}}": allUDP,
 	} {
 		feed(t, rules)
 		refused, err := h.Refused(selectors(t, forms))
@@ -225,8 +265,10 @@ func TestRefusedForms(t *testing.T) {
 func TestRefusedWhole(t *testing.T) {
 	enter(t, "nft")
 	const list = "tcp, udp, all, tcp/20-22, tcp/22-30, tcp/21 on eth0, tcp at 203.0.113.0/28, udp/53"
-	const tproxy = "table ip home {\n chain pre {\n type filter hook prerouting priority mangle\n tcp dport 80 tproxy to :3128\n}\n}\n"
-	const ipvs = "IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n"
+	const tproxy = "table ip home {\n chain pre {\n type filter hook prerouting priority mangle\n" +
+		" tcp dport 80 tproxy to :3128\n}\n}\n"
+	const ipvs = "IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port Scheduler Flags\n" +
+		"  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n"
 	ftp := "a conntrack helper watches it: nf_conntrack_ftp"
 	for _, c := range []struct {
 		name, file, text, rules string
@@ -236,17 +278,21 @@ func TestRefusedWhole(t *testing.T) {
 		{"a helper of TCP", "sys/module/nf_conntrack_ftp/refcnt", "0", "", map[string]string{
 			"tcp": ftp, "all": ftp, "tcp/20-22": ftp, "tcp/21 on eth0": ftp, "tcp at 203.0.113.0/28": ftp}},
 		{"a helper of UDP", "sys/module/nf_conntrack_tftp/refcnt", "0", "", map[string]string{
-			"udp": "a conntrack helper watches it: nf_conntrack_tftp", "all": "a conntrack helper watches it: nf_conntrack_tftp"}},
+			"udp": "a conntrack helper watches it: nf_conntrack_tftp",
+			"all": "a conntrack helper watches it: nf_conntrack_tftp"}},
 		{"IPVS without services", "proc/thread-self/net/ip_vs", ipvs, "", map[string]string{}},
 		{"IPVS", "proc/thread-self/net/ip_vs", ipvs + "TCP  C6336401:0050 rr\n", "", map[string]string{
 			"tcp": "IPVS has services on this host (ip_vs)", "udp": "IPVS has services on this host (ip_vs)",
-			"all": "IPVS has services on this host (ip_vs)", "tcp at 203.0.113.0/28": "IPVS has services on this host (ip_vs)"}},
+			"all":                   "IPVS has services on this host (ip_vs)",
+			"tcp at 203.0.113.0/28": "IPVS has services on this host (ip_vs)"}},
 		{"tproxy", "etc/hostname", "", tproxy, map[string]string{
-			"tcp": "tproxy on this host: chain pre of table home", "udp": "tproxy on this host: chain pre of table home",
-			"all": "tproxy on this host: chain pre of table home", "tcp at 203.0.113.0/28": "tproxy on this host: chain pre of table home"}},
+			"tcp":                   "tproxy on this host: chain pre of table home",
+			"udp":                   "tproxy on this host: chain pre of table home",
+			"all":                   "tproxy on this host: chain pre of table home",
+			"tcp at 203.0.113.0/28": "tproxy on this host: chain pre of table home"}},
 	} {
 		feed(t, c.rules)
-		h, _ := fixture(t, map[string]string{c.file: c.text})
+		h, _ := fixture(t, map[string]string{c.file: c.text, "proc/sys/net/netfilter/nf_conntrack_helper": "1\n"})
 		refused, err := h.Refused(selectors(t, list))
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
@@ -278,44 +324,50 @@ func TestRefusedForMulticastRouting(t *testing.T) {
 	}
 }
 
-// A flow that a loaded helper watches must stay tracked, the others need not.
+// A flow that the kernel gives a helper by itself must stay tracked, the others need not. Since Linux 6.0 it does so
+// with none.
 func TestRefusedForHelpers(t *testing.T) {
 	enter(t)
-	h, _ := fixture(t, map[string]string{"sys/module/nf_conntrack_ftp/refcnt": "1\n", "sys/module/nf_conntrack/refcnt": "5\n"})
-	refused, err := h.Refused(selectors(t, "tcp/80, tcp/21, udp/5060, echo"))
-	want := map[policy.Selector]string{{Protocol: policy.TCP, Port: 21}: "a conntrack helper watches it: nf_conntrack_ftp"}
-	if diff := cmp.Diff(want, refused, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" || err != nil {
-		t.Errorf("refused (-want +got), error %v:\n%s", err, diff)
+	const setting = "proc/sys/net/netfilter/nf_conntrack_helper"
+	const ftp = "a conntrack helper watches it: nf_conntrack_ftp"
+	watched := map[policy.Selector]string{{Protocol: policy.TCP, Port: 21}: ftp}
+	byValue := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+	for name, want := range map[string]map[policy.Selector]string{"1": watched, "0": {}, "": {}} {
+		files := map[string]string{"sys/module/nf_conntrack_ftp/refcnt": "1\n",
+			"sys/module/nf_conntrack/refcnt": "5\n"}
+		if name != "" {
+			files[setting] = name + "\n"
+		}
+		h, _ := fixture(t, files)
+		refused, err := h.Refused(selectors(t, "tcp/80, tcp/21, udp/5060, echo"))
+		if diff := cmp.Diff(want, refused, byValue); diff != "" || err != nil {
+			t.Errorf("nf_conntrack_helper %q: refused (-want +got), error %v:\n%s", name, err, diff)
+		}
 	}
 }
 
 // A set of ranges as the kernel lists it: in any order, each element a beginning or an end.
 func TestPortsOf(t *testing.T) {
-	begin := func(p uint16) nftables.SetElement {
-		return nftables.SetElement{Key: []byte{byte(p >> 8), byte(p)}}
-	}
-	end := func(p uint16) nftables.SetElement {
-		e := begin(p)
-		e.IntervalEnd = true
-		return e
-	}
+	begin := func(p uint16) element { return element{key: []byte{byte(p >> 8), byte(p)}} }
+	end := func(p uint16) element { return element{key: []byte{byte(p >> 8), byte(p)}, end: true} }
 	for _, c := range []struct {
 		name      string
 		intervals bool
-		elements  []nftables.SetElement
+		elements  []element
 		want      []ports
 	}{
-		{"single ports", false, []nftables.SetElement{begin(80), begin(22)}, []ports{{22, 22}, {80, 80}}},
-		{"ranges", true, []nftables.SetElement{end(9001), begin(9000), end(81), begin(22), end(0)}, []ports{{22, 80}, {9000, 9000}}},
-		{"to the last port", true, []nftables.SetElement{begin(9000), end(0)}, []ports{{9000, 65535}}},
-		{"from the first port", true, []nftables.SetElement{begin(0), end(10)}, []ports{{0, 9}}},
+		{"single ports", false, []element{begin(80), begin(22)}, []ports{{22, 22}, {80, 80}}},
+		{"ranges",
+			true, []element{end(9001), begin(9000), end(81), begin(22), end(0)}, []ports{{22, 80}, {9000, 9000}}},
+		{"to the last port", true, []element{begin(9000), end(0)}, []ports{{9000, 65535}}},
+		{"from the first port", true, []element{begin(0), end(10)}, []ports{{0, 9}}},
 		{"none", true, nil, []ports{}},
 	} {
-		if got, ok := portsOf(c.elements, c.intervals); !ok || !slices.Equal(got, c.want) || got == nil {
+		if got, _, ok := portsOf(c.elements, c.intervals); !ok || !slices.Equal(got, c.want) || got == nil {
 			t.Errorf("%s: %v %v, want %v", c.name, got, ok, c.want)
 		}
 	}
-	if got, ok := portsOf([]nftables.SetElement{{Key: []byte{1, 2, 3, 4}}}, false); ok {
+	if got, _, ok := portsOf([]element{{key: []byte{1, 2, 3, 4}}}, false); ok {
 		t.Errorf("addresses were taken for ports: %v", got)
 	}
 }

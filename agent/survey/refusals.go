@@ -5,12 +5,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"ctguard/policy"
 )
 
 // helperPorts are the ports whose conntrack helpers the kernel ships as modules: the flows they
-// watch announce other flows, so they must stay tracked while the helper is loaded. From
+// watch announce other flows, so they must stay tracked while the kernel assigns helpers by port. From
 // net/netfilter/nf_conntrack_*.c.
 var helperPorts = map[policy.Selector]string{
 	{Protocol: policy.TCP, Port: 21}:    "nf_conntrack_ftp",
@@ -33,16 +34,22 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 	if err != nil {
 		return nil, err
 	}
-	multicast := h.routesMulticast()
+	announced := h.announced(found)
+	multicast, byMark, here := h.routesMulticast(), sync.OnceValue(routesByMark), &addresses{read: h.locals}
 	refused := make(map[policy.Selector]string)
 	for _, s := range services {
-		switch module := h.helper(s); {
-		case found.natOf(s, multicast) != "":
-			refused[s] = "NAT on this host: " + found.natOf(s, multicast)
+		nat, need, module := found.natOf(s, multicast, here), found.needOf(s, multicast, byMark), h.helper(s)
+		switch {
+		case nat != "":
+			refused[s] = "NAT on this host: " + nat
+		case need != "":
+			refused[s] = need
+		case announced(s) != "":
+			refused[s] = "a conntrack helper may expect connections to this ephemeral port: " + announced(s)
 		case module != "":
 			refused[s] = "a conntrack helper watches it: " + module
-		case s.Whole() && found.tproxy != "":
-			refused[s] = "tproxy on this host: " + found.tproxy // what leaves this host may have others' addresses
+		case s.Whole() && found.proxied != "":
+			refused[s] = "tproxy on this host: " + found.proxied // what leaves this host may have others' addresses
 		case s.Whole() && h.balances():
 			refused[s] = "IPVS has services on this host (ip_vs)"
 		}
@@ -50,23 +57,42 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 	return refused, nil
 }
 
+// announced returns what names the rule by which a helper may expect connections to a port that something listens on
+// for a moment, as an FTP server does for each transfer; empty for ports that no kernel gives to sockets which ask
+// for none.
+func (h *Host) announced(found rewrites) func(policy.Selector) string {
+	i := slices.IndexFunc(found.needs, func(e effect) bool { return e.kind == setsHelper || e.kind == expects })
+	low, high, err := h.ephemeral()
+	return func(s policy.Selector) string {
+		if first, last := s.Ports(); i >= 0 && err == nil && s.Protocol == policy.TCP && first >= low && last <= high {
+			return found.needs[i].where
+		}
+		return ""
+	}
+}
+
 // natOf names the rule that keeps s tracked for fear of a translation; empty if there is none.
-func (r rewrites) natOf(s policy.Selector, multicast bool) string {
+func (r rewrites) natOf(s policy.Selector, multicast bool, here *addresses) string {
 	// With one port and one remote side named, only a redirection of the port itself is left to fear.
 	// With several ports it may be the remote side that answers what was translated.
 	first, last := s.Ports()
 	narrow := s.Remote.IsValid() && (first == last || s.Protocol == policy.ICMP)
-	for _, t := range r.nat {
-		if narrow && t.redirects(s) || !narrow && t.touches(s, multicast) {
-			return t.where
+	for _, e := range r.nat {
+		if narrow && e.redirects(s, here) || !narrow && e.touches(s, multicast, here) {
+			return e.where
 		}
 	}
 	return ""
 }
 
-// helper names a loaded conntrack helper that watches one of a selector's ports, if any; of several the
-// first by name.
+// helper names a conntrack helper that the kernel gives to one of a selector's ports by itself, if any; of several
+// the first by name. The kernel does so where nf_conntrack_helper is 1, which is the default before Linux 4.7. Since
+// Linux 6.0 there is no such setting: only rules assign helpers, and a module that is loaded does nothing.
 func (h *Host) helper(s policy.Selector) (name string) {
+	setting, err := os.ReadFile(filepath.Join(h.proc, "sys/net/netfilter/nf_conntrack_helper"))
+	if err != nil || strings.TrimSpace(string(setting)) == "0" {
+		return ""
+	}
 	one := policy.Selector{Protocol: s.Protocol, Port: s.Port}
 	for watched, module := range helperPorts {
 		if watched != one && !s.Swallows(watched) || name != "" && name <= module {

@@ -1,125 +1,168 @@
 package survey
 
 import (
+	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
+	"ctguard/policy"
 )
 
-// rewrites is what the rules of this namespace may do to packets that a host without NAT does not do.
+// rewrites is what the rules of this namespace do, as far as it needs connections to be tracked.
 type rewrites struct {
-	nat    []translation
-	tproxy string // which rule hands packets to sockets that they are not addressed to; empty where none does
+	nat     []effect
+	needs   []effect // what else needs the entry: marks, helpers, zones and so on
+	proxied string   // which rule hands packets to sockets that they are not addressed to; empty where none does
 }
 
-// rewriteCache is the newest answer, and the generation of the rules that it holds for: with ten
-// thousand rules, reading them again every few seconds would be most of what the agent does.
-type rewriteCache struct {
+// ruleCache is the newest answer. To read ten thousand rules takes a tenth of a second or more, so it is done only
+// where something changed that matters, and then not all the time.
+type ruleCache struct {
 	sync.Mutex
-	generation uint32
-	known      bool
-	answer     rewrites
+	calm   atomic.Bool // nothing is untracked and nothing is about to be
+	known  bool
+	answer rewrites
+	took   time.Duration
+	ended  time.Time
+	watch  *watch
+	reads  int // how often rules were read
+	failed error
+}
+
+// While nothing is about to go untracked, a host whose rules change all the time has them read again only after a
+// rest of calmRest times what the reading took, but no longer than mostCalmRest. The answer is then as old as that;
+// nothing comes of it, because nothing is untracked. Else the rest is short, so that several questions at once have
+// one answer.
+const (
+	calmRest     = 100
+	mostCalmRest = 30 * time.Second
+	rest         = 5
+	mostRest     = 2 * time.Second
+)
+
+// Calm says whether nothing is untracked and nothing is about to be. Then the answers of h about rules may be up to
+// half a minute old. Else rules that changed are read again for the next answer.
+func (h *Host) Calm(calm bool) { h.read.calm.Store(calm) }
+
+// Close ends the watch over the rules of this namespace.
+func (h *Host) Close() error {
+	h.read.Lock()
+	defer h.read.Unlock()
+	if h.read.watch == nil {
+		return nil
+	}
+	w := h.read.watch
+	h.read.watch, h.read.known = nil, false
+	return w.close()
 }
 
 // rewrites looks at the rules of iptables-legacy and nftables, those of iptables-nft included.
 func (h *Host) rewrites() (rewrites, error) {
 	if file := h.legacy("nat"); file != "" {
 		// Nothing more has to be known. A kernel with such tables may have no nftables.
-		return rewrites{nat: []translation{{everything: true, where: "iptables-legacy has a nat table (" + file + ")"}}}, nil
+		where := "iptables-legacy has a nat table (" + file + ")"
+		return rewrites{nat: []effect{{kind: translates, everything: true, where: where}}}, nil
 	}
 	found, err := h.nftRewrites()
 	if err != nil {
 		return rewrites{}, err
 	}
+	found.needs = slices.Concat(found.needs, h.legacyNeeds())
 	// That the kernel knows TPROXY means nothing by itself, but nobody needs the table without rules.
 	if h.legacy("mangle") != "" && (h.lists("ip_tables_targets", "TPROXY") || h.lists("ip6_tables_targets", "TPROXY")) {
-		found.tproxy = "the mangle table of iptables-legacy"
+		found.proxied = "the mangle table of iptables-legacy"
 	}
 	return found, nil
 }
 
 // nftRewrites is rewrites for nftables alone. It reads the rules only where they changed.
 func (h *Host) nftRewrites() (rewrites, error) {
-	h.read.Lock()
-	defer h.read.Unlock()
-	conn, err := nftables.New()
-	if err != nil {
-		return rewrites{}, fmt.Errorf("read nftables rules: %w", err)
+	c := &h.read
+	c.Lock()
+	defer c.Unlock()
+	if c.watch == nil {
+		c.watch, c.known = newWatch(), false
 	}
-	generation, err := conn.GetGen()
-	known := err == nil // else the rules are read each time
-	if known && h.read.known && h.read.generation == generation.ID {
-		return h.read.answer, nil
+	if c.watch.changed() {
+		c.known = false
 	}
-	h.read.known = false
-	rules, err := openRuleset(conn)
-	if err != nil {
-		return rewrites{}, err
+	pause := min(rest*c.took, mostRest)
+	if c.calm.Load() {
+		pause = min(calmRest*c.took, mostCalmRest)
 	}
-	var found rewrites
-	if found.nat, err = rules.allTranslations(); err != nil {
-		return rewrites{}, fmt.Errorf("look for NAT: %w", err)
+	if c.known || c.reads > 0 && time.Since(c.ended) < pause {
+		return c.answer, c.failed
 	}
-	if found.tproxy, err = rules.tproxy(); err != nil {
-		return rewrites{}, fmt.Errorf("look for tproxy: %w", err)
-	}
-	// Rules that changed meanwhile have another generation, so they are read again next time.
-	if h.read.known, h.read.answer = known, found; known {
-		h.read.generation = generation.ID
-	}
-	return found, nil
+	began := time.Now()
+	c.answer, c.failed = c.readAgain()
+	c.known, c.ended = c.failed == nil, time.Now()
+	c.took = c.ended.Sub(began)
+	return c.answer, c.failed
 }
 
-// tproxy names a chain that may hand packets to sockets which they are not addressed to, if there is
-// one. Only rules before routing can, and those that they jump to in the same table.
-func (r *ruleset) tproxy() (where string, err error) {
-	for _, base := range r.chains {
-		if base.Type != nftables.ChainTypeFilter || base.Hooknum == nil || *base.Hooknum != prerouting {
-			continue
+// Somebody may change rules while they are read. Then it is soon known whether that matters, and they are read again.
+const (
+	attempts  = 3
+	soonKnown = 10 * time.Millisecond
+)
+
+var errChanging = errors.New("look for NAT: the rules changed each time while they were read")
+
+// readAgain reads the rules.
+func (c *ruleCache) readAgain() (rewrites, error) {
+	for range attempts {
+		c.reads++
+		rules, err := readRuleset()
+		if err != nil {
+			return rewrites{}, fmt.Errorf("look for NAT: %w", err)
 		}
-		for _, c := range r.chains {
-			if keyOf(c.Table) != keyOf(base.Table) {
+		c.watch.follow(rules.sets)
+		if rules.interrupted {
+			time.Sleep(soonKnown)
+			if c.watch.changed() {
 				continue
 			}
-			rules, err := r.rules(keyOf(c.Table), c.Name)
-			if err != nil {
-				return "", err
+		}
+		return rules.rewrites(), nil
+	}
+	return rewrites{}, errChanging
+}
+
+// rewrites sorts what rules do by what it means.
+func (r *ruleset) rewrites() rewrites { return sorted(r.all()) }
+
+func sorted(all []effect) (found rewrites) {
+	written := make(map[kind]bool)
+	for _, e := range all {
+		written[e.kind] = true
+	}
+	for _, e := range all {
+		switch e.kind {
+		case translates:
+			found.nat = append(found.nat, e)
+		case proxies:
+			if found.proxied == "" {
+				found.proxied = e.where
 			}
-			if slices.ContainsFunc(rules, proxies) {
-				return whereIs(keyOf(c.Table), c.Name), nil
+		default:
+			if by, reads := writers[e.kind]; !reads || written[by] {
+				found.needs = append(found.needs, e)
 			}
 		}
 	}
-	return "", nil
+	found.nat, found.needs = distinct(found.nat), distinct(found.needs)
+	return found
 }
 
-// proxies says whether a rule uses tproxy, of nftables or of iptables-nft.
-func proxies(one rule) bool {
-	return slices.ContainsFunc(one, func(e expression) bool {
-		var t expr.Target
-		return e.name == "tproxy" || e.name == "target" && expr.Unmarshal(unix.NFPROTO_IPV4, e.data, &t) == nil && t.Name == "TPROXY"
-	})
-}
-
-// legacy names the file that says iptables-legacy has the table in this namespace, or nothing. Such
-// rules are invisible to nftables, and the kernel has no other way to list them than as a whole.
-func (h *Host) legacy(table string) string {
-	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
-		if h.lists(file, table) {
-			return file
+// needOf says why s must stay tracked for something other than a translation; empty if for nothing.
+func (r rewrites) needOf(s policy.Selector, multicast bool, routesByMark func() bool) string {
+	for _, e := range r.needs {
+		if (e.everything || e.meets(s, e.hook, multicast)) && (e.kind != marks || routesByMark()) {
+			return e.reason()
 		}
 	}
 	return ""
-}
-
-// lists says whether a file of /proc/net has a line; a file that isn't there has none.
-func (h *Host) lists(file, line string) bool {
-	text, err := os.ReadFile(h.net(file))
-	return err == nil && strings.Contains("\n"+string(text), "\n"+line+"\n")
 }

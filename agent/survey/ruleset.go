@@ -6,17 +6,18 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// ruleset reads the nftables rules of the calling thread's namespace, those that iptables-nft
-// writes included. It reads rules by itself: the library leaves out expressions that it does not know,
-// and one that is left out may be the one that matters.
+// ruleset is the nftables rules of the calling thread's namespace, those that iptables-nft writes included. It
+// reads rules by itself: the library leaves out expressions that it does not know, and one that is left out may
+// be the one that matters. Of each rule only what it may do is kept.
 type ruleset struct {
-	conn   *nftables.Conn
-	chains []*nftables.Chain
-	tables map[tableKey]map[string][]rule // rules by chain, of the tables that were asked for
+	chains map[chainKey]*chain
+	bases  []chainKey
+	sets   map[setKey]*nftSet
+
+	interrupted bool // something changed meanwhile, be it only an element of a set
 }
 
 type tableKey struct {
@@ -24,128 +25,109 @@ type tableKey struct {
 	name   string
 }
 
-// rule is the expressions of one rule, in order.
-type rule []expression
-
-// expression is one step of a rule: its name and the attributes of its kind.
-type expression struct {
-	name string
-	data []byte
+type chainKey struct {
+	table tableKey
+	name  string
 }
 
-func openRuleset(conn *nftables.Conn) (*ruleset, error) {
-	chains, err := conn.ListChains()
+// where names a chain for the operator.
+func (k chainKey) where() string { return "chain " + k.name + " of table " + k.table.name }
+
+// chain is a chain of rules.
+type chain struct {
+	base     bool
+	kind     string // of a base chain: filter, nat or route
+	hook     hook   // of a base chain
+	effects  []effect
+	followed bool // effects has those of the chains it jumps to, too
+	sorted   bool // an earlier rule may end the way of packets by the state of their connection
+}
+
+// ownTable is ctguard's own, see package nft: what it does is no reason against doing it.
+const ownTable = "ctguard"
+
+// readRuleset reads everything.
+func readRuleset() (*ruleset, error) {
+	r := &ruleset{chains: make(map[chainKey]*chain), sets: make(map[setKey]*nftSet)}
+	err := r.complete(r.readChains())
+	if err == nil {
+		err = r.complete(r.readRules())
+	}
 	if err != nil {
-		return nil, fmt.Errorf("list nftables chains: %w", err)
+		return nil, fmt.Errorf("read nftables rules: %w", err)
 	}
-	return &ruleset{conn, chains, make(map[tableKey]map[string][]rule)}, nil
+	return r, nil
 }
 
-// whereIs names a chain for the operator.
-func whereIs(table tableKey, chain string) string {
-	return "chain " + chain + " of table " + table.name
+// complete notes whether something changed while it was read, which need not be a fault.
+func (r *ruleset) complete(err error) error {
+	if errors.Is(err, errInterrupted) {
+		r.interrupted = true
+		return nil
+	}
+	return err
 }
 
-func keyOf(t *nftables.Table) tableKey { return tableKey{t.Family, t.Name} }
+// skipped says whether the rules of a table never see a tracked packet of this host, or are ctguard's.
+func (k tableKey) skipped() bool {
+	return k.family == nftables.TableFamilyARP || k.family == nftables.TableFamilyNetdev ||
+		k.family == nftables.TableFamilyINet && k.name == ownTable
+}
 
-// rules returns the rules of one chain. The first call for a table reads all of it in one go.
-func (r *ruleset) rules(table tableKey, chain string) ([]rule, error) {
-	if known, ok := r.tables[table]; ok {
-		return known[chain], nil
-	}
-	var err error
-	for range 3 { // each attempt fails if somebody changes rules meanwhile
-		var found map[string][]rule
-		if found, err = readRules(table); err == nil {
-			r.tables[table] = found
-			return found[chain], nil
+// tableOf reads the table of a chain, rule or set from struct nfgenmsg and the attribute that is number 1 of each.
+func tableOf(b []byte) tableKey {
+	return tableKey{nftables.TableFamily(b[0]), text(attribute(b[4:], unix.NFTA_CHAIN_TABLE))}
+}
+
+func (r *ruleset) readChains() error {
+	return dump(unix.NFT_MSG_GETCHAIN, unix.NFPROTO_UNSPEC, nil, func(b []byte) bool {
+		table := tableOf(b)
+		if table.skipped() {
+			return true
 		}
-		if !errors.Is(err, errInterrupted) {
-			break
+		key := chainKey{table, text(attribute(b[4:], unix.NFTA_CHAIN_NAME))}
+		c := new(chain)
+		r.chains[key] = c
+		if where := attribute(b[4:], unix.NFTA_CHAIN_HOOK); where != nil {
+			c.base, c.kind = true, text(attribute(b[4:], unix.NFTA_CHAIN_TYPE))
+			if c.hook = hook(number(where, unix.NFTA_HOOK_HOOKNUM)); c.hook > postrouting {
+				c.hook = prerouting // ingress, which is before it
+			}
+			r.bases = append(r.bases, key)
 		}
-	}
-	return nil, fmt.Errorf("read the rules of table %s: %w", table.name, err)
-}
-
-var errInterrupted = errors.New("the rules changed while they were read")
-
-// readRules dumps a table; see nf_tables_getrule in net/netfilter/nf_tables_api.c.
-func readRules(table tableKey) (map[string][]rule, error) {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	name, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(table.name + "\x00")}})
-	if err != nil {
-		return nil, err
-	}
-	messages, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
-		Data:   append([]byte{byte(table.family), 0, 0, 0}, name...), // struct nfgenmsg
+		return true
 	})
-	if err != nil {
-		return nil, err
-	}
-	found := make(map[string][]rule)
-	for _, m := range messages {
-		if m.Header.Flags&netlink.DumpInterrupted != 0 {
-			return nil, errInterrupted
-		}
-		chain, one, err := parseRule(m.Data)
-		if err != nil {
-			return nil, err
-		}
-		found[chain] = append(found[chain], one)
-	}
-	return found, nil
 }
 
-// parseRule reads the chain and the expressions of one rule.
-func parseRule(b []byte) (chain string, one rule, err error) {
-	if len(b) < 4 {
-		return "", nil, errors.New("a rule is cut off")
-	}
-	attributes, err := netlink.UnmarshalAttributes(b[4:])
-	if err != nil {
-		return "", nil, err
-	}
-	for _, a := range attributes {
-		switch a.Type &^ netlink.Nested {
-		case unix.NFTA_RULE_CHAIN:
-			chain = text(a.Data)
-		case unix.NFTA_RULE_EXPRESSIONS:
-			if one, err = parseExpressions(a.Data); err != nil {
-				return "", nil, err
+// readRules reads the rules of all tables, one after the other.
+func (r *ruleset) readRules() error {
+	var at chainKey // where the rules before were: they come chain by chain
+	var in *chain
+	return dump(unix.NFT_MSG_GETRULE, unix.NFPROTO_UNSPEC, nil, func(b []byte) bool {
+		family, table, name := nftables.TableFamily(b[0]), []byte(nil), []byte(nil)
+		var expressions []byte
+		for kind, value := range attributes(b[4:]) {
+			switch kind {
+			case unix.NFTA_RULE_TABLE:
+				table = value
+			case unix.NFTA_RULE_CHAIN:
+				name = value
+			case unix.NFTA_RULE_EXPRESSIONS:
+				expressions = value
 			}
 		}
-	}
-	return chain, one, nil
-}
-
-func parseExpressions(b []byte) (one rule, err error) {
-	list, err := netlink.UnmarshalAttributes(b)
-	if err != nil {
-		return nil, err
-	}
-	for _, element := range list {
-		attributes, err := netlink.UnmarshalAttributes(element.Data)
-		if err != nil {
-			return nil, err
-		}
-		var e expression
-		for _, a := range attributes {
-			switch a.Type &^ netlink.Nested {
-			case unix.NFTA_EXPR_NAME:
-				e.name = text(a.Data)
-			case unix.NFTA_EXPR_DATA:
-				e.data = a.Data
+		if in == nil || family != at.table.family || !same(table, at.table.name) || !same(name, at.name) {
+			at = chainKey{tableKey{family, text(table)}, text(name)}
+			if in = r.chains[at]; in == nil {
+				in = new(chain) // of a table that is skipped, or new: then the dump is interrupted
 			}
 		}
-		one = append(one, e)
-	}
-	return one, nil
+		if !at.table.skipped() {
+			r.readRule(at, in, expressions)
+		}
+		return true
+	})
 }
 
-// text is a string attribute without the zero that ends it.
-func text(b []byte) string { return strings.TrimRight(string(b), "\x00") }
+// same compares a string attribute with a string.
+func same(b []byte, s string) bool { return strings.TrimRight(string(b), "\x00") == s }

@@ -49,6 +49,7 @@ func TestScripts(t *testing.T) {
 			"keepmax":  keepMax,
 			"listen":   listen,
 			"listing":  listing,
+			"listings": listings,
 			"metrics":  metrics,
 			"netns":    netns,
 			"notify":   notify,

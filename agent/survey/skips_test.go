@@ -33,13 +33,17 @@ func TestUnfitForClosedPorts(t *testing.T) {
 	enter(t, "nft", "iptables-nft")
 	h, _ := fixture(t, nil)
 	wantUnfit(t, h, "no rules", "")
-	feed(t, "table inet home {\n chain pre {\n type filter hook prerouting priority mangle\n tcp dport 80 meta mark set 1\n }\n}")
+	feed(t, "table inet home {\n chain pre {\n type filter hook prerouting priority mangle\n"+
+		" tcp dport 80 meta mark set 1\n }\n}")
 	wantUnfit(t, h, "a mark", "")
-	feed(t, "table inet home {\n chain post {\n type nat hook postrouting priority srcnat\n ip saddr 10.0.0.0/8 masquerade\n }\n}")
+	feed(t, "table inet home {\n chain post {\n type nat hook postrouting priority srcnat\n"+
+		" ip saddr 10.0.0.0/8 masquerade\n }\n}")
 	wantUnfit(t, h, "masquerade", "NAT on this host: chain post of table home")
-	feed(t, "table inet home {\n chain pre {\n type filter hook prerouting priority mangle\n tcp dport 80 tproxy ip to :3128\n }\n}")
+	feed(t, "table inet home {\n chain pre {\n type filter hook prerouting priority mangle\n"+
+		" tcp dport 80 tproxy ip to :3128\n }\n}")
 	wantUnfit(t, h, "tproxy", "tproxy on this host: chain pre of table home")
-	feed(t, "table inet home {\n chain there {\n meta l4proto tcp tproxy to :3128\n }\n chain pre {\n type filter hook prerouting priority mangle\n tcp dport 80 jump there\n }\n}")
+	feed(t, "table inet home {\n chain there {\n meta l4proto tcp tproxy to :3128\n }\n chain pre {\n"+
+		" type filter hook prerouting priority mangle\n tcp dport 80 jump there\n }\n}")
 	wantUnfit(t, h, "tproxy by a jump", "tproxy on this host: chain there of table home")
 	feed(t, "")
 	run(t, "iptables-nft -t mangle -A PREROUTING -p tcp -m tcp --dport 80 -j MARK --set-mark 1")
@@ -49,7 +53,8 @@ func TestUnfitForClosedPorts(t *testing.T) {
 }
 
 const (
-	ipvsHeader  = "IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n"
+	ipvsHeader = "IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port Scheduler Flags\n" +
+		"  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n"
 	ipvsService = "TCP  C6336401:0050 rr  \n  -> 0A000001:0050      Masq    1      0          0         \n"
 )
 
@@ -62,12 +67,17 @@ func TestUnfitByFiles(t *testing.T) {
 		files      map[string]string
 	}{
 		{"IPVS without services", "", map[string]string{"ip_vs": ipvsHeader}},
-		{"IPVS with a service", "IPVS has services on this host (ip_vs)", map[string]string{"ip_vs": ipvsHeader + ipvsService}},
-		{"TPROXY is known", "", map[string]string{"ip_tables_targets": "LOG\nTPROXY\n", "ip_tables_names": "filter\n"}},
+		{"IPVS with a service",
+			"IPVS has services on this host (ip_vs)", map[string]string{"ip_vs": ipvsHeader + ipvsService}},
+		{"TPROXY is known",
+			"", map[string]string{"ip_tables_targets": "LOG\nTPROXY\n", "ip_tables_names": "filter\n"}},
 		{"a mangle table", "", map[string]string{"ip_tables_targets": "LOG\n", "ip_tables_names": "mangle\n"}},
-		{"both", legacy, map[string]string{"ip_tables_targets": "LOG\nTPROXY\n", "ip_tables_names": "filter\nmangle\n"}},
+		{"both",
+			legacy, map[string]string{"ip_tables_targets": "LOG\nTPROXY\n", "ip_tables_names": "filter\nmangle\n"}},
 		{"both, IPv6", legacy, map[string]string{"ip6_tables_targets": "TPROXY\n", "ip6_tables_names": "mangle\n"}},
-		{"a nat table", "NAT on this host: iptables-legacy has a nat table (ip6_tables_names)", map[string]string{"ip6_tables_names": "nat\n"}},
+		{"a nat table",
+			"NAT on this host: iptables-legacy has a nat table (ip6_tables_names)",
+			map[string]string{"ip6_tables_names": "nat\n"}},
 	} {
 		files := make(map[string]string)
 		for name, text := range c.files {
@@ -111,24 +121,28 @@ func TestUnproxied(t *testing.T) {
 	}
 	other := map[uint16]string{90: fmt.Sprintf("scale 0, this host's settings make %d", usual.WindowScale)}
 	want("a buffer of its own", other)
-	feed(t, "table inet home {\n chain pre {\n type nat hook prerouting priority dstnat\n tcp dport 8080 redirect to :80\n }\n}")
+	feed(t, "table inet home {\n chain pre {\n type nat hook prerouting priority dstnat\n"+
+		" tcp dport 8080 redirect to :9\n }\n}")
 	want("a redirected port", map[uint16]string{90: other[90], 8080: "NAT on this host: chain pre of table home"})
 	feed(t, "table inet home {\n chain post {\n type nat hook postrouting priority srcnat\n masquerade\n }\n}")
 	want("masquerade", other)
 	const unread = "NAT on this host: chain pre of table home"
-	feed(t, "table inet home {\n chain pre {\n type nat hook prerouting priority dstnat\n dnat ip to tcp dport map { 80 : 10.0.0.1 }\n }\n}")
-	want("a map", map[uint16]string{80: unread, 90: unread, 443: unread, 8080: unread, 8081: unread})
+	feed(t, "table inet home {\n chain pre {\n type nat hook prerouting priority dstnat\n"+
+		" dnat ip to tcp dport map { 80 : 10.0.0.1 }\n }\n}")
+	want("a map", map[uint16]string{80: unread, 90: other[90]})
 	feed(t, "")
 	peer.Do(func() { set(t, "ipv4/tcp_window_scaling", "0") })
 	peer.Do(func() { dial(t, "tcp4", netip.AddrPortFrom(conntracktest.Here4, 443).String()) })
 	want("a peer that does not scale", other)
 
 	h, _ = fixture(t, map[string]string{
-		"sys/module/nf_conntrack_ftp/refcnt": "1\n", "proc/sys/net/ipv4/tcp_rmem": "1 2 3", "proc/sys/net/ipv4/tcp_sack": "1",
+		"sys/module/nf_conntrack_ftp/refcnt": "1\n", "proc/sys/net/netfilter/nf_conntrack_helper": "1\n",
+		"proc/sys/net/ipv4/tcp_rmem": "1 2 3", "proc/sys/net/ipv4/tcp_sack": "1",
 		"proc/sys/net/ipv4/tcp_timestamps": "1", "proc/sys/net/ipv4/tcp_window_scaling": "1",
 	})
 	ftp := policy.Selector{Protocol: policy.TCP, Port: 21}
-	if got, err := h.Unproxied([]policy.Selector{ftp}); err != nil || got[ftp] != "a conntrack helper watches it: nf_conntrack_ftp" {
+	got, err := h.Unproxied([]policy.Selector{ftp})
+	if err != nil || got[ftp] != "a conntrack helper watches it: nf_conntrack_ftp" {
 		t.Errorf("a helped port: %v (%v)", got, err)
 	}
 	if got, err := h.Unproxied(nil); err != nil || len(got) > 0 {
@@ -141,7 +155,10 @@ func listenWith(t *testing.T, address string, buffer int) {
 	t.Helper()
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
-		if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, buffer) }); e != nil {
+		if e := c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd),
+				unix.SOL_SOCKET, unix.SO_RCVBUF, buffer)
+		}); e != nil {
 			return e
 		}
 		return err

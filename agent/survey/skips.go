@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -24,8 +25,8 @@ func (h *Host) Unfit() (map[policy.StepName]string, error) {
 	switch {
 	case len(found.nat) > 0:
 		unfit[policy.ClosedPorts] = "NAT on this host: " + found.nat[0].where
-	case found.tproxy != "":
-		unfit[policy.ClosedPorts] = "tproxy on this host: " + found.tproxy
+	case found.proxied != "":
+		unfit[policy.ClosedPorts] = "tproxy on this host: " + found.proxied
 	case h.balances():
 		unfit[policy.ClosedPorts] = "IPVS has services on this host (ip_vs)"
 	}
@@ -40,7 +41,8 @@ func (h *Host) balances() bool {
 }
 
 // Unproxied returns those of listeners that can't be put behind synproxy, and why: ports that are
-// redirected elsewhere, ports that a conntrack helper watches, and ports whose live connections
+// redirected elsewhere or that others are redirected to, ports whose connections are marked or watched by a conntrack
+// helper, and ports whose live connections
 // announced another window scale than [Host.Handshake] says, because their listener asks for a
 // buffer of its own (SO_RCVBUF). A listener without connections can't be told from others.
 func (h *Host) Unproxied(listeners []policy.Selector) (map[policy.Selector]string, error) {
@@ -52,6 +54,7 @@ func (h *Host) Unproxied(listeners []policy.Selector) (map[policy.Selector]strin
 	if err != nil {
 		return nil, err
 	}
+	byMark, here := sync.OnceValue(routesByMark), &addresses{read: h.locals}
 	unproxied := make(map[policy.Selector]string)
 	for _, s := range listeners {
 		if reason := scales[s.Port]; reason != "" {
@@ -60,9 +63,12 @@ func (h *Host) Unproxied(listeners []policy.Selector) (map[policy.Selector]strin
 		if module := h.helper(s); module != "" {
 			unproxied[s] = "a conntrack helper watches it: " + module
 		}
-		for _, t := range found.nat {
-			if t.redirects(s) {
-				unproxied[s] = "NAT on this host: " + t.where
+		if need := found.needOf(s, false, byMark); need != "" {
+			unproxied[s] = need
+		}
+		for _, e := range found.nat {
+			if e.redirects(s, here) {
+				unproxied[s] = "NAT on this host: " + e.where
 				break
 			}
 		}
@@ -96,7 +102,8 @@ func (h *Host) otherScales(listeners []policy.Selector) (map[uint16]string, erro
 	seen := 0
 	err = q.list(func(c Live) bool {
 		if port := c.Local.Port(); ports[port] && c.Scales.Agreed && c.Scales.Local != usual.WindowScale {
-			other[port] = fmt.Sprintf("its connections announce window scale %d, this host's settings make %d", c.Scales.Local, usual.WindowScale)
+			other[port] = fmt.Sprintf("its connections announce window scale %d, this host's settings make %d",
+				c.Scales.Local, usual.WindowScale)
 		}
 		seen++
 		return seen < mostSampled

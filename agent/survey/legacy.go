@@ -1,0 +1,149 @@
+package survey
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// legacy names the file that says iptables-legacy has the table in this namespace, or nothing. Such
+// rules are invisible to nftables.
+func (h *Host) legacy(table string) string {
+	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
+		if h.lists(file, table) {
+			return file
+		}
+	}
+	return ""
+}
+
+// lists says whether a file of /proc/net has a line; a file that isn't there has none.
+func (h *Host) lists(file, line string) bool {
+	text, err := os.ReadFile(h.net(file))
+	return err == nil && strings.Contains("\n"+string(text), "\n"+line+"\n")
+}
+
+// legacyTables are the tables of iptables-legacy other than nat, whose mere presence counts.
+var legacyTables = []string{"raw", "mangle", "filter", "security"}
+
+// legacyNeeds says what the rules of iptables-legacy do with connections other than matching their state. Which packets
+// come to a rule is not followed: each counts for everything. Nobody tells of changes, so the tables are read each
+// time; where they are not in use they are not even asked for, which would make them.
+func (h *Host) legacyNeeds() []effect {
+	var all []effect
+	for _, v := range []legacyVersion{legacyIPv4, legacyIPv6} {
+		for _, table := range legacyTables {
+			if !h.lists(v.file, table) {
+				continue
+			}
+			c := chain{}
+			where := "table " + table + " of iptables-legacy"
+			err := v.read(table, &c)
+			for range attempts {
+				if !errors.Is(err, unix.EAGAIN) { // the rules changed meanwhile
+					break
+				}
+				c = chain{}
+				err = v.read(table, &c)
+			}
+			if err != nil {
+				c.effects = append(c.effects, effect{kind: unknown})
+			}
+			for _, e := range c.effects {
+				if e.kind == translates || e.kind == proxies || e.kind == marks && !e.byConnection {
+					continue
+				}
+				all = append(all, effect{kind: e.kind, everything: true, where: where})
+			}
+		}
+	}
+	return distinct(sorted(all).needs)
+}
+
+// legacyVersion is where the two versions of iptables-legacy differ: struct ipt_entry and struct ip6t_entry in
+// include/uapi/linux/netfilter_ipv4/ip_tables.h and netfilter_ipv6/ip6_tables.h.
+type legacyVersion struct {
+	file          string // of /proc/net, which lists the tables in use
+	family, level int
+	offsets       int // where an entry says how far its target and the next entry are
+	matches       int // where its matches begin
+}
+
+var (
+	legacyIPv4 = legacyVersion{"ip_tables_names", unix.AF_INET, unix.SOL_IP, 88, 112}
+	legacyIPv6 = legacyVersion{"ip6_tables_names", unix.AF_INET6, unix.SOL_IPV6, 140, 168}
+)
+
+// read adds what the rules of a table do to c.
+func (v legacyVersion) read(table string, c *chain) error {
+	const (
+		getInfo, getEntries    = 64, 65 // IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES; those of IPv6 are the same
+		nameSize, infoSize     = 32, 84
+		sizeAt                 = 80 // in struct ipt_getinfo
+		entriesAt              = 40 // in struct ipt_get_entries
+		mostBytes              = 1 << 26
+		extensionAt, nameBytes = 32, 29 // in struct xt_entry_match and xt_entry_target
+	)
+	fd, err := unix.Socket(v.family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	info := make([]byte, infoSize)
+	copy(info[:nameSize-1], table)
+	if err := getsockopt(fd, v.level, getInfo, info); err != nil {
+		return err
+	}
+	size := binary.NativeEndian.Uint32(info[sizeAt:])
+	if size > mostBytes {
+		return errors.New("too many rules")
+	}
+	b := make([]byte, entriesAt+int(size))
+	copy(b[:nameSize-1], table)
+	binary.NativeEndian.PutUint32(b[nameSize:], size)
+	if err := getsockopt(fd, v.level, getEntries, b); err != nil {
+		return err
+	}
+	for b = b[entriesAt:]; len(b) > v.matches; {
+		target, next := int(binary.NativeEndian.Uint16(b[v.offsets:])), int(binary.NativeEndian.Uint16(b[v.offsets+2:]))
+		if target < v.matches || next < target+extensionAt || next > len(b) {
+			return errors.New("a rule is cut off")
+		}
+		m := reader{into: c, ipv4: v.family == unix.AF_INET}
+		for at := v.matches; at < target; {
+			length := int(binary.NativeEndian.Uint16(b[at:]))
+			if length < extensionAt || at+length > target {
+				return errors.New("a match is cut off")
+			}
+			m.match(legacyName(b[at+2:at+2+nameBytes]), uint32(b[at+2+nameBytes]), b[at+extensionAt:at+length])
+			at += length
+		}
+		// A target without a name is a verdict or a jump; ERROR begins a chain and ends the table.
+		if name := legacyName(b[target+2 : target+2+nameBytes]); name != "" && name != "ERROR" {
+			m.target(name, uint32(b[target+2+nameBytes]), b[target+extensionAt:next])
+		}
+		b = b[next:]
+	}
+	return nil
+}
+
+// legacyName is a name in a field that is longer.
+func legacyName(b []byte) string {
+	name, _, _ := strings.Cut(string(b), "\x00")
+	return name
+}
+
+// getsockopt has the kernel read and write a buffer.
+func getsockopt(fd, level, option int, b []byte) error {
+	length := uint32(len(b))
+	_, _, code := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
+		uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(unsafe.Pointer(&length)), 0)
+	if code != 0 {
+		return code
+	}
+	return nil
+}
