@@ -96,7 +96,6 @@ func (e *evict) explain(prefix netip.Prefix, c Config, say func(string, ...any))
 		}
 		say("%s holds about %.0f entries (fair share %.0f) and %.0f that only pass (fair share %.0f); weight %g",
 			a.Prefix, a.assured, a.keepAssured, a.transient, a.keepTransient, a.weight)
-		say("on an ordinary day it holds %.0f and has %.0f that pass", a.usual.Assured, a.usual.Transient)
 		if a.opens > 0 {
 			say("it opened about %.0f flows a second (fair share %.0f); %.0f %% of its entries were answered",
 				a.opens, a.keepOpens, 100*a.answered())

@@ -35,6 +35,11 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 			say("held back as %s (%s) until %s: %s", l.Prefix, l.Kind, l.Until.Format("15:04:05"), l.Reason)
 		}
 	}
+	if u := m.ordinary.Usual(prefix); u != (Usual{}) {
+		say("on an ordinary day it has about %.0f lasting entries and %.0f that pass", u.Assured, u.Transient)
+	} else if m.ordinary.Known() {
+		say("it was not here on an ordinary day, or held next to nothing")
+	}
 	for _, w := range m.steps {
 		if e, ok := w.step.(explainer); ok {
 			e.explain(prefix, m.cfg, say)

@@ -73,6 +73,51 @@ func (d *OrdinaryDay) Usual(source netip.Prefix) Usual {
 	return *u
 }
 
+// DayStatus is what is known of an ordinary day, for status.
+type DayStatus struct {
+	Known      bool       `json:"known"`
+	Learnt     float64    `json:"learnt_seconds"` // how much calm time it was learnt from
+	Updated    *time.Time `json:"updated"`        // when a census last taught it something; null while nothing is known
+	Fitted     int        `json:"fitted_entries"` // the most entries that the table had in calm
+	Sources    int        `json:"sources"`        // with a usual holding
+	OneWay     int        `json:"one_way_flows"`  // lasting TCP connections that this host sees one direction of
+	Invalid    float64    `json:"invalid_per_second"`
+	Unanswered []string   `json:"unanswered_classes"` // that nobody answers here, such as an overlay
+}
+
+// Status returns what is known.
+func (d *OrdinaryDay) Status() DayStatus {
+	s := DayStatus{Known: d.Known(), Learnt: math.Round(d.Learnt.Seconds()), Fitted: int(d.Fitted), Sources: len(d.Sources),
+		OneWay: d.OneWay, Invalid: math.Round(10*d.Invalid) / 10, Unanswered: []string{}}
+	if s.Known {
+		s.Updated = &d.Updated
+	}
+	for class := range d.Silent {
+		s.Unanswered = append(s.Unanswered, class.String())
+	}
+	slices.Sort(s.Unanswered)
+	return s
+}
+
+// String says in a line what is known.
+func (s DayStatus) String() string {
+	if !s.Known {
+		return "not known yet: nobody loses a conversation meanwhile"
+	}
+	text := fmt.Sprintf("learnt from %s of calm; %d entries fitted, %d sources with a usual holding",
+		time.Duration(s.Learnt)*time.Second, s.Fitted, s.Sources)
+	if s.OneWay > 0 {
+		text += fmt.Sprintf(", %d one-way connections", s.OneWay)
+	}
+	if s.Invalid >= 1 {
+		text += fmt.Sprintf(", %.0f INVALID a second", s.Invalid)
+	}
+	if len(s.Unanswered) > 0 {
+		text += ", never answered: " + strings.Join(s.Unanswered[:min(5, len(s.Unanswered))], " ")
+	}
+	return text
+}
+
 // part returns what is left of each usual holding so that all of them fit.
 func (d *OrdinaryDay) part() float64 {
 	sum := 0.0

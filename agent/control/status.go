@@ -23,6 +23,7 @@ type Status struct {
 	Steps         []policy.StepStatus     `json:"steps"`
 	Selectors     []policy.SelectorStatus `json:"selectors"` // candidates for notrack
 	Limited       []LimitedStatus         `json:"limited"`
+	Ordinary      policy.DayStatus        `json:"ordinary"` // what was learnt in calm
 	Allow         []netip.Prefix          `json:"allow"`
 	Override      *policy.Override        `json:"override"`
 	Manual        []policy.Manual         `json:"manual"`   // what the operator said of single prefixes

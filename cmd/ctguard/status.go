@@ -65,6 +65,7 @@ func printStatus(w io.Writer, s control.Status) {
 	if s.Override != nil {
 		fmt.Fprintf(w, "override: %s, until %s\n", s.Override, s.Override.Until.Format(time.DateTime))
 	}
+	fmt.Fprintf(w, "ordinary day: %s\n", s.Ordinary)
 	for _, text := range s.Degraded {
 		fmt.Fprintf(w, "degraded: %s\n", text)
 	}
