@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -120,5 +121,24 @@ func TestRetimeSpares(t *testing.T) {
 		if wants := e.orig.src.netip() == addr("192.0.2.1"); wants != (e.timeout <= 60) {
 			t.Errorf("%v has %d seconds left", e.orig.src.netip(), e.timeout)
 		}
+	}
+}
+
+// An entry that was silent still shows it after its timeout was shortened, and keeps at least half of the new one.
+func TestRetimeKeepsSilence(t *testing.T) {
+	const setting = "nf_conntrack_tcp_timeout_established"
+	for left, want := range map[uint32]uint32{432000: 7440, 431000: 6440, 9000: 3720, 4000: 4000} {
+		t.Run(fmt.Sprint(left), func(t *testing.T) {
+			table := openTable(t)
+			fill(t, flow{Src: addr("192.0.2.1"), Dst: addr("198.51.100.1"), Proto: 6, SrcPort: 4000, DstPort: 80,
+				State: tcpEstablished, Status: busy, Timeout: left})
+			r := Retiming{Timeouts: map[string]int{setting: 7440}, Before: map[string]int{setting: 432000}}
+			if _, err := table.Retime(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			if got := dump(t, table)[0].timeout; got > want || got < want-2 {
+				t.Errorf("%d of 432000 seconds left became %d, want %d", left, got, want)
+			}
+		})
 	}
 }
