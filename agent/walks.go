@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -139,7 +138,8 @@ func (l *loop) eviction() walk {
 	}
 	l.evictedFor = l.census
 	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce()}
-	return evictWalk{e, l.census, policy.Evict, fmt.Sprintf("%%d entries of %d heavy sources above their fair share", len(caps))}
+	return evictWalk{e, l.census, policy.Evict,
+		fmt.Sprintf("%%d entries of %d heavy sources above their fair share", len(caps))}
 }
 
 // inForce returns the settings as they are: the administrator's, and over them what is wanted of them.
@@ -150,94 +150,6 @@ func (l *loop) inForce() map[string]int {
 	}
 	maps.Copy(all, l.decision.Posture.Settings)
 	return all
-}
-
-// purging deletes what a flood left of the classes that are to be purged.
-func (l *loop) purging(now time.Time) walk {
-	classes := l.decision.Posture.Purges
-	if len(classes) == 0 {
-		l.purged = backoff{}
-		return nil
-	}
-	if !l.purged.due(now, purgePause) || l.purged.at.After(l.last.Time) {
-		return nil
-	}
-	l.purged.at = now
-	return purgeWalk{classes, l.decision.Posture.Allow}
-}
-
-// purgeWalk deletes entries of classes.
-type purgeWalk struct {
-	classes []policy.FlowClass
-	spare   []netip.Prefix
-}
-
-func (p purgeWalk) do(ctx context.Context, w walker) func(*loop) {
-	var err error
-	all := 0
-	for _, class := range p.classes {
-		n, fault := w.mover.purge(ctx, class, p.spare)
-		all, err = all+n, errors.Join(err, fault)
-	}
-	return func(l *loop) {
-		l.purged.worked(time.Now(), all >= worthAWalk, purgePause, purgeRest)
-		l.due = true // what is left shows at the next tick
-		l.trouble("purge", err)
-	}
-}
-
-// backoff is the pace of a walk that is due again and again: one that brings nothing comes less often.
-type backoff struct {
-	at    time.Time // when the last one ended
-	pause time.Duration
-}
-
-// worthAWalk is how many entries a walk must have freed to have been worth it.
-const worthAWalk = 100
-
-// due reports whether the next walk may begin; least is the shortest pause.
-func (b backoff) due(now time.Time, least time.Duration) bool {
-	return now.Sub(b.at) >= max(b.pause, least)
-}
-
-// worked takes in how a walk went that has just ended: the pause doubles, from least up to most, unless it was useful.
-func (b *backoff) worked(now time.Time, useful bool, least, most time.Duration) {
-	b.at = now
-	b.pause = min(2*max(b.pause, least), most)
-	if useful {
-		b.pause = least
-	}
-}
-
-// retiring lets finished entries go.
-func (l *loop) retiring(now time.Time) walk {
-	wanted := l.decision.Posture.Retire
-	if wanted.Silent == 0 {
-		l.finished = backoff{}
-		return nil
-	}
-	if !l.finished.due(now, retirePause) {
-		return nil
-	}
-	l.finished.at = now
-	own := l.facts.Own
-	return retireWalk{conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Dead: wanted.Dead,
-		Services: l.facts.Services, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
-}
-
-// retireWalk lets finished entries go.
-type retireWalk struct{ retirement conntrack.Retirement }
-
-func (r retireWalk) do(ctx context.Context, w walker) func(*loop) {
-	start := time.Now()
-	n, err := w.mover.retire(ctx, r.retirement)
-	took := time.Since(start)
-	return func(l *loop) {
-		l.finished.worked(time.Now(), n >= worthAWalk, max(retirePause, retireShare*took), retireRest)
-		l.retired += uint64(n)
-		l.due = l.due || n > 0 // what is left decides whether more must be done
-		l.trouble("retire", err)
-	}
 }
 
 // freeing takes the entries of selectors out of the table that were untracked for good.
@@ -330,83 +242,4 @@ func (r retimeWalk) do(ctx context.Context, w walker) func(*loop) {
 		l.retimed += uint64(n)
 		l.trouble("retime", err)
 	}
-}
-
-// scanning looks at who holds the table, as often as the time budget allows.
-func (l *loop) scanning(now time.Time) walk {
-	options := conntrack.ScanOptions{Budget: scanBudget, V4Bits: l.config.V4Bits, V6Bits: l.config.V6Bits,
-		MaxSources: listedPerLimit * l.config.Policy.MaxLimited, Apart: l.apart()}
-	var pause time.Duration
-	calm := l.decision.Posture.Level == 0 && !l.decision.Growing
-	switch kind := l.decision.Scan; {
-	case kind == policy.NoScan:
-		return nil
-	case kind == policy.WholeScan:
-		pause = max(minScanPause, l.rest(0))
-	case calm && now.Sub(l.learning) >= l.learnPause():
-		options.Limit, l.learning = learnSize, now
-	case kind == policy.LearnScan:
-		return nil
-	case calm:
-		options.Limit, pause = sampleSize, idlePause
-	case l.decision.Growing:
-		options.Limit, pause = sampleSize, max(minScanPause, l.rest(sampleSize))
-	default:
-		options.Limit, pause = sampleSize, max(samplePause, l.rest(sampleSize))
-	}
-	if l.census != nil && now.Sub(l.census.Time) < pause {
-		return nil
-	}
-	return scanWalk{options}
-}
-
-// learnPause returns how long to rest between two scans to learn from: not long while little is known.
-func (l *loop) learnPause() time.Duration {
-	if l.census == nil {
-		return 0
-	}
-	share := learnShare
-	if l.learnt < eagerScans {
-		share = hurryShare // a few scans in the first minute: what is not known yet can't be spared
-	}
-	return max(min(learnPause<<max(0, min(l.learnt-1, 10)), learnRest), time.Duration(share)*l.census.Took)
-}
-
-// apart returns the IPv6 addresses in whose networks each address is a source of its own: where an allowlisted one,
-// such as this router's, is among others.
-func (l *loop) apart() (list []netip.Addr) {
-	for _, p := range l.decision.Posture.Allow {
-		if p.Addr().Is6() && p.IsSingleIP() {
-			list = append(list, p.Addr())
-		}
-	}
-	return list
-}
-
-// scanWalk makes a census.
-type scanWalk struct{ options conntrack.ScanOptions }
-
-func (s scanWalk) do(ctx context.Context, w walker) func(*loop) {
-	census, err := w.scanner.Scan(ctx, s.options)
-	return func(l *loop) {
-		if l.trouble("scan", err); err == nil {
-			l.census, l.fresh, l.evicting = census, true, 0
-		}
-	}
-}
-
-// rest returns how long to rest between the last census and one of so many entries, 0 for all: for the time
-// that the last one and evicting what it found took, or as little as a sample will take.
-func (l *loop) rest(entries int) time.Duration {
-	if l.census == nil {
-		return 0
-	}
-	took := l.census.Took + l.evicting
-	if l.decision.Hurry {
-		return max(hurryPause, hurryShare*took)
-	}
-	if seen := l.census.Seen; entries > 0 && seen > entries {
-		took = l.census.Took * time.Duration(entries) / time.Duration(seen)
-	}
-	return calmShare * took
 }

@@ -179,7 +179,8 @@ var serviceType = nftables.MustConcatSetType(nftables.TypeInetProto, nftables.Ty
 
 // serviceSet describes a service set to the kernel.
 func (b *batch) serviceSet(name string) *nftables.Set {
-	return &nftables.Set{Table: b.table(), Name: name, KeyType: serviceType, Counter: slices.Contains(countingSets(), name)}
+	return &nftables.Set{Table: b.table(), Name: name, KeyType: serviceType, Counter: slices.Contains(countingSets(),
+		name)}
 }
 
 // serviceKey is a service as an element's key: each field padded to a register of 32 bits.

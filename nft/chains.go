@@ -122,7 +122,8 @@ func (b builder) late() []rule {
 	}
 	if b.proxies() {
 		// Before anything may drop it: whether cookies come back, and get to where they are checked.
-		list = append([]rule{newRule(ctInvalid(), answersTCP(), destination.tcpServiceIn(proxied), going(toLocal), fromSomebody(), count(proxyReturned), back())}, list...)
+		list = append([]rule{newRule(ctInvalid(), answersTCP(), destination.tcpServiceIn(proxied), going(toLocal),
+			fromSomebody(), count(proxyReturned), back())}, list...)
 	}
 	return afterFirst(newRule(inLoopback(), back()), list)
 }

@@ -72,7 +72,8 @@ func equal(data []byte) expr.Any {
 }
 
 func masked(mask []byte) expr.Any {
-	return &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))}
+	return &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte,
+		len(mask))}
 }
 
 func loadHeader(base expr.PayloadBase, offset, length uint32) *expr.Payload {
@@ -84,11 +85,13 @@ const loopbackIndex = 1
 
 // inLoopback and outLoopback match packets by way of lo.
 func inLoopback() clause {
-	return clause{text: `iif "lo"`, exprs: []expr.Any{loadMeta(expr.MetaKeyIIF), equal(binaryutil.NativeEndian.PutUint32(loopbackIndex))}}
+	return clause{text: `iif "lo"`, exprs: []expr.Any{loadMeta(expr.MetaKeyIIF),
+		equal(binaryutil.NativeEndian.PutUint32(loopbackIndex))}}
 }
 
 func outLoopback() clause {
-	return clause{text: `oif "lo"`, exprs: []expr.Any{loadMeta(expr.MetaKeyOIF), equal(binaryutil.NativeEndian.PutUint32(loopbackIndex))}}
+	return clause{text: `oif "lo"`, exprs: []expr.Any{loadMeta(expr.MetaKeyOIF),
+		equal(binaryutil.NativeEndian.PutUint32(loopbackIndex))}}
 }
 
 // comesBy and leavesBy match packets by way of an interface. An interface that comes and goes keeps
@@ -117,9 +120,11 @@ var (
 // loadAddr loads s's address of one family.
 func (s side) loadAddr(v6 bool) clause {
 	if v6 {
-		return clause{text: "ip6 " + s.addr, family: unix.NFPROTO_IPV6, exprs: []expr.Any{loadHeader(expr.PayloadBaseNetworkHeader, s.v6, 16)}}
+		return clause{text: "ip6 " + s.addr, family: unix.NFPROTO_IPV6,
+			exprs: []expr.Any{loadHeader(expr.PayloadBaseNetworkHeader, s.v6, 16)}}
 	}
-	return clause{text: "ip " + s.addr, family: unix.NFPROTO_IPV4, exprs: []expr.Any{loadHeader(expr.PayloadBaseNetworkHeader, s.v4, 4)}}
+	return clause{text: "ip " + s.addr, family: unix.NFPROTO_IPV4,
+		exprs: []expr.Any{loadHeader(expr.PayloadBaseNetworkHeader, s.v4, 4)}}
 }
 
 // sourceIn matches sources in an address set.
@@ -134,7 +139,8 @@ func sourceIn(set addressSet) clause {
 func sourceVerdict(set addressSet) clause {
 	c := source.loadAddr(set.v6)
 	c.text += " vmap @" + set.name
-	c.exprs = append(c.exprs, &expr.Lookup{SourceRegister: reg, SetName: set.name, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true})
+	c.exprs = append(c.exprs, &expr.Lookup{SourceRegister: reg, SetName: set.name, DestRegister: unix.NFT_REG_VERDICT,
+		IsDestRegSet: true})
 	return c
 }
 
@@ -182,7 +188,8 @@ func (s side) within(proto policy.Protocol, first, last uint16) clause {
 		text: fmt.Sprintf("%s %s %d-%d", proto, s.port, first, last),
 		l4:   ipProtocols[proto],
 		exprs: []expr.Any{loadHeader(expr.PayloadBaseTransportHeader, s.th, 2), &expr.Range{
-			Op: expr.CmpOpEq, Register: reg, FromData: binaryutil.BigEndian.PutUint16(first), ToData: binaryutil.BigEndian.PutUint16(last),
+			Op: expr.CmpOpEq, Register: reg, FromData: binaryutil.BigEndian.PutUint16(first),
+			ToData: binaryutil.BigEndian.PutUint16(last),
 		}},
 	}
 }
@@ -248,7 +255,8 @@ func resets() clause {
 		text: "tcp flags rst",
 		l4:   unix.IPPROTO_TCP,
 		exprs: []expr.Any{
-			loadHeader(expr.PayloadBaseTransportHeader, 13, 1), masked([]byte{rst}), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{0}},
+			loadHeader(expr.PayloadBaseTransportHeader, 13, 1), masked([]byte{rst}), &expr.Cmp{Op: expr.CmpOpNeq,
+				Register: reg, Data: []byte{0}},
 		},
 	}
 }
@@ -266,8 +274,9 @@ const (
 func going(r route) clause {
 	kind := map[route]uint32{toLocal: unix.RTN_LOCAL, toMulticast: unix.RTN_MULTICAST, toBroadcast: unix.RTN_BROADCAST}[r]
 	return clause{
-		text:  "fib daddr type " + string(r),
-		exprs: []expr.Any{&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true}, equal(binaryutil.NativeEndian.PutUint32(kind))},
+		text: "fib daddr type " + string(r),
+		exprs: []expr.Any{&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true},
+			equal(binaryutil.NativeEndian.PutUint32(kind))},
 	}
 }
 
@@ -402,17 +411,21 @@ func withinRate(meter addressSet, bits, perSecond, burst int) clause {
 		key.text += " & " + addr.String()
 		key.exprs = append(key.exprs, masked(mask))
 	}
-	rate := &expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(perSecond), Unit: expr.LimitTimeSecond, Burst: uint32(burst)}
-	key.text = fmt.Sprintf("update @%s { %s limit rate %d/second burst %d packets }", meter.name, key.text, perSecond, burst)
-	key.exprs = append(key.exprs, &expr.Dynset{SrcRegKey: reg, SetName: meter.name, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{rate}})
+	rate := &expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(perSecond), Unit: expr.LimitTimeSecond,
+		Burst: uint32(burst)}
+	key.text = fmt.Sprintf("update @%s { %s limit rate %d/second burst %d packets }", meter.name, key.text, perSecond,
+		burst)
+	key.exprs = append(key.exprs, &expr.Dynset{SrcRegKey: reg, SetName: meter.name,
+		Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{rate}})
 	return key
 }
 
 // aboveRate matches what comes faster than a rate, after a second's worth.
 func aboveRate(perSecond int) clause {
 	return clause{
-		text:  fmt.Sprintf("limit rate over %d/second burst %d packets", perSecond, perSecond),
-		exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(perSecond), Over: true, Unit: expr.LimitTimeSecond, Burst: uint32(perSecond)}},
+		text: fmt.Sprintf("limit rate over %d/second burst %d packets", perSecond, perSecond),
+		exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(perSecond), Over: true,
+			Unit: expr.LimitTimeSecond, Burst: uint32(perSecond)}},
 	}
 }
 
@@ -441,7 +454,8 @@ func synproxy(h policy.Handshake, v6 bool) []clause {
 
 // count adds to a named counter, which keeps its value when the rule is replaced.
 func count(counter string) clause {
-	return clause{text: fmt.Sprintf("counter name %q", counter), exprs: []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter}}}
+	return clause{text: fmt.Sprintf("counter name %q", counter),
+		exprs: []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter}}}
 }
 
 func notrack() clause { return clause{text: "notrack", exprs: []expr.Any{&expr.Notrack{}}} }
@@ -466,5 +480,6 @@ func resetTCP() clause {
 
 // reject answers with ICMP or ICMPv6 port unreachable.
 func reject() clause {
-	return clause{text: "reject", exprs: []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}}
+	return clause{text: "reject", exprs: []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH,
+		Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}}
 }

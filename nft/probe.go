@@ -18,7 +18,8 @@ import (
 // do without is in Rules; the rest is optional.
 type Capabilities struct {
 	Rules    bool // every kind of set and rule that Apply makes, Owner and Reject apart
-	Owner    bool // a table can belong to a socket (since 5.12); without it a killed process leaves the table behind, see Leftover
+	Owner    bool // a table can belong to a socket (since 5.12); without it a killed process leaves the table behind,
+	see      Leftover
 	Reject   bool // packets can be rejected at prerouting (since 5.9), for Posture.Reject
 	Socket   bool // the expression socket, for dropping what no socket waits for
 	Synproxy bool // the statement synproxy
@@ -114,7 +115,8 @@ func probeSocket(b *batch) {
 }
 
 func probeSynproxy(b *batch) {
-	synproxy := &expr.SynProxy{Mss: 1460, MssValueSet: true, Wscale: 7, WscaleValueSet: true, Timestamp: true, SackPerm: true}
+	synproxy := &expr.SynProxy{Mss: 1460, MssValueSet: true, Wscale: 7, WscaleValueSet: true, Timestamp: true,
+		SackPerm: true}
 	probeRule(b, nftables.ChainHookInput, []clause{opensTCP()}, clause{exprs: []expr.Any{synproxy}})
 }
 

@@ -30,7 +30,8 @@ func (t *Table) Work() (policy.Work, error) {
 		ClosedDropped:  named[closedDropped],
 		BudgetDropped:  named[budgetDropped],
 		Proxied: policy.Proxied{
-			SYNs: named[proxySYNs], Returned: named[proxyReturned], Checked: named[proxyChecked], Ports: t.proxiedPorts(byService),
+			SYNs: named[proxySYNs], Returned: named[proxyReturned], Checked: named[proxyChecked],
+			Ports: t.proxiedPorts(byService),
 		},
 		Selectors: make(map[policy.Selector]policy.SelectorWork, len(t.have.selectors)),
 	}
@@ -60,7 +61,8 @@ func (t *Table) proxiedPorts(byService map[string]map[string]uint64) map[uint16]
 	ports := make(map[uint16]policy.ProxiedPort, len(t.have.services[proxied]))
 	for s := range t.have.services[proxied] {
 		key := serviceKey(s)
-		ports[s.port] = policy.ProxiedPort{Completed: byService[proxyCompleted][string(key)], Delivered: byService[proxyDelivered][string(key)]}
+		ports[s.port] = policy.ProxiedPort{Completed: byService[proxyCompleted][string(key)],
+			Delivered: byService[proxyDelivered][string(key)]}
 	}
 	return ports
 }

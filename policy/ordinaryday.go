@@ -21,7 +21,7 @@ type OrdinaryDay struct {
 	Updated time.Time               `json:"updated"`           // when a census last taught it something
 	Fitted  float64                 `json:"fitted"`            // the most entries that the table had, fading
 	Sources map[netip.Prefix]*Usual `json:"sources,omitempty"` // bounded; see [usualSources]
-	Silent  map[FlowClass]time.Time `json:"silent,omitempty"`  // classes that nobody answers here, and when they were last seen
+	Silent  map[FlowClass]time.Time `json:"silent,omitempty"`  // classes without answers, and when seen last
 	OneWay  int                     `json:"one_way"`           // TCP flows that last and are seen in one direction only
 	Flows   bool                    `json:"flows"`             // OneWay was looked for
 	Invalid float64                 `json:"invalid"`           // INVALID packets a second
@@ -87,8 +87,8 @@ type DayStatus struct {
 
 // Status returns what is known.
 func (d *OrdinaryDay) Status() DayStatus {
-	s := DayStatus{Known: d.Known(), Learnt: math.Round(d.Learnt.Seconds()), Fitted: int(d.Fitted), Sources: len(d.Sources),
-		OneWay: d.OneWay, Invalid: math.Round(10*d.Invalid) / 10, Unanswered: []string{}}
+	s := DayStatus{Known: d.Known(), Learnt: math.Round(d.Learnt.Seconds()), Fitted: int(d.Fitted),
+		Sources: len(d.Sources), OneWay: d.OneWay, Invalid: math.Round(10*d.Invalid) / 10, Unanswered: []string{}}
 	if s.Known {
 		s.Updated = &d.Updated
 	}

@@ -26,7 +26,7 @@ type Posture struct {
 	Allow       []netip.Prefix // never limited, evicted or refused: the allowlist and what an operator released
 	Retire      Retirement     // finished entries that go
 	Adopt       []Selector     // TCP services that lived untracked: their connections are given entries
-	Reject      bool           // answer dropped new flows of limited sources (TCP RST, ICMP) instead of dropping in silence
+	Reject      bool           // answer dropped new flows of limited sources (TCP RST, ICMP), not drop in silence
 }
 
 // purge adds a class to those whose entries are deleted.

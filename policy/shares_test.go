@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -45,7 +46,7 @@ func TestDivide(t *testing.T) {
 		{"a shared address among bots", []claim{{addressOf("192.0.2.1"), 300, 300, 1}}, crowd, 300 + 6000, 6},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			all := append(c.users[:len(c.users):len(c.users)], c.crowd...)
+			all := slices.Concat(c.users, c.crowd)
 			d := divide(all, 0, c.target, 1, true)
 			for i, one := range all {
 				if i < len(c.users) && d.keep[i] < one.usual {

@@ -50,8 +50,8 @@ func (t *trial) fault(now SelectorWork) string {
 	return ""
 }
 
-// copied is how many deliveries for a request are more than chance and retransmission: then what is delivered is not what
-// was asked for, but comes some other way, as from a redirected port.
+// copied is how many deliveries for a request are more than chance and retransmission: then what is delivered is not
+// what was asked for, but comes some other way, as from a redirected port.
 const copied = 1.5
 
 // stopped says what the host's own rules do not let through, judged in each direction by what they did

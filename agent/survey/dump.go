@@ -22,8 +22,8 @@ var errInterrupted = errors.New("the rules changed while they were read")
 // dump asks nf_tables of the calling thread's namespace for everything of one kind and hands each answer to
 // each, until that returns false. An answer is only good until each returns: a host can have ten thousand rules,
 // so they are read one by one from the same buffer. (The library makes objects of all of them first, leaves out
-// expressions that it does not know, and needs seconds for a large set.) Where something changed meanwhile it returns errInterrupted, in the
-// end: some answers may be missing.
+// expressions that it does not know, and needs seconds for a large set.) Where something changed meanwhile it returns
+// errInterrupted, in the end: some answers may be missing.
 func dump(kind uint16, family byte, request []byte, each func(answer []byte) (more bool)) error {
 	return ask(kind, unix.NLM_F_DUMP, family, request, each)
 }

@@ -42,7 +42,8 @@ func (h *Host) Handshake() (policy.Handshake, error) {
 		MSS6: uint16(max(mtu6-headers6, leastMSS6)),
 	}
 	scaling, sack, stamps := 0, 0, 0
-	err = errors.Join(h.setting("ipv4/tcp_window_scaling", &scaling), h.setting("ipv4/tcp_sack", &sack), h.setting("ipv4/tcp_timestamps", &stamps))
+	err = errors.Join(h.setting("ipv4/tcp_window_scaling", &scaling), h.setting("ipv4/tcp_sack", &sack),
+		h.setting("ipv4/tcp_timestamps", &stamps))
 	if err != nil {
 		return policy.Handshake{}, fmt.Errorf("read what a handshake says: %w", err)
 	}

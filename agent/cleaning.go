@@ -1,0 +1,100 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"ctguard/agent/conntrack"
+	"ctguard/policy"
+)
+
+// purging deletes what a flood left of the classes that are to be purged.
+func (l *loop) purging(now time.Time) walk {
+	classes := l.decision.Posture.Purges
+	if len(classes) == 0 {
+		l.purged = backoff{}
+		return nil
+	}
+	if !l.purged.due(now, purgePause) || l.purged.at.After(l.last.Time) {
+		return nil
+	}
+	l.purged.at = now
+	return purgeWalk{classes, l.decision.Posture.Allow}
+}
+
+// purgeWalk deletes entries of classes.
+type purgeWalk struct {
+	classes []policy.FlowClass
+	spare   []netip.Prefix
+}
+
+func (p purgeWalk) do(ctx context.Context, w walker) func(*loop) {
+	var err error
+	all := 0
+	for _, class := range p.classes {
+		n, fault := w.mover.purge(ctx, class, p.spare)
+		all, err = all+n, errors.Join(err, fault)
+	}
+	return func(l *loop) {
+		l.purged.worked(time.Now(), all >= worthAWalk, purgePause, purgeRest)
+		l.due = true // what is left shows at the next tick
+		l.trouble("purge", err)
+	}
+}
+
+// backoff is the pace of a walk that is due again and again: one that brings nothing comes less often.
+type backoff struct {
+	at    time.Time // when the last one ended
+	pause time.Duration
+}
+
+// worthAWalk is how many entries a walk must have freed to have been worth it.
+const worthAWalk = 100
+
+// due reports whether the next walk may begin; least is the shortest pause.
+func (b backoff) due(now time.Time, least time.Duration) bool {
+	return now.Sub(b.at) >= max(b.pause, least)
+}
+
+// worked takes in how a walk went that has just ended: the pause doubles, from least up to most, unless it was useful.
+func (b *backoff) worked(now time.Time, useful bool, least, most time.Duration) {
+	b.at = now
+	b.pause = min(2*max(b.pause, least), most)
+	if useful {
+		b.pause = least
+	}
+}
+
+// retiring lets finished entries go.
+func (l *loop) retiring(now time.Time) walk {
+	wanted := l.decision.Posture.Retire
+	if wanted.Silent == 0 {
+		l.finished = backoff{}
+		return nil
+	}
+	if !l.finished.due(now, retirePause) {
+		return nil
+	}
+	l.finished.at = now
+	own := l.facts.Own
+	return retireWalk{conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Dead: wanted.Dead,
+		Services: l.facts.Services, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
+}
+
+// retireWalk lets finished entries go.
+type retireWalk struct{ retirement conntrack.Retirement }
+
+func (r retireWalk) do(ctx context.Context, w walker) func(*loop) {
+	start := time.Now()
+	n, err := w.mover.retire(ctx, r.retirement)
+	took := time.Since(start)
+	return func(l *loop) {
+		l.finished.worked(time.Now(), n >= worthAWalk, max(retirePause, retireShare*took), retireRest)
+		l.retired += uint64(n)
+		l.due = l.due || n > 0 // what is left decides whether more must be done
+		l.trouble("retire", err)
+	}
+}
