@@ -17,9 +17,9 @@ import (
 // Capabilities says what the running kernel's nftables can do. What a table of this package cannot
 // do without is in Rules; the rest is optional.
 type Capabilities struct {
-	Rules    bool // every kind of set and rule that Apply makes, Owner and Reject apart
-	Owner    bool // a table can belong to a socket (since 5.12); without it a killed process leaves the table behind,
-	see      Leftover
+	Rules bool // every kind of set and rule that Apply makes, Owner and Reject apart
+	// a table can belong to a socket (since 5.12); without it a killed process leaves the table behind, see Leftover
+	Owner    bool
 	Reject   bool // packets can be rejected at prerouting (since 5.9), for Posture.Reject
 	Socket   bool // the expression socket, for dropping what no socket waits for
 	Synproxy bool // the statement synproxy
