@@ -38,6 +38,8 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 		{Attack: "udp", Guard: "ctguard"},
 		{Attack: "udp", Guard: "ctguard-evict"},
 		{Attack: "udp-ports", Guard: "ctguard-evict"},
+		{Attack: "newcomers", Guard: "ctguard-evict"},
+		{Topology: "shared-address", Attack: "bots", Guard: "ctguard-evict"},
 		{Topology: "nat-gateway", Attack: "odd-protocol", Guard: "ctguard"},
 		{Topology: "nat-gateway", Attack: "nat-scan", Guard: "ctguard"},
 		{Topology: "nat-gateway", Attack: "nat-user", Guard: "ctguard"},
@@ -58,6 +60,9 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 			}
 			if res.MaxLevel == 0 {
 				t.Error("the guard stayed at level 0: nothing was shown")
+			}
+			if kept := res.OrdinaryKept; kept == nil || *kept < 100 && sc.Guard == "ctguard-evict" {
+				t.Errorf("ordinary users kept %v %% of their entries", kept)
 			}
 			if res.Fill.Peak > 95 {
 				t.Errorf("fill reached %.0f %%", res.Fill.Peak)

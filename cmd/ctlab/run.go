@@ -22,7 +22,7 @@ type scenarioFlags struct {
 }
 
 func (f *scenarioFlags) add(fs *pflag.FlagSet) {
-	fs.DurationVar(&f.sc.Calm, "calm", 0, "time before the attack (default 2s)")
+	fs.DurationVar(&f.sc.Calm, "calm", 0, "time before the attack (default 5s)")
 	fs.DurationVar(&f.sc.AttackFor, "attack-for", 0, "time of the attack (default 8s)")
 	fs.DurationVar(&f.sc.After, "after", 0, "time after the attack (default 3s)")
 	fs.DurationVar(&f.sc.Settle, "settle", 0, "how much longer to wait for the baseline to return")

@@ -7,6 +7,8 @@ const (
 	seen = 2 * time.Second
 	// worked is the least in which an agent's work is to be seen.
 	worked = 6 * time.Second
+	// learns is how long an agent must have watched a calm host to know who is there.
+	learns = 5 * time.Second
 )
 
 // Brief is a scenario with phases that last only as long as there is something to see in them,
@@ -27,7 +29,7 @@ func Brief(sc Scenario) Scenario {
 	fills := time.Duration(float64(full.Capacity-full.Background) / float64(rate) * float64(time.Second))
 	attack, calm, after := fills+seen, 500*time.Millisecond, time.Second
 	if g.agent {
-		attack, calm, after = max(attack, worked), 1500*time.Millisecond, 2*time.Second
+		attack, calm, after = max(attack, worked), learns, 2*time.Second
 	}
 	def(&sc.AttackFor, a.briefly)
 	def(&sc.AttackFor, min(full.AttackFor, attack))
