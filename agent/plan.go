@@ -54,8 +54,9 @@ func NewPlan(c config.Config, root string, level int) (Plan, error) {
 	m := policy.New(c.Policy)
 	day, err := state.At(c.StateDir).Day(now)
 	if err != nil || !day.Known() {
-		day = policy.OrdinaryDay{Updated: now, Flows: true}
+		day = policy.OrdinaryDay{Updated: now}
 	}
+	day.Flows = true
 	m.Recall(day)
 	m.SetOverride(&policy.Override{Kind: policy.Pin, Level: level, Until: now.Add(time.Hour), Reason: "plan"})
 	o.Count = max(o.Count, o.Capacity)

@@ -138,7 +138,7 @@ func TestRate(t *testing.T) {
 					t.Helper()
 					for i := range burst {
 						if !opens(i, patience) {
-							t.Fatalf("flow %d of the burst of %d is held back", i+1, burst)
+							t.Fatalf("flow %d of the burst of %d is limited", i+1, burst)
 						}
 					}
 				}

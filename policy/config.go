@@ -42,9 +42,9 @@ type Config struct {
 	Pressed   time.Duration // the tick under pressure
 	Steps     []Step        // the ladder; a step that is off is absent
 
-	Trial       time.Duration // how long a selector's replies are compared before its old entries are freed
-	RetryTrial  time.Duration // when a selector that failed its trial may be tried again
-	CalmInvalid float64       // INVALID packets per second in calm above which drop-invalid is skipped
+	Trial           time.Duration // how long a selector's replies are compared before its old entries are freed
+	RetryTrial      time.Duration // when a selector that failed its trial may be tried again
+	OrdinaryInvalid float64       // INVALID packets per second in calm above which drop-invalid is skipped
 
 	Floors map[string]int // the shortest timeouts that tighten may set, in seconds by sysctl name
 
@@ -67,26 +67,26 @@ type Config struct {
 // Defaults returns the configuration of a profile without a config file.
 func Defaults(p Profile) Config {
 	return Config{
-		Profile:      p,
-		Lookahead:    5 * time.Second,
-		Calm:         250 * time.Millisecond,
-		Pressed:      50 * time.Millisecond,
-		Steps:        defaultSteps(),
-		Trial:        time.Second,
-		RetryTrial:   time.Hour,
-		CalmInvalid:  2,
-		Floors:       timeoutFloors(p),
-		Target:       58, // just below the enter mark of drop-invalid, so that the ladder can come down
-		Floor:        4,
-		SpareAssured: p == NATGateway,
-		BanUnreplied: p == NATGateway, // scans by an inside host are what fills its table
-		MaxLimited:   4096,
-		LimitFor:     time.Minute,
-		MaxLimitFor:  time.Hour,
-		LimitRate:    10,
-		FoldV4:       24,
-		FoldV6:       48,
-		ClassShare:   10,
+		Profile:         p,
+		Lookahead:       5 * time.Second,
+		Calm:            250 * time.Millisecond,
+		Pressed:         50 * time.Millisecond,
+		Steps:           defaultSteps(),
+		Trial:           time.Second,
+		RetryTrial:      time.Hour,
+		OrdinaryInvalid: 2,
+		Floors:          timeoutFloors(p),
+		Target:          58, // just below the enter mark of drop-invalid, so that the ladder can come down
+		Floor:           4,
+		SpareAssured:    p == NATGateway,
+		BanUnreplied:    p == NATGateway, // scans by an inside host are what fills its table
+		MaxLimited:      4096,
+		LimitFor:        time.Minute,
+		MaxLimitFor:     time.Hour,
+		LimitRate:       10,
+		FoldV4:          24,
+		FoldV6:          48,
+		ClassShare:      10,
 	}
 }
 
@@ -126,7 +126,7 @@ func (c Config) Validate() []*FieldError {
 	need(c.Trial >= 100*time.Millisecond && c.Trial <= time.Minute, "notrack.trial",
 		"%s is not between 100ms and 1m", c.Trial)
 	need(c.RetryTrial >= 0, "notrack.retry", "%s is below 0s", c.RetryTrial)
-	need(c.CalmInvalid >= 0, "drop_invalid.calm_per_second", "%v is below 0", c.CalmInvalid)
+	need(c.OrdinaryInvalid >= 0, "drop_invalid.calm_per_second", "%v is below 0", c.OrdinaryInvalid)
 	need(c.Target > 0 && c.Target < 100, "evict.target", "%v is not between 0 and 100", c.Target)
 	if evict, ok := c.Step(Evict); ok {
 		need(c.Target < evict.Leave, "evict.target",

@@ -20,7 +20,7 @@ func (*dropInvalid) skipped(s situation) string {
 	case day.OneWay > 0:
 		return fmt.Sprintf("%d connections of which this host sees one direction only are part of its ordinary day "+
 			"(asymmetric routes?)", day.OneWay)
-	case day.Invalid > max(s.cfg.CalmInvalid, ordinaryInvalid*day.Opens):
+	case day.Invalid > max(s.cfg.OrdinaryInvalid, ordinaryInvalid*day.Opens):
 		return fmt.Sprintf("%.0f invalid packets a second are part of this host's ordinary day (asymmetric routes?)",
 			day.Invalid)
 	}

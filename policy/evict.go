@@ -69,7 +69,7 @@ func (*evict) brought(s situation, done uint64, was outcome) string {
 }
 
 func (*evict) status(s situation) string {
-	text := fmt.Sprintf("%d sources held back", len(s.before.Limits))
+	text := fmt.Sprintf("%d sources limited", len(s.before.Limits))
 	if s.engaged && !s.ordinary.Known() {
 		text += "; nothing is known of an ordinary day here, so nobody loses a conversation"
 	}
@@ -82,7 +82,7 @@ func (e *evict) forget(prefix netip.Prefix) { e.offenders.forget(prefix) }
 func (e *evict) explain(prefix netip.Prefix, c Config, say func(string, ...any)) {
 	for p, of := range e.offenders.known {
 		if p.Overlaps(prefix) {
-			say("%s has been held back %d times so far; the next time it will be for %s", p, of.strikes, of.span(c))
+			say("%s has been limited %d times so far; the next time it will be for %s", p, of.strikes, of.span(c))
 		}
 	}
 	last := e.offenders.last

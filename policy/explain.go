@@ -12,7 +12,7 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	for _, w := range m.operator.words {
 		if w.Prefix.Overlaps(prefix) {
-			word := "held back"
+			word := "limited"
 			if w.Release {
 				word = "left alone"
 			}
@@ -32,7 +32,7 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 	for _, l := range m.decision.Posture.Limits {
 		if l.Prefix.Overlaps(prefix) && !spared {
 			found = true
-			say("held back as %s (%s) until %s: %s", l.Prefix, l.Kind, l.Until.Format("15:04:05"), l.Reason)
+			say("limited as %s (%s) until %s: %s", l.Prefix, l.Kind, l.Until.Format("15:04:05"), l.Reason)
 		}
 	}
 	if u := m.ordinary.Usual(prefix); u != (Usual{}) {
@@ -46,7 +46,7 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 		}
 	}
 	if !found && !spared {
-		say("not held back")
+		say("not limited")
 	}
 	return lines
 }

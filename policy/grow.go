@@ -18,11 +18,11 @@ const mostGrowth = 8
 type grow struct{ plain }
 
 // largest returns how many entries the table may grow to.
-func (*grow) largest(o Observation) int { return min(o.Room, mostGrowth*o.Admin[tableMax]) }
+func (*grow) largest(o Observation) int { return min(o.MaxEntries, mostGrowth*o.Admin[tableMax]) }
 
 func (g *grow) skipped(s situation) string {
 	if before := s.Admin[tableMax]; g.largest(s.Observation) <= before {
-		return fmt.Sprintf("nf_conntrack_max is %d and the memory budget has room for %d entries", before, s.Room)
+		return fmt.Sprintf("nf_conntrack_max is %d and the memory budget has room for %d entries", before, s.MaxEntries)
 	}
 	return ""
 }

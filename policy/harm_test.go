@@ -172,7 +172,7 @@ func TestReleaseInsideALimit(t *testing.T) {
 		t.Errorf("allow %v, limits %v", p.Allow, p.Limits)
 	}
 	if text := strings.Join(m.Explain(netip.MustParsePrefix("192.0.2.7/32")), "\n"); !strings.Contains(text, "left alone") ||
-		strings.Contains(text, "held back as") {
+		strings.Contains(text, "limited as") {
 		t.Errorf("explain says\n%s", text)
 	}
 }

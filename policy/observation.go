@@ -23,16 +23,16 @@ type Observation struct {
 
 // Host is what is known of the host that an observation was made on; it rarely changes.
 type Host struct {
-	Admin     map[string]int      // settings as the administrator has them, by name without net.netfilter. or net.ipv4.
-	Allow     []netip.Prefix      // the allowlist: configured and learnt
-	Services  []Selector          // safe traffic found on this host or named in the config: candidates for notrack
-	Lane      []Selector          // management ports with allowlisted sources: untracked when the table is nearly full
-	Refused   map[Selector]string // candidates that must stay tracked, and why
-	Unfit     map[StepName]string // steps that can't do their work on this host or kernel, and why
-	Room      int                 // entries that the memory budget has room for; 0 where the capacity can't be raised
-	Listeners []Selector          // TCP ports of this host that may be put behind synproxy: {TCP, Port}
-	Unproxied map[Selector]string // those of them that can't, and why
-	Handshake Handshake           // what this host says of itself when it accepts a connection
+	Admin       map[string]int      // settings as the administrator has them, by name without net.netfilter. or net.ipv4.
+	Allow       []netip.Prefix      // the allowlist: configured and learnt
+	Services    []Selector          // safe traffic found on this host or named in the config: candidates for notrack
+	Lane        []Selector          // management ports with allowlisted sources: untracked when the table is nearly full
+	Refused     map[Selector]string // candidates that must stay tracked, and why
+	Unsupported map[StepName]string // steps that can't do their work on this host or kernel, and why
+	MaxEntries  int                 // entries that the memory budget has room for; 0 where the capacity can't be raised
+	Listeners   []Selector          // TCP ports of this host that may be put behind synproxy: {TCP, Port}
+	Unproxied   map[Selector]string // those of them that can't, and why
+	Handshake   Handshake           // what this host says of itself when it accepts a connection
 }
 
 // KernelCounters are the conntrack statistics that say whether entries are being refused, summed

@@ -64,7 +64,7 @@ func (f *offenders) judge(s situation) ([]Cap, []Event) {
 	events = summed(events)
 	if more := len(due) - c.MaxLimited; more > 0 && !f.more {
 		events = append(events, Event{Kind: DegradedEvent, Step: Evict,
-			Reason: fmt.Sprintf("%d more sources should be held back than evict.max_limited (%d) allows: the largest are",
+			Reason: fmt.Sprintf("%d more sources should be limited than evict.max_limited (%d) allows: the largest are",
 				more, c.MaxLimited)})
 	}
 	f.more = len(due) > c.MaxLimited

@@ -27,7 +27,7 @@ func (u *purger) want(s situation, p *Posture) []Event {
 	}
 	if s.fill >= waitBelow {
 		for _, class := range u.waiting {
-			events = append(events, u.take(class, "fills the table before its sources are held back"))
+			events = append(events, u.take(class, "fills the table before its sources are limited"))
 		}
 		u.waiting = nil
 	}

@@ -69,8 +69,8 @@ func (s Selector) connects() bool {
 // for too.
 func (s Selector) Whole() bool { return s.Port == 0 && s.Protocol != ICMP && !s.Group }
 
-// Swallows reports whether s has some of the packets of o and besides them other ports or protocols.
-func (s Selector) Swallows(o Selector) bool {
+// PartlyCovers reports whether s has some of the packets of o and besides them other ports or protocols.
+func (s Selector) PartlyCovers(o Selector) bool {
 	if s.Protocol == All {
 		return o != s
 	}

@@ -123,7 +123,7 @@ func TestSwallows(t *testing.T) {
 		{"tcp at 192.0.2.0/24", "tcp/22 at 198.51.100.0/24", false},
 		{"multicast", "echo", false}, {"echo", "multicast", false},
 	} {
-		if got := parsed(t, c.wide).Swallows(parsed(t, c.narrow)); got != c.want {
+		if got := parsed(t, c.wide).PartlyCovers(parsed(t, c.narrow)); got != c.want {
 			t.Errorf("%q swallows %q: %v", c.wide, c.narrow, got)
 		}
 	}

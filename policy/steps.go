@@ -130,5 +130,5 @@ func (h *shared) begin() { h.asks, h.loose.strict = asks{}, false }
 
 // mayGo reports whether a service of which s is a part may go untracked.
 func (h *shared) mayGo(s Selector) bool {
-	return slices.ContainsFunc(h.untrackable, func(safe Selector) bool { return safe == s || safe.Swallows(s) })
+	return slices.ContainsFunc(h.untrackable, func(safe Selector) bool { return safe == s || safe.PartlyCovers(s) })
 }

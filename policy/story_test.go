@@ -88,10 +88,10 @@ func (r *run) tell(word, rest string) (jump time.Duration, err error) {
 	case "stop":
 		err = w.stop(rest)
 	case "fit":
-		if w.unfit[StepName(rest)] == "" {
-			return 0, fmt.Errorf("%q is not unfit", rest)
+		if w.unsupported[StepName(rest)] == "" {
+			return 0, fmt.Errorf("%q is not unsupported", rest)
 		}
-		delete(w.unfit, StepName(rest))
+		delete(w.unsupported, StepName(rest))
 	case "room":
 		w.room, err = strconv.Atoi(rest)
 	case "stuck":

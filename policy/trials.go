@@ -143,7 +143,7 @@ func (u *trials) refusal(s Selector, o Observation) string {
 // not tell: one busy service hides that the host's own rules drop all the others.
 func (u *trials) partRefusal(s Selector, o Observation) string {
 	for _, part := range slices.Concat(o.Services, o.Lane) {
-		if !s.Swallows(part) {
+		if !s.PartlyCovers(part) {
 			continue
 		}
 		if reason := u.refusal(part, o); reason != "" {
@@ -157,7 +157,7 @@ func (u *trials) partRefusal(s Selector, o Observation) string {
 // that nobody uses shows nothing, so it is waited for no longer than a trial lasts.
 func (u *trials) early(s Selector, o Observation, c Config) bool {
 	return s.Whole() && slices.ContainsFunc(o.Services, func(part Selector) bool {
-		if !s.Swallows(part) {
+		if !s.PartlyCovers(part) {
 			return false
 		}
 		t := u.selectors[part]

@@ -24,7 +24,7 @@ func newWorkers() []*worker {
 
 // skipped says why a step can do nothing on this host; it is empty when the step can do its work.
 func (w *worker) skipped(s situation) string {
-	if reason := s.Unfit[w.name]; reason != "" {
+	if reason := s.Unsupported[w.name]; reason != "" {
 		return reason
 	}
 	return w.step.skipped(s)

@@ -13,31 +13,31 @@ import (
 // posture what the kernel does: flows of untracked services make no entries, limited sources open at
 // most LimitRate a second, shorter timeouts expire sooner.
 type world struct {
-	now      time.Time
-	start    time.Time
-	capacity int
-	admin    map[string]int
-	services []Selector
-	lane     []Selector
-	refused  map[Selector]string
-	broken   map[Selector]bool // the host's own rules drop it untracked
-	unfit    map[StepName]string
-	room     int
-	listen   []Selector
-	stuck    bool // the host's own rules drop what synproxy opens
-	adopted  time.Time
-	allow    []netip.Prefix
-	groups   []*group
-	kernel   KernelCounters
-	arrivals Arrivals
-	work     Work
-	census   *Census
-	scanned  time.Time
-	freed    map[Selector]bool
-	peak     float64
-	refusedN float64
-	total    float64 // entries in the table
-	settings map[string]int
+	now         time.Time
+	start       time.Time
+	capacity    int
+	admin       map[string]int
+	services    []Selector
+	lane        []Selector
+	refused     map[Selector]string
+	broken      map[Selector]bool // the host's own rules drop it untracked
+	unsupported map[StepName]string
+	room        int
+	listen      []Selector
+	stuck       bool // the host's own rules drop what synproxy opens
+	adopted     time.Time
+	allow       []netip.Prefix
+	groups      []*group
+	kernel      KernelCounters
+	arrivals    Arrivals
+	work        Work
+	census      *Census
+	scanned     time.Time
+	freed       map[Selector]bool
+	peak        float64
+	refusedN    float64
+	total       float64 // entries in the table
+	settings    map[string]int
 }
 
 // group is sources that do the same.
@@ -81,8 +81,8 @@ func newWorld() *world {
 	}
 	return &world{now: start, start: start, capacity: 65536, admin: admin,
 		freed: map[Selector]bool{}, broken: map[Selector]bool{},
-		unfit:   map[StepName]string{ClosedPorts: "the story says nothing of closed ports"},
-		refused: map[Selector]string{}, work: Work{Selectors: map[Selector]SelectorWork{}}}
+		unsupported: map[StepName]string{ClosedPorts: "the story says nothing of closed ports"},
+		refused:     map[Selector]string{}, work: Work{Selectors: map[Selector]SelectorWork{}}}
 }
 
 // observe is what the agent would see now.
@@ -91,7 +91,7 @@ func (w *world) observe() Observation {
 	o := Observation{Time: w.now, Count: int(w.total), Capacity: w.capacity, Kernel: w.kernel, Arrivals: w.arrivals,
 		Work: w.work, Census: w.census, Adopted: w.adopted, Host: Host{
 			Admin: w.admin, Allow: w.allow, Services: w.services, Lane: w.lane, Refused: w.refused,
-			Unfit: w.unfit, Room: w.room, Listeners: w.listen,
+			Unsupported: w.unsupported, MaxEntries: w.room, Listeners: w.listen,
 			Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
 		}}
 	o.Capacity = w.bound(Posture{Settings: w.settings})

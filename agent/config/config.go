@@ -301,7 +301,7 @@ func (raw *rawConfig) policy(p *policy.Config, fault func(key, format string, ar
 	set(&p.Lookahead, (*time.Duration)(raw.Lookahead))
 	set(&p.Calm, (*time.Duration)(raw.Tick.Calm))
 	set(&p.Pressed, (*time.Duration)(raw.Tick.Pressed))
-	set(&p.CalmInvalid, raw.Invalid.CalmPerSecond)
+	set(&p.OrdinaryInvalid, raw.Invalid.CalmPerSecond)
 	set(&p.Trial, (*time.Duration)(raw.Notrack.Trial))
 	set(&p.RetryTrial, (*time.Duration)(raw.Notrack.Retry))
 	set(&p.ClassShare, raw.Admit.Share)

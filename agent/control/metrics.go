@@ -52,7 +52,7 @@ func newMetrics() *metrics {
 	m.count = gauge("entries", "Entries in the conntrack table.")
 	m.capacity = gauge("capacity_entries", "Entries that this namespace may use.")
 	m.rate = gauge("growth_entries_per_second", "Net new entries per second.")
-	m.limited = gauge("limited_sources", "Sources that are held back.")
+	m.limited = gauge("limited_sources", "Sources that are limited.")
 	m.tick = gauge("tick_seconds", "How long the last turn of the control loop took.")
 	m.rules = gauge("rules_seconds_max", "The longest so far from an observation to its rules in the kernel.")
 	m.drops = count("kernel_drops_total", "New flows that the kernel refused (drop and insert_failed).", nil)

@@ -109,7 +109,7 @@ func TestReplayDecidesTheSame(t *testing.T) {
 		return d.Posture.Level == top &&
 			len(d.Posture.Limits) > 0
 	}) {
-		t.Error("the course shows too little: nobody was ever held back")
+		t.Error("the course shows too little: nobody was ever limited")
 	}
 }
 

@@ -95,7 +95,7 @@ func (h *Host) helper(s policy.Selector) (name string) {
 	}
 	one := policy.Selector{Protocol: s.Protocol, Port: s.Port}
 	for watched, module := range helperPorts {
-		if watched != one && !s.Swallows(watched) || name != "" && name <= module {
+		if watched != one && !s.PartlyCovers(watched) || name != "" && name <= module {
 			continue
 		}
 		if _, err := os.Stat(filepath.Join(h.sys, "module", module)); err == nil {

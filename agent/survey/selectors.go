@@ -49,7 +49,7 @@ func (s *Surveyor) managed(services []policy.Selector) []policy.Selector {
 		if slices.Contains(services, one) && !slices.ContainsFunc(s.config.Services, func(text string) bool {
 			named, err := policy.ParseSelector(text)
 			everywhere := named == policy.Selector{Protocol: named.Protocol, Port: named.Port, Last: named.Last}
-			return err == nil && (named == one || everywhere && named.Swallows(one))
+			return err == nil && (named == one || everywhere && named.PartlyCovers(one))
 		}) {
 			list = append(list, one)
 		}
@@ -71,7 +71,7 @@ func (s *Surveyor) parts(all []policy.Selector) (parts []policy.Selector, err er
 			}
 		}
 		for _, part := range found {
-			if whole.Swallows(part) {
+			if whole.PartlyCovers(part) {
 				part.Remote, part.Local, part.Device = whole.Remote, whole.Local, whole.Device
 				parts = append(parts, part)
 			}
@@ -106,7 +106,7 @@ func (s *Surveyor) lane(operators []netip.Addr) []policy.Selector {
 // leaves untracked without exception.
 func (s *Surveyor) excepted(f *Facts) {
 	for _, one := range f.Services {
-		if i := slices.IndexFunc(s.config.Except, one.Swallows); i >= 0 && f.Refused[one] == "" {
+		if i := slices.IndexFunc(s.config.Except, one.PartlyCovers); i >= 0 && f.Refused[one] == "" {
 			f.Refused[one] = fmt.Sprintf("notrack.except keeps %s tracked, which is part of it", s.config.Except[i])
 		}
 	}

@@ -11,26 +11,26 @@ import (
 	"ctguard/policy"
 )
 
-// Unfit returns the steps that what this host does forbids, and why.
+// Unsupported returns the steps that what this host does forbids, and why.
 //
 // Closed ports can be told from open ones only where every packet for this host goes to the socket
 // that it is addressed to: answers to translated flows, and what IPVS or tproxy take, go
 // elsewhere without one.
-func (h *Host) Unfit() (map[policy.StepName]string, error) {
+func (h *Host) Unsupported() (map[policy.StepName]string, error) {
 	found, err := h.rewrites()
 	if err != nil {
 		return nil, err
 	}
-	unfit := make(map[policy.StepName]string)
+	unsupported := make(map[policy.StepName]string)
 	switch {
 	case len(found.nat) > 0:
-		unfit[policy.ClosedPorts] = "NAT on this host: " + found.nat[0].where
+		unsupported[policy.ClosedPorts] = "NAT on this host: " + found.nat[0].where
 	case found.proxied != "":
-		unfit[policy.ClosedPorts] = "tproxy on this host: " + found.proxied
+		unsupported[policy.ClosedPorts] = "tproxy on this host: " + found.proxied
 	case h.balances():
-		unfit[policy.ClosedPorts] = "IPVS has services on this host (ip_vs)"
+		unsupported[policy.ClosedPorts] = "IPVS has services on this host (ip_vs)"
 	}
-	return unfit, nil
+	return unsupported, nil
 }
 
 // balances says whether IPVS has services: lines below the three of the header in ip_vs, see

@@ -18,13 +18,13 @@ import (
 // wantUnfit compares why closed ports can't be told with why they should not.
 func wantUnfit(t *testing.T, h *Host, name, want string) {
 	t.Helper()
-	unfit, err := h.Unfit()
-	if reason := unfit[policy.ClosedPorts]; err != nil || reason != want {
-		t.Errorf("%s: unfit for %q (%v), want %q", name, reason, err, want)
+	unsupported, err := h.Unsupported()
+	if reason := unsupported[policy.ClosedPorts]; err != nil || reason != want {
+		t.Errorf("%s: unsupported for %q (%v), want %q", name, reason, err, want)
 	}
-	delete(unfit, policy.ClosedPorts)
-	if len(unfit) > 0 {
-		t.Errorf("%s: unfit are %v too", name, unfit)
+	delete(unsupported, policy.ClosedPorts)
+	if len(unsupported) > 0 {
+		t.Errorf("%s: unsupported are %v too", name, unsupported)
 	}
 }
 

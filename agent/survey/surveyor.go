@@ -81,7 +81,7 @@ func (s *Surveyor) Survey() Facts {
 	note(err)
 	f.Listeners, f.Unproxied, err = s.listeners()
 	note(err)
-	f.Unfit, f.Room, err = s.unfit()
+	f.Unsupported, f.MaxEntries, err = s.unsupported()
 	note(err)
 	return f
 }
@@ -104,24 +104,24 @@ func (s *Surveyor) listeners() ([]policy.Selector, map[policy.Selector]string, e
 	return list, unproxied, nil
 }
 
-// unfit returns the steps that can't do their work on this host, with the reasons, and how many
+// unsupported returns the steps that can't do their work on this host, with the reasons, and how many
 // entries the table may grow to. What can't be found out speaks against a step.
-func (s *Surveyor) unfit() (map[policy.StepName]string, int, error) {
-	unfit, err := s.host.Unfit()
+func (s *Surveyor) unsupported() (map[policy.StepName]string, int, error) {
+	unsupported, err := s.host.Unsupported()
 	if err != nil {
-		unfit = map[policy.StepName]string{policy.ClosedPorts: "what this host does with packets is not known: " +
+		unsupported = map[policy.StepName]string{policy.ClosedPorts: "what this host does with packets is not known: " +
 			err.Error()}
 	}
-	maps.Copy(unfit, s.lacking)
-	if s.config.Policy.Profile == policy.NATGateway && unfit[policy.ClosedPorts] == "" {
-		unfit[policy.ClosedPorts] = "not on a gateway: answers to what it forwards come to its own address"
+	maps.Copy(unsupported, s.lacking)
+	if s.config.Policy.Profile == policy.NATGateway && unsupported[policy.ClosedPorts] == "" {
+		unsupported[policy.ClosedPorts] = "not on a gateway: answers to what it forwards come to its own address"
 	}
-	room, err2 := s.host.Room(s.config.GrowMemory)
+	room, err2 := s.host.MaxEntries(s.config.GrowMemory)
 	switch {
 	case s.config.Capacity > 0:
-		unfit[policy.Grow] = "table.capacity bounds this namespace"
+		unsupported[policy.Grow] = "table.capacity bounds this namespace"
 	case err2 != nil:
-		unfit[policy.Grow] = err2.Error()
+		unsupported[policy.Grow] = err2.Error()
 	}
-	return unfit, room, err
+	return unsupported, room, err
 }

@@ -12,7 +12,7 @@ import (
 func (p *program) explainCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "explain PREFIX",
-		Short: "say why a source is, or is not, held back",
+		Short: "say why a source is, or is not, limited",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if _, err := config.ParsePrefix(args[0]); err != nil {

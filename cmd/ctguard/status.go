@@ -110,14 +110,14 @@ func printSelectors(w io.Writer, s control.Status) {
 	t.Flush()
 }
 
-// printLimited prints the sources that are held back, the first twenty of them.
+// printLimited prints the sources that are limited, the first twenty of them.
 func printLimited(w io.Writer, s control.Status) {
 	if len(s.Limited) == 0 {
 		return
 	}
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(t, "HELD BACK\tHOW\tENTRIES\tUNTIL\tWHY")
+	fmt.Fprintln(t, "LIMITED\tHOW\tENTRIES\tUNTIL\tWHY")
 	for _, l := range s.Limited[:min(20, len(s.Limited))] {
 		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", l.Prefix, l.Kind, l.Entries, l.Until.Format(time.TimeOnly), l.Reason)
 	}

@@ -23,9 +23,9 @@ const (
 var ErrFixedCapacity = errors.New("nf_conntrack_max is shared by all network namespaces " +
 	"and can be changed in the initial one only")
 
-// Room returns how many entries fit percent of this machine's memory. It returns [ErrFixedCapacity] outside the
+// MaxEntries returns how many entries fit percent of this machine's memory. It returns [ErrFixedCapacity] outside the
 // initial network namespace.
-func (h *Host) Room(percent float64) (int, error) {
+func (h *Host) MaxEntries(percent float64) (int, error) {
 	// The kernel makes it read-only elsewhere (nf_conntrack_standalone_init_sysctl); root may
 	// open it for writing all the same, so the mode tells.
 	path := filepath.Join(h.proc, "sys/net/netfilter/nf_conntrack_max")
