@@ -302,6 +302,7 @@ func TestEvictOncePerCensus(t *testing.T) {
 		t.Error("an eviction without a census")
 	}
 	l.census = heavy(900)
+	l.capsOf = l.census
 	w := l.eviction()
 	if w == nil {
 		t.Fatal("no eviction after a census")
@@ -316,8 +317,10 @@ func TestEvictOncePerCensus(t *testing.T) {
 	if l.told(policy.EvictEvent, "5 entries of 1 heavy sources") != 1 {
 		t.Errorf("events %v", l.reasons(policy.EvictEvent))
 	}
-	l.census = heavy(900)
-	if l.eviction() == nil {
+	if l.census = heavy(900); l.eviction() != nil {
+		t.Error("an eviction for a census that nobody has judged")
+	}
+	if l.capsOf = l.census; l.eviction() == nil {
 		t.Error("no eviction after the next census")
 	}
 	l.caps, l.census = nil, heavy(900)

@@ -76,7 +76,8 @@ type walks struct {
 	fresh      bool           // no tick has seen census yet
 	learnt     int            // scans that taught something so far
 	learning   time.Time      // when the last scan to learn from began
-	caps       []policy.Cap   // of the newest census: kept until they are carried out
+	caps       []policy.Cap   // what capsOf decided: kept until it is carried out
+	capsOf     *policy.Census
 	evictedFor *policy.Census
 	evicting   time.Duration // how long evictions since that census took
 	freed      map[policy.Selector]bool
@@ -124,7 +125,7 @@ func (l *loop) nextWalk(now time.Time) walk {
 // keepCaps keeps what a census decided until the eviction that it asks for is due: another walk may be under way now.
 func (l *loop) keepCaps(o policy.Observation) {
 	if o.Census != nil {
-		l.caps = l.decision.Posture.Caps
+		l.caps, l.capsOf = l.decision.Posture.Caps, o.Census
 	} else if len(l.decision.Posture.Limits) == 0 {
 		l.caps = nil // the step was taken back meanwhile
 	}
@@ -133,8 +134,8 @@ func (l *loop) keepCaps(o policy.Observation) {
 // eviction takes what sources hold above their caps out of the table, once per census.
 func (l *loop) eviction() walk {
 	caps := l.caps
-	if len(caps) == 0 || l.evictedFor == l.census {
-		return nil
+	if len(caps) == 0 || l.census == nil || l.capsOf != l.census || l.evictedFor == l.census {
+		return nil // what a newer census says is decided at the next tick
 	}
 	l.evictedFor = l.census
 	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce()}
