@@ -24,12 +24,13 @@ var networkBits = map[bool][]int{true: {24}, false: {48, 56}}
 // divided is how something was divided.
 type divided struct {
 	keep  []float64 // by claim: what it may keep; +Inf where nobody is asked for anything
+	floor []float64 // by claim: what it is not pressed below
 	share float64   // the least that one who is above its share may keep, by weight; +Inf where nobody is
 }
 
 // divide shares target out: first what each source usually has, then growth and newcomers max-min, where
 // the newcomers of one network have one share together. rest is what nobody can be asked for. floor is what
-// nobody is pressed below. Where nothing is known of an ordinary day (byNetwork is false) everybody is judged
+// nobody is pressed below who is not one of a crowd in one network. Where nothing is known of an ordinary day (byNetwork is false) everybody is judged
 // by itself.
 //
 // Nobody is asked for anything where those above their share make up but a small part of the excess: then
@@ -50,10 +51,14 @@ func divide(claims []claim, rest, target, floor float64, byNetwork bool) divided
 	if byNetwork {
 		top = 0
 	}
+	d.floor = make([]float64, len(claims))
+	for i, c := range claims {
+		d.floor[i] = floor * c.weight
+	}
 	d.give(claims, members, target-rest-reserved, top)
 	above := 0.0
 	for i, c := range claims {
-		d.keep[i] = max(d.keep[i]+min(c.has, c.usual), floor*c.weight)
+		d.keep[i] = max(d.keep[i]+min(c.has, c.usual), d.floor[i])
 		if excess := c.has - d.keep[i]; excess > 0 {
 			above += excess
 			d.share = min(d.share, d.keep[i]/c.weight)
@@ -93,6 +98,9 @@ func (d *divided) give(claims []claim, members []int, room float64, level int) {
 				d.keep[m] = claims[m].grown()
 			}
 		default:
+			for _, m := range g.members { // or many with a little each would have a floor of thousands together
+				d.floor[m] = min(d.floor[m], 1)
+			}
 			d.give(claims, g.members, part, g.next)
 		}
 	}

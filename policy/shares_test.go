@@ -40,14 +40,15 @@ func TestDivide(t *testing.T) {
 		users, crowd []claim
 		target       float64
 		most         float64 // what one of the crowd may keep at most
+		floor        float64
 	}{
-		{"newcomers with less than users", users(1000, 18, 18), crowd, 18000 + 6000, 6},
-		{"one customer with a /48", users(1000, 11, 11), customer, 11000 + 6000, 2.3},
-		{"a shared address among bots", []claim{{addressOf("192.0.2.1"), 300, 300, 1}}, crowd, 300 + 6000, 6},
+		{"newcomers with less than users", users(1000, 18, 18), crowd, 18000 + 6000, 6, 4},
+		{"one customer with a /48", users(1000, 11, 11), customer, 11000 + 6000, 2.3, 4},
+		{"a shared address among bots", []claim{{addressOf("192.0.2.1"), 300, 300, 1}}, crowd, 300 + 6000, 6, 4},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			all := slices.Concat(c.users, c.crowd)
-			d := divide(all, 0, c.target, 1, true)
+			d := divide(all, 0, c.target, c.floor, true)
 			for i, one := range all {
 				if i < len(c.users) && d.keep[i] < one.usual {
 					t.Fatalf("%s keeps %.1f of its usual %.0f", one.source, d.keep[i], one.usual)
