@@ -90,7 +90,7 @@ func Catalogue() []Kind {
 		{HelperUsed, Info, "connections that a conntrack helper follows"},
 		{HelperLoaded, Info, "conntrack helpers that are loaded and follow nothing"},
 		{NAT, Info, "chains that translate, and the inside hosts with the most entries"},
-		{PortsLeft, Critical, "more than half of the source ports towards a destination are in use; critical from nine tenths on"},
+		{PortsLeft, Critical, "more than half of the source ports towards a destination are used; critical from nine tenths"},
 		{LegacyAndNft, Warning, "iptables-legacy and nftables both have rules"},
 		{Owner, Info, "rules of ufw, firewalld, docker, kube-proxy, fail2ban or CrowdSec, and what those programs set"},
 		{SavedRuleset, Warning, "a saved ruleset contains ctguard's own table"},

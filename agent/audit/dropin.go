@@ -16,7 +16,7 @@ func WriteDropIn(w io.Writer, f *Facts, all []Finding) {
 		fmt.Fprintln(w, "# Nothing to change: the settings of this host are as they should be.")
 		return
 	}
-	fmt.Fprintln(w, "#\n# These names exist only once the module is loaded, so have it loaded before the settings are applied:\n"+
+	fmt.Fprintln(w, "#\n# These names exist only once the module is loaded: have it loaded before they are applied.\n"+
 		"#   echo nf_conntrack > /etc/modules-load.d/conntrack.conf")
 	for _, s := range settings {
 		if s.Name == "nf_conntrack_buckets" {

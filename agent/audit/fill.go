@@ -17,7 +17,7 @@ const (
 func judgeReading(f *Facts) (all []Finding) {
 	for _, text := range f.Unread {
 		all = append(all, Finding{ID: NotRead, Severity: Warning, Title: "not everything could be read", Evidence: text,
-			Why: "what was not read is not judged", Do: "sudo ctguard audit", Sure: Certain})
+			Why: "what was not read is not judged", Do: []string{"sudo ctguard audit"}, Sure: Certain})
 	}
 	if !f.Loaded {
 		all = append(all, Finding{ID: NotLoaded, Severity: Info, Title: "this host tracks no connections", Sure: Certain,
@@ -43,7 +43,7 @@ func judgeFill(f *Facts) []Finding {
 	found := Finding{ID: Fill, Severity: Warning, Title: title, Sure: Certain,
 		Evidence: fmt.Sprintf("nf_conntrack_count %d, nf_conntrack_max %d", f.Count, f.limit()),
 		Why:      "a full table drops every new connection without an error, yours too; those that exist go on",
-		Do:       "ctguard sources --full shows who holds it; " + f.raise(),
+		Do:       []string{"ctguard sources --full  # shows who holds it", f.raise()},
 		Settings: f.sizes("the table was nearly full")}
 	if fill >= fullNow {
 		found.Severity = Critical
@@ -62,7 +62,7 @@ func judgePeak(f *Facts) []Finding {
 	}
 	return []Finding{{ID: Peak, Severity: Warning, Title: fmt.Sprintf("a peak of %d entries leaves too little room", peak),
 		Evidence: fmt.Sprintf("with half as many again that is %d, nf_conntrack_max is %d", peak+peak/2, f.limit()),
-		Why:      "a burst on top of the usual peak fills the table", Do: f.raise(), Sure: Likely,
+		Why:      "a burst on top of the usual peak fills the table", Do: []string{f.raise()}, Sure: Likely,
 		Settings: f.sizes("the peak and half as much again")}}
 }
 
@@ -92,7 +92,7 @@ func judgeCounters(f *Facts) []Finding {
 			Title:    fmt.Sprintf("the kernel threw %d entries out to make room", n+now),
 			Evidence: f.perCPU("early_drop", counterEarlyDrop),
 			Why: "the table was full, and entries that were not assured, half-open connections of real clients among " +
-				"them, had to go", Do: f.raise(), Settings: f.sizes("the table was full")})
+				"them, had to go", Do: []string{f.raise()}, Settings: f.sizes("the table was full")})
 	}
 	if n := total(f.CPUs, counterFailed); n > 0 {
 		all = append(all, Finding{ID: LostRaces, Severity: Info, Title: fmt.Sprintf("%d entries came too late", n),
@@ -119,13 +119,13 @@ func judgeRefused(f *Facts) Finding {
 	}
 	found := Finding{ID: Refused, Severity: Warning, Title: fmt.Sprintf("the kernel has refused %d connections", n+now),
 		Evidence: f.perCPU("drop", counterDrop), Sure: Likely,
-		Why: "the table was full, at some time since boot, and nothing in it could be thrown out", Do: f.raise(),
+		Why: "the table was full, at some time since boot, and nothing in it could be thrown out", Do: []string{f.raise()},
 		Settings: f.sizes("connections were refused")}
 	if now > 0 {
 		found.Severity, found.Sure = Critical, Certain
 		found.Title = fmt.Sprintf("the kernel is refusing connections now: %d within %s", now, f.Waited)
 		found.Why = "the table is full: every new connection fails"
-		found.Do = "ctguard sources --full shows who holds it; " + f.raise()
+		found.Do = []string{"ctguard sources --full  # shows who holds it", f.raise()}
 	}
 	return found
 }

@@ -52,7 +52,7 @@ type Finding struct {
 	Title    string    `json:"title"`
 	Evidence string    `json:"evidence"`
 	Why      string    `json:"why"`
-	Do       string    `json:"do"` // a command, or what to change; empty where nothing has to be done
+	Do       []string  `json:"do"` // commands for a shell; what is no command begins with #
 	Sure     Sureness  `json:"sure"`
 	Settings []Setting `json:"settings,omitempty"` // what would be right instead
 }
@@ -71,6 +71,11 @@ func Judge(f *Facts) []Finding {
 		judgeOneWay, judgeNotrack, judgeHelpers, judgeNAT, judgePorts, judgeLegacy, judgeOwners, judgeSaved,
 	} {
 		all = append(all, judge(f)...)
+	}
+	for i := range all {
+		if all[i].Do == nil {
+			all[i].Do = []string{} // JSON says [] rather than null
+		}
 	}
 	slices.SortStableFunc(all, func(a, b Finding) int { return cmp.Compare(b.Severity, a.Severity) })
 	return all

@@ -15,7 +15,7 @@ func judgeHelpers(f *Facts) (all []Finding) {
 		all = append(all, Finding{ID: HelperAuto, Severity: Warning, Sure: Certain,
 			Title: "helpers are given to whatever uses their ports", Evidence: "nf_conntrack_helper is 1",
 			Why: "anybody who can send to such a port can have the firewall opened; kernels since 6.0 no longer do it",
-			Do:  set(off) + ", and give helpers by rule: ct helper set", Settings: off})
+			Do:  append(set(off), "# and give helpers by rule: ct helper set"), Settings: off})
 	}
 	switch {
 	case f.Table.Helped > 0:
@@ -34,10 +34,11 @@ func judgeHelpers(f *Facts) (all []Finding) {
 			Title: fmt.Sprintf("a helper follows %d connections", f.Table.Helped),
 			Why:   "they announce other connections, which only tracking lets through: never leave these ports untracked"})
 	case len(f.Helpers) > 0:
-		all = append(all, Finding{ID: HelperLoaded, Severity: Info, Title: "helpers are loaded and follow nothing", Sure: Certain,
+		all = append(all, Finding{ID: HelperLoaded, Severity: Info, Title: "helpers are loaded and follow nothing",
+			Sure:     Certain,
 			Evidence: strings.Join(f.Helpers, ", "),
 			Why:      "while one is loaded, its ports should stay tracked; it costs nothing else",
-			Do:       "modprobe -r " + strings.Join(f.Helpers, " ") + ", if nobody needs them"})
+			Do:       []string{"modprobe -r " + strings.Join(f.Helpers, " ") + "  # if nobody needs them"}})
 	}
 	return all
 }

@@ -19,17 +19,17 @@ func judgeInvalid(f *Facts) (all []Finding) {
 			Evidence: f.perCPU("invalid", counterInvalid),
 			Why: "stray packets of a scan or a flood, connections whose entries are gone, or asymmetric routes; each " +
 				"costs a lookup, none makes an entry",
-			Do: "sysctl -w net.netfilter.nf_conntrack_log_invalid=255 for a moment, and read the kernel's log"})
+			Do: []string{"sysctl -w net.netfilter.nf_conntrack_log_invalid=255  # for a moment; see dmesg"}})
 	} else {
 		all = append(all, fine(Invalid, "%s", f.perCPU("INVALID packets", counterInvalid)))
 	}
 	if f.Later == nil && f.OneWay == 0 {
-		return append(all, f.dropRule("whether it is safe here takes three seconds to see: ctguard audit without --quick", Guess))
+		return append(all, f.dropRule("whether it is safe here takes three seconds to see: leave out --quick", Guess))
 	}
 	if f.OneWay > 0 {
 		return all // judgeOneWay says it
 	}
-	return append(all, f.dropRule("it is safe here, as far as three seconds show: no connection is seen one way only", Guess))
+	return append(all, f.dropRule("it is safe here, as far as three seconds show: nothing is seen one way only", Guess))
 }
 
 // dropRule says whether there is a rule that drops INVALID.
@@ -58,8 +58,8 @@ func judgeOneWay(f *Facts) []Finding {
 		Evidence: fmt.Sprintf("ESTABLISHED without an answer, and renewed within %s", f.Waited),
 		Why: "asymmetric routes, or direct server return: tcp_loose=0 makes their packets INVALID, and a rule that " +
 			"drops those then cuts them off. Do not follow that advice here",
-		Do: "make the answers come back this way, or leave that traffic untracked; ctguard flows -p tcp --state " +
-			"ESTABLISHED --unreplied shows it"}
+		Do: []string{"ctguard flows -p tcp --state ESTABLISHED --unreplied",
+			"# make the answers come back this way, or leave that traffic untracked"}}
 	if len(f.Rules.DropInvalid) > 0 {
 		found.Evidence += "; INVALID is dropped in " + strings.Join(f.Rules.DropInvalid, ", ")
 	}

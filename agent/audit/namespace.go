@@ -7,8 +7,9 @@ func judgeNamespace(f *Facts) []Finding {
 	if !f.Loaded || f.Count > 0 || f.Elsewhere == 0 {
 		return nil
 	}
-	return []Finding{{ID: WrongNamespace, Severity: Warning, Title: "the table is empty here, and another namespace has entries",
+	return []Finding{{ID: WrongNamespace, Severity: Warning,
+		Title:    "the table is empty here, and another namespace has entries",
 		Evidence: fmt.Sprintf("count 0 here, at least %d elsewhere", f.Elsewhere), Sure: Likely,
 		Why: "each network namespace has a table of its own: what is looked at here is not where the traffic is",
-		Do:  "ip netns list, lsns -t net; ctguard audit --netns NAME, or --netns /proc/PID/ns/net"}}
+		Do:  []string{"lsns -t net  # shows the namespaces", "ctguard audit --netns /proc/PID/ns/net"}}}
 }

@@ -46,8 +46,8 @@ func judgePorts(f *Facts) (all []Finding) {
 				use.Destination),
 			Evidence: fmt.Sprintf("%d entries of %s, of %d ports", use.Entries, protocol(use.Protocol), sourcePorts),
 			Why:      "when they are used up, new connections from inside to there fail though the table has room",
-			Do: "add a public address: snat to ADDR1-ADDR2; ctguard flows --nat -d " + use.Destination.Addr().String() +
-				" shows who uses them"}
+			Do: []string{"ctguard flows --nat -d " + use.Destination.Addr().String() + "  # shows who uses them",
+				"# add a public address: snat to ADDR1-ADDR2"}}
 		if share >= portsGone {
 			found.Severity = Critical
 		}

@@ -81,5 +81,5 @@ func candidates(saved []saving, stays map[string]int) Finding {
 	}
 	return Finding{ID: Candidates, Severity: Info, Title: fmt.Sprintf("%d entries could do without tracking", sum),
 		Evidence: strings.Join(words, ", "), Why: why, Sure: Likely,
-		Do: "ctguard plan --level notrack shows the rules; ctguard run tries each for a second before it relies on it"}
+		Do: []string{"ctguard plan --level notrack  # shows the rules; ctguard run tries each before it relies on it"}}
 }

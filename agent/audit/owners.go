@@ -17,7 +17,7 @@ type program struct {
 
 var programs = []program{
 	{name: "ufw", chains: []string{"ufw-*", "ufw6-*"},
-		does: "at its start it applies /etc/ufw/sysctl.conf, after /etc/sysctl.d: put settings of conntrack there too, or nowhere else",
+		does: "at its start it applies /etc/ufw/sysctl.conf, after /etc/sysctl.d: put settings of conntrack there, too",
 		do:   "grep conntrack /etc/ufw/sysctl.conf"},
 	{name: "firewalld", tables: []string{"firewalld", "firewalld_*"}, chains: []string{"INPUT_ZONES", "FWD_*_ZONES"},
 		does: "it sets no limits or timeouts; a reload makes its table anew, and it may load and give helpers by service",
@@ -27,9 +27,9 @@ var programs = []program{
 	{name: "kube-proxy", tables: []string{"kube-proxy"}, chains: []string{"KUBE-*"},
 		does: "at its start it writes nf_conntrack_max, tcp_timeout_established and tcp_timeout_close_wait over what " +
 			"/etc/sysctl.d says",
-		do: "set conntrack.maxPerCore: 0 and the timeouts to 0s in its configuration to keep yours"},
+		do: "# to keep yours set conntrack.maxPerCore: 0 and the timeouts to 0s in its configuration"},
 	{name: "fail2ban", tables: []string{"f2b-*"}, chains: []string{"f2b-*"}, sets: []string{"addr-set-*", "f2b-*"},
-		does: "it sets nothing; it refuses behind conntrack, so whom it bans still costs a lookup, and entries that exist stay"},
+		does: "it sets nothing; it refuses behind conntrack: whom it bans costs a lookup still, and entries stay"},
 	{name: "CrowdSec", tables: []string{"crowdsec", "crowdsec6"}, chains: []string{"CROWDSEC_CHAIN", "crowdsec-*"},
 		sets: []string{"crowdsec-*"}, does: "it sets nothing; entries of those that it bans stay until they expire"},
 }
@@ -57,10 +57,12 @@ func judgeOwners(f *Facts) (all []Finding) {
 			evidence += fmt.Sprintf(" and %d more", more)
 		}
 		all = append(all, Finding{ID: Owner, Severity: Info, Title: p.name + " has rules here", Evidence: evidence,
-			Why: p.does, Do: p.do, Sure: Likely})
+			Why: p.does, Do: slices.DeleteFunc([]string{p.do}, isEmpty), Sure: Likely})
 	}
 	return all
 }
+
+func isEmpty(text string) bool { return text == "" }
 
 // tableNames strips the families.
 func tableNames(tables []string) (names []string) {
@@ -90,9 +92,11 @@ func judgeLegacy(f *Facts) []Finding {
 	if len(f.Legacy) == 0 || len(f.Rules.Tables) == 0 {
 		return nil
 	}
-	return []Finding{{ID: LegacyAndNft, Severity: Warning, Title: "iptables-legacy and nftables both have rules", Sure: Certain,
+	return []Finding{{ID: LegacyAndNft, Severity: Warning, Title: "iptables-legacy and nftables both have rules",
+		Sure:     Certain,
 		Evidence: fmt.Sprintf("legacy: %s; nftables: %s", strings.Join(f.Legacy, ", "), strings.Join(f.Rules.Tables, ", ")),
 		Why: "every packet passes both, a drop in either is final, and each tool shows its own half only: a notrack or " +
 			"an accept in one is undone in the other without anybody seeing it",
-		Do: "iptables-legacy-save and nft list ruleset show them; move one over with iptables-restore-translate"}}
+		Do: []string{"iptables-legacy-save", "nft list ruleset",
+			"iptables-legacy-save | iptables-restore-translate -f /dev/stdin  # what the one would be in the other"}}}
 }

@@ -36,9 +36,7 @@ func (f *Facts) readRules() error {
 			f.Rules.Cut = true
 			continue
 		}
-		if err := l.chain(c); err != nil {
-			return err
-		}
+		l.chain(c)
 	}
 	return l.names()
 }
@@ -71,11 +69,11 @@ var families = map[nftables.TableFamily]string{
 func tableName(t *nftables.Table) string { return families[t.Family] + " " + t.Name }
 
 // chain reads the rules of one chain.
-func (l *rulesReader) chain(c *nftables.Chain) error {
+func (l *rulesReader) chain(c *nftables.Chain) {
 	rules, err := l.conn.GetRules(c.Table, c)
 	if err != nil {
 		l.facts.note(fmt.Errorf("read the rules of chain %s: %w", c.Name, err))
-		return nil
+		return
 	}
 	r, table := &l.facts.Rules, tableName(c.Table)
 	name := "chain " + c.Name + " of table " + table
@@ -96,7 +94,6 @@ func (l *rulesReader) chain(c *nftables.Chain) error {
 			}
 		}
 	}
-	return nil
 }
 
 // names lists the sets of every table that are not a rule's own.

@@ -5,6 +5,9 @@ import (
 	"strings"
 )
 
+// loadAtBoot has the module there before settings are applied.
+const loadAtBoot = "echo nf_conntrack > /etc/modules-load.d/conntrack.conf"
+
 // judgeFiles compares what files set with what the kernel has.
 func judgeFiles(f *Facts) (all []Finding) {
 	last := make(map[string]Assignment)
@@ -36,8 +39,8 @@ func unknown(a Assignment) Finding {
 	}
 	return Finding{ID: SettingUnknown, Severity: Warning, Title: a.Key + " does not exist", Sure: Certain,
 		Evidence: fmt.Sprintf("%s, line %d", a.File, a.Line), Why: why,
-		Do: fmt.Sprintf("sed -i '%dd' %s, and set what it meant under its name of today: ls /proc/sys/net/netfilter",
-			a.Line, a.File)}
+		Do: []string{fmt.Sprintf("sed -i '%dd' %s", a.Line, a.File),
+			"ls /proc/sys/net/netfilter  # the names of today"}}
 }
 
 // lost is a line that the kernel does not follow.
@@ -45,21 +48,21 @@ func (f *Facts) lost(a Assignment, value int, there bool) Finding {
 	found := Finding{ID: SettingLost, Severity: Warning, Sure: Certain,
 		Title:    fmt.Sprintf("%s should be %d and is %d", a.Name, a.Value, value),
 		Evidence: fmt.Sprintf("%s, line %d", a.File, a.Line),
-		Do:       fmt.Sprintf("sysctl -w net.netfilter.%s=%d", a.Name, a.Value)}
+		Do:       []string{fmt.Sprintf("sysctl -w net.netfilter.%s=%d", a.Name, a.Value)}}
 	switch {
 	case !there:
 		found.Title = fmt.Sprintf("%s should be %d and is not there", a.Name, a.Value)
 		found.Why = "connection tracking is not loaded: when it is, it begins with the kernel's values"
-		found.Do = "echo nf_conntrack > /etc/modules-load.d/conntrack.conf; modprobe nf_conntrack; sysctl --system"
+		found.Do = []string{loadAtBoot, "modprobe nf_conntrack", "sysctl --system"}
 	case f.engaged():
-		found.Severity, found.Sure, found.Do = Info, Guess, ""
+		found.Severity, found.Sure, found.Do = Info, Guess, nil
 		found.Why = fmt.Sprintf("ctguard is at level %d and may have changed it for now", f.Daemon.Level)
 	case f.Shared:
 		found.Severity = Info
 		found.Why = "files are applied in the initial network namespace; every other one begins with the kernel's values"
 	case f.Module.Loadable && !f.Module.AtBoot:
 		found.Why = "the module nf_conntrack was not loaded yet when the file was applied"
-		found.Do = "echo nf_conntrack > /etc/modules-load.d/conntrack.conf; " + found.Do
+		found.Do = append([]string{loadAtBoot}, found.Do...)
 	default:
 		found.Why = "somebody wrote it afterwards, or the file was never applied"
 	}
@@ -79,7 +82,7 @@ func judgeModule(f *Facts) []Finding {
 			Evidence: fmt.Sprintf("%s sets %s, and no file of modules-load.d names nf_conntrack", a.File, a.Name),
 			Why: "the module is loaded when a rule first needs it, after the settings were applied: it begins with the " +
 				"kernel's values",
-			Do: "echo nf_conntrack > /etc/modules-load.d/conntrack.conf"}}
+			Do: []string{loadAtBoot}}}
 	}
 	return nil
 }
@@ -92,7 +95,7 @@ func judgeSaved(f *Facts) (all []Finding) {
 			Evidence: fmt.Sprintf("%s, lines %d to %d", s.File, s.First, s.Last),
 			Why: "somebody saved the ruleset while ctguard was at work. The file does not load while ctguard has its table, " +
 				"and without ctguard it brings back limits that nobody takes away",
-			Do: fmt.Sprintf("sed -i '%d,%dd' %s", s.First, s.Last, s.File)})
+			Do: []string{fmt.Sprintf("sed -i '%d,%dd' %s", s.First, s.Last, s.File)}})
 	}
 	return all
 }

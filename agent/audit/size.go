@@ -27,6 +27,9 @@ func (f *Facts) bytes(entries, buckets int) int {
 	return entries*f.Memory.Entry + buckets*f.Memory.Bucket
 }
 
+// mib returns bytes in MiB, rounded up.
+func mib(bytes int) int { return (bytes + 1<<20 - 1) >> 20 }
+
 // room returns how many entries fit a quarter of the memory.
 func (f *Facts) room() int {
 	return f.Memory.Total / 100 * memoryShare / max(1, f.Memory.Entry+f.Memory.Bucket)
@@ -60,16 +63,16 @@ func (f *Facts) sizes(why string) []Setting {
 func (f *Facts) raise() string {
 	n := f.wanted()
 	if n <= f.limit() {
-		return "a larger table does not fit this machine: find out who fills it with ctguard sources --full"
+		return "# a larger table does not fit this machine: find out who fills it"
 	}
-	cost := (f.bytes(n, max(n, f.buckets())) + 1<<20 - 1) >> 20
-	return fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d (%d MiB when it is full)%s", n, cost, f.there())
+	cost := mib(f.bytes(n, max(n, f.buckets())))
+	return fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d  # %d MiB when it is full%s", n, cost, f.there(", "))
 }
 
 // there says where a setting of all namespaces can be changed.
-func (f *Facts) there() string {
+func (f *Facts) there(before string) string {
 	if f.Shared {
-		return ", in the initial network namespace: it is shared by all"
+		return before + "in the initial network namespace: it is shared by all"
 	}
 	return ""
 }
@@ -85,14 +88,14 @@ func judgeSize(f *Facts) []Finding {
 	switch {
 	case percent(bytes, f.Memory.Total) > memoryShare:
 		return []Finding{{ID: MaxHigh, Severity: Warning, Title: "a full table takes more memory than this machine can spare",
-			Evidence: evidence, Why: "entries are kernel memory that can't be swapped out: what runs out first is memory for everything else",
-			Do: fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d%s", f.room(), f.there()), Sure: Likely,
+			Evidence: evidence, Why: "entries are kernel memory, which can't be swapped out: all else gets short of it",
+			Do: []string{fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d%s", f.room(), f.there("  # "))}, Sure: Likely,
 			Settings: []Setting{{"nf_conntrack_max", f.room(), "a quarter of the memory"}}}}
 	case f.limit() < usual:
 		return []Finding{{ID: MaxLow, Severity: Warning, Sure: Certain,
 			Title:    fmt.Sprintf("the limit of %d entries is low for this machine", f.limit()),
 			Evidence: fmt.Sprintf("%s; a kernel since Linux 5.15 takes %d by itself", evidence, usual),
-			Why:      "the table fills sooner than it has to: memory for more is there", Do: f.raise(),
+			Why:      "the table fills sooner than it has to: memory for more is there", Do: []string{f.raise()},
 			Settings: f.sizes("what the kernel gives a machine of this memory")}}
 	}
 	return []Finding{fine(MaxLow, "%s", evidence)}
@@ -107,11 +110,13 @@ func judgeBuckets(f *Facts) []Finding {
 	if load <= perBucket {
 		return []Finding{fine(Buckets, "%d buckets: %.1f entries each when the table is full", f.buckets(), load)}
 	}
-	return []Finding{{ID: Buckets, Severity: Warning, Title: fmt.Sprintf("%.0f entries share a bucket when the table is full", load),
+	return []Finding{{ID: Buckets, Severity: Warning,
+		Title:    fmt.Sprintf("%.0f entries share a bucket when the table is full", load),
 		Evidence: fmt.Sprintf("nf_conntrack_max %d, nf_conntrack_buckets %d", f.limit(), f.buckets()),
 		Why: "each packet looks through its bucket, and a full table makes room only in the bucket of the newcomer; " +
 			"somebody raised the one without the other",
-		Do: fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_buckets=%d (%d MiB)%s; before Linux 4.9: echo %d > "+
-			"/sys/module/nf_conntrack/parameters/hashsize", f.limit(), (f.limit()*max(8, f.Memory.Bucket)+1<<20-1)>>20, f.there(), f.limit()),
+		Do: []string{fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_buckets=%d  # %d MiB%s", f.limit(),
+			mib(f.limit()*max(8, f.Memory.Bucket)), f.there(", ")),
+			fmt.Sprintf("echo %d > /sys/module/nf_conntrack/parameters/hashsize  # before Linux 4.9", f.limit())},
 		Sure: Certain, Settings: []Setting{{"nf_conntrack_buckets", f.limit(), "one bucket an entry keeps lookups short"}}}}
 }

@@ -38,8 +38,8 @@ func judgeIdle(f *Facts) []Finding {
 		Evidence: fmt.Sprintf("%.0f %% of the entries; most are of %s", percent(f.Table.Idle, f.Table.Listed),
 			holders(f.Table.IdleTop)),
 		Why: "connections that are kept open look the same as those whose ends have gone. " + flushCuts,
-		Do: "ctguard flows --state ESTABLISHED --assured --silent 1h; " +
-			"ctguard evict --state ESTABLISHED --assured --silent 1h --dry-run"}
+		Do: []string{"ctguard flows --state ESTABLISHED --assured --silent 1h",
+			"ctguard evict --state ESTABLISHED --assured --silent 1h --dry-run"}}
 	if f.stuck() {
 		found.Severity = Warning
 	}
@@ -63,11 +63,12 @@ func judgeUnanswered(f *Facts) []Finding {
 	var all []Finding
 	share := percent(f.Table.HalfOpen, f.Table.Listed)
 	if f.Table.HalfOpen >= many && share >= manyHalfOpen {
-		all = append(all, Finding{ID: HalfOpen, Severity: Warning, Title: fmt.Sprintf("%.0f %% of the entries are half-open", share),
+		all = append(all, Finding{ID: HalfOpen, Severity: Warning,
+			Title:    fmt.Sprintf("%.0f %% of the entries are half-open", share),
 			Evidence: fmt.Sprintf("%d of %d are SYN_SENT or SYN_RECV", f.Table.HalfOpen, f.Table.Listed),
 			Why: "a SYN flood, a scan, or servers that do not answer. They go by themselves within two minutes, so that " +
 				"deleting them brings little while it lasts",
-			Do: "ctguard flows --state SYN_RECV -n 20; sysctl net.ipv4.tcp_syncookies must be 1", Sure: Likely})
+			Do: []string{"ctguard flows --state SYN_RECV -n 20", "sysctl -w net.ipv4.tcp_syncookies=1"}, Sure: Likely})
 	} else {
 		all = append(all, fine(HalfOpen, "%d half-open connections", f.Table.HalfOpen))
 	}
@@ -77,7 +78,7 @@ func judgeUnanswered(f *Facts) []Finding {
 			Title:    fmt.Sprintf("%.0f %% of the entries never saw an answer", share),
 			Evidence: fmt.Sprintf("%d of %d", f.Table.Unreplied, f.Table.Listed),
 			Why:      "a flood, a scan from inside, or answers that take another way",
-			Do:       "ctguard sources --full; ctguard flows --unreplied -n 20", Sure: Likely})
+			Do:       []string{"ctguard sources --full", "ctguard flows --unreplied -n 20"}, Sure: Likely})
 	}
 	return all
 }
@@ -91,8 +92,8 @@ func judgeOwn(f *Facts) []Finding {
 	found := Finding{ID: OwnTraffic, Severity: Info, Title: fmt.Sprintf("%d entries are this host's own, to itself", n),
 		Evidence: fmt.Sprintf("%d of loopback, %d between its other addresses", f.Table.Loopback, f.Table.Own),
 		Why:      "what never leaves the host needs no tracking, unless a rule redirects it",
-		Do: "nft 'table inet raw { chain pre { type filter hook prerouting priority raw; iif lo notrack; }; " +
-			"chain out { type filter hook output priority raw; oif lo notrack; }; }'", Sure: Certain}
+		Do: []string{"nft 'table inet raw { chain pre { type filter hook prerouting priority raw; iif lo notrack; }; " +
+			"chain out { type filter hook output priority raw; oif lo notrack; }; }'"}, Sure: Certain}
 	if n >= many && percent(n, f.limit()) >= ownOfLimit {
 		found.Severity = Warning
 	}

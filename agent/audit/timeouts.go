@@ -66,18 +66,22 @@ func judgeTimeouts(f *Facts) []Finding {
 		}
 	}
 	if len(long) > 0 {
-		all = append(all, Finding{ID: TimeoutLong, Severity: Warning, Title: "entries live longer than they have to", Sure: Likely,
+		all = append(all, Finding{ID: TimeoutLong, Severity: Warning, Title: "entries live longer than they have to",
+			Sure:     Likely,
 			Evidence: strings.Join(longer, "; "), Why: "somebody made them longer; each dead entry takes a place until then",
 			Do: set(long), Settings: long})
 	}
 	// While it guards, the daemon makes timeouts as short as it finds right, and puts them back.
 	if len(short) > 0 && !f.engaged() {
-		all = append(all, Finding{ID: TimeoutShort, Severity: Warning, Title: "living connections may lose their entries", Sure: Likely,
-			Evidence: strings.Join(shorter, "; "), Why: "an entry that goes before its connection takes the NAT mapping and the " +
-				"firewall's memory of it along", Do: set(short), Settings: short})
+		all = append(all, Finding{ID: TimeoutShort, Severity: Warning, Title: "living connections may lose their entries",
+			Sure:     Likely,
+			Evidence: strings.Join(shorter, "; "),
+			Why:      "an entry that goes before its connection takes the NAT mapping and the firewall's memory of it along",
+			Do:       set(short), Settings: short})
 	}
 	if len(advised) > 0 && len(long)+len(short) == 0 {
-		all = append(all, Finding{ID: TimeoutAdvice, Severity: Info, Title: "timeouts are the kernel's; shorter ones are often advised",
+		all = append(all, Finding{ID: TimeoutAdvice, Severity: Info,
+			Title:    "timeouts are the kernel's; shorter ones are often advised",
 			Evidence: "usual advice: " + strings.Join(advised, " "), Sure: Certain,
 			Why: "in attacks they brought nothing that could be measured, and they reach no entry that exists already; " +
 				"ctguard run shortens both while the table is under pressure"})
@@ -89,13 +93,13 @@ func judgeTimeouts(f *Facts) []Finding {
 func (f *Facts) engaged() bool { return f.Daemon != nil && f.Daemon.Level > 0 }
 
 // set is the command that makes settings what they should be.
-func set(list []Setting) string {
+func set(list []Setting) []string {
 	var b strings.Builder
 	b.WriteString("sysctl -w")
 	for _, s := range list {
 		fmt.Fprintf(&b, " net.netfilter.%s=%d", s.Name, s.Value)
 	}
-	return b.String()
+	return []string{b.String()}
 }
 
 // judgeEstablished is about the longest of all timeouts.
@@ -121,7 +125,7 @@ func judgeEstablished(f *Facts) []Finding {
 			"speak again; not below 7440 s, which RFC 5382 asks of a NAT"}
 	if f.stuck() {
 		found.Severity = Warning
-		found.Why = "it fills the table here. " + found.Why
+		found.Why += ". Here such connections fill the table"
 	}
 	return []Finding{found}
 }
@@ -142,7 +146,8 @@ func judgeSwitches(f *Facts) (all []Finding) {
 	if loose, ok := f.Settings["nf_conntrack_tcp_loose"]; ok {
 		found := fine(Loose, "tcp_loose is 1: connections are picked up in the middle")
 		if loose == 0 && !f.engaged() {
-			found = Finding{ID: Loose, Severity: Info, Title: "tcp_loose is 0: nothing is picked up in the middle", Sure: Certain,
+			found = Finding{ID: Loose, Severity: Info, Title: "tcp_loose is 0: nothing is picked up in the middle",
+				Sure:     Certain,
 				Evidence: "nf_conntrack_tcp_loose is 0",
 				Why: "a connection that this host sees one way only, or whose entry was deleted, never comes back; stray " +
 					"packets make no entries"}
@@ -150,12 +155,14 @@ func judgeSwitches(f *Facts) (all []Finding) {
 		all = append(all, found)
 	}
 	if f.Settings["nf_conntrack_tcp_be_liberal"] != 0 {
-		all = append(all, Finding{ID: Liberal, Severity: Info, Title: "packets outside of the TCP window are taken", Sure: Certain,
+		all = append(all, Finding{ID: Liberal, Severity: Info, Title: "packets outside of the TCP window are taken",
+			Sure:     Certain,
 			Evidence: "nf_conntrack_tcp_be_liberal is 1",
-			Why:      "fewer packets are INVALID, where routes are asymmetric or cards rewrite numbers; a reset is believed more easily"})
+			Why:      "fewer packets are INVALID where routes are asymmetric; a reset is believed more easily"})
 	}
 	if n, ok := f.Settings["nf_conntrack_tcp_max_retrans"]; ok && n != 3 {
-		all = append(all, Finding{ID: MaxRetrans, Severity: Info, Title: fmt.Sprintf("tcp_max_retrans is %d", n), Sure: Certain,
+		all = append(all, Finding{ID: MaxRetrans, Severity: Info, Title: fmt.Sprintf("tcp_max_retrans is %d", n),
+			Sure:     Certain,
 			Evidence: fmt.Sprintf("nf_conntrack_tcp_max_retrans is %d, the kernel's default 3", n),
 			Why:      "after so many packets sent again without an answer an entry gets tcp_timeout_max_retrans"})
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -70,8 +71,9 @@ func auditExit(worst audit.Severity) error {
 		return &codedError{code: exitCritical}
 	case audit.Warning:
 		return &codedError{code: exitWarnings}
+	default:
+		return nil
 	}
-	return nil
 }
 
 // daemonFacts asks the daemon, if there is one that answers; an audit does without.
@@ -98,11 +100,12 @@ type auditPrinter struct {
 	full   bool
 	width  int
 	colour bool
+	gap    bool // a finding in full came last
 }
 
 // newAuditPrinter fits what it prints to a terminal: its width, and colours unless NO_COLOR is set (no-color.org).
 func newAuditPrinter(w io.Writer, full bool) *auditPrinter {
-	p := &auditPrinter{w: w, full: full, width: 100}
+	p := &auditPrinter{w: w, full: full}
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		p.colour = os.Getenv("NO_COLOR") == ""
 		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 40 {
@@ -138,6 +141,10 @@ var colours = [...]string{audit.OK: "32", audit.Info: "36", audit.Warning: "33;1
 
 // line prints a finding on a line.
 func (p *auditPrinter) line(f audit.Finding) {
+	if p.gap {
+		fmt.Fprintln(p.w)
+		p.gap = false
+	}
 	word := fmt.Sprintf("%-8s", f.Severity)
 	if p.colour {
 		word = "\x1b[" + colours[f.Severity] + "m" + word + "\x1b[0m"
@@ -145,30 +152,37 @@ func (p *auditPrinter) line(f audit.Finding) {
 	fmt.Fprintf(p.w, "%s  %s: %s\n", word, f.ID, f.Title)
 }
 
-// whole prints all of a finding.
+// whole prints all of a finding, between empty lines.
 func (p *auditPrinter) whole(f audit.Finding) {
-	fmt.Fprintln(p.w)
+	p.gap = true
 	p.line(f)
-	for _, part := range [][2]string{{"seen", f.Evidence}, {"why", f.Why}, {"do", f.Do}} {
-		if part[1] == "" {
-			continue
-		}
-		text := part[1]
-		if part[0] == "seen" && f.Sure != audit.Certain {
-			text += " (" + string(f.Sure) + ")"
-		}
-		for i, line := range wrap(text, p.width-16) {
-			label := part[0]
-			if i > 0 {
-				label = ""
-			}
-			fmt.Fprintf(p.w, "          %-5s %s\n", label, line)
-		}
+	seen := f.Evidence
+	if f.Sure != audit.Certain {
+		seen += " (" + string(f.Sure) + ")"
+	}
+	p.part("seen", wrap(seen, p.width-indent))
+	p.part("why", wrap(f.Why, p.width-indent))
+	p.part("do", f.Do) // not wrapped: it is there to be copied
+	p.gap = true
+}
+
+// indent is how far the parts of a finding are moved to the right.
+const indent = 16
+
+// part prints lines with a word before the first.
+func (p *auditPrinter) part(word string, lines []string) {
+	for _, line := range lines {
+		fmt.Fprintf(p.w, "%*s%-*s%s\n", indent-6, "", 6, word, line)
+		word = ""
 	}
 }
 
-// wrap breaks a text into lines of a width, at spaces.
+// wrap breaks a text into lines of a width, at spaces. Without a terminal there is no width, and a line is
+// easier to search.
 func wrap(text string, width int) (lines []string) {
+	if text == "" || width <= 0 {
+		return slices.DeleteFunc([]string{text}, func(s string) bool { return s == "" })
+	}
 	line := ""
 	for _, word := range strings.Fields(text) {
 		switch {
