@@ -13,6 +13,8 @@ import (
 // Facts is what is known of a host, as far as its conntrack table goes.
 type Facts struct {
 	Unread    []string       // what could not be read, and why
+	NoRules   bool           // the rules of nftables are part of it
+	NoTable   bool           // the entries are
 	Loaded    bool           // this namespace has connection tracking
 	Shared    bool           // limit and buckets can't be changed from here: not the initial namespace
 	Settings  map[string]int // by name without net.netfilter.
@@ -41,6 +43,7 @@ type Table struct {
 	Listed     int  // entries seen
 	Whole      bool // all of them
 	Idle       int  // established and assured TCP, silent for [idleFor] or longer
+	Older      int  // likewise, but with more time left than the timeout in force gives
 	HalfOpen   int  // TCP before the end of its handshake
 	Unreplied  int
 	Loopback   int            // from and to loopback addresses

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/prometheus/procfs"
@@ -15,9 +16,14 @@ const (
 
 // judgeReading says what could not be looked at.
 func judgeReading(f *Facts) (all []Finding) {
-	for _, text := range f.Unread {
-		all = append(all, Finding{ID: NotRead, Severity: Warning, Title: "not everything could be read", Evidence: text,
-			Why: "what was not read is not judged", Do: []string{"sudo ctguard audit"}, Sure: Certain})
+	if len(f.Unread) > 0 {
+		found := Finding{ID: NotRead, Severity: Warning, Title: "not everything could be read", Sure: Certain,
+			Evidence: strings.Join(slices.Compact(slices.Sorted(slices.Values(f.Unread))), "; "),
+			Why:      "what was not read is not judged"}
+		if strings.Contains(found.Evidence, "permitted") || strings.Contains(found.Evidence, "permission") {
+			found.Do = []string{"sudo ctguard audit"}
+		}
+		all = append(all, found)
 	}
 	if !f.Loaded {
 		all = append(all, Finding{ID: NotLoaded, Severity: Info, Title: "this host tracks no connections", Sure: Certain,

@@ -23,6 +23,9 @@ func judgeInvalid(f *Facts) (all []Finding) {
 	} else {
 		all = append(all, fine(Invalid, "%s", f.perCPU("INVALID packets", counterInvalid)))
 	}
+	if f.NoRules {
+		return all
+	}
 	if f.Later == nil && f.OneWay == 0 {
 		return append(all, f.dropRule("whether it is safe here takes three seconds to see: leave out --quick", Guess))
 	}

@@ -34,20 +34,23 @@ func (r Reader) Read(ctx context.Context) (*Facts, error) {
 	host := survey.New(r.Root)
 	r.settings(f)
 	r.files(f)
-	f.note(f.readRules())
+	err := f.readRules()
+	f.NoRules = err != nil
+	f.note(err)
 	f.Legacy = r.legacy()
 	f.Helpers = r.helpers()
 	if !f.Loaded {
 		return f, ctx.Err()
 	}
-	var err error
 	f.Memory, err = host.Memory()
 	f.note(err)
 	if f.Services, err = host.Services(); err == nil {
 		f.Pinned, err = host.Refused(f.Services)
 	}
 	f.note(err)
-	f.note(r.table(ctx, f, host))
+	err = r.table(ctx, f, host)
+	f.NoTable = err != nil
+	f.note(err)
 	if f.Count == 0 {
 		f.Elsewhere = host.OtherNamespaces()
 	}

@@ -205,6 +205,15 @@ func matchesInvalid(info xt.InfoAny) bool {
 	return false
 }
 
+// drops says whether an element's verdict is to drop. The library leaves verdicts as the kernel sends them: one
+// attribute, NFTA_VERDICT_CODE, and for jumps another.
+func drops(e nftables.SetElement) bool {
+	if e.VerdictData != nil {
+		return e.VerdictData.Kind == expr.VerdictDrop
+	}
+	return len(e.Val) == 8 && int64(int32(binary.BigEndian.Uint32(e.Val[4:]))) == int64(expr.VerdictDrop)
+}
+
 // mapDropsInvalid says whether a verdict map, as ct state vmap uses it, drops INVALID. It has a handful of
 // elements, for there are no more states.
 func (l *rulesReader) mapDropsInvalid(t *nftables.Table, name string) bool {
@@ -217,8 +226,7 @@ func (l *rulesReader) mapDropsInvalid(t *nftables.Table, name string) bool {
 			return false
 		}
 		return slices.ContainsFunc(elements, func(e nftables.SetElement) bool {
-			return len(e.Key) == 4 && binary.NativeEndian.Uint32(e.Key)&expr.CtStateBitINVALID != 0 &&
-				e.VerdictData != nil && e.VerdictData.Kind == expr.VerdictDrop
+			return len(e.Key) == 4 && binary.NativeEndian.Uint32(e.Key)&expr.CtStateBitINVALID != 0 && drops(e)
 		})
 	}
 	return false

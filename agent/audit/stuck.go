@@ -27,11 +27,19 @@ func (f *Facts) stuck() bool {
 
 // judgeIdle is about connections that have been silent for long.
 func judgeIdle(f *Facts) []Finding {
-	if !f.Loaded {
+	if !f.Loaded || f.NoTable {
 		return nil
 	}
+	var all []Finding
+	if f.Table.Older > 0 {
+		all = append(all, Finding{ID: OldTimeout, Severity: Info, Sure: Certain,
+			Title:    fmt.Sprintf("%d established connections live by a longer timeout", f.Table.Older),
+			Evidence: fmt.Sprintf("they have more than the %d s left that %s gives", f.Settings[established], established),
+			Why: "a timeout that is made shorter reaches an entry with its next packet, and those whose ends have gone " +
+				"never. How long they have been silent can't be told"})
+	}
 	if f.Table.Idle == 0 {
-		return []Finding{fine(Idle, "no established connection has been silent for an hour")}
+		return append(all, fine(Idle, "no established connection has been silent for an hour"))
 	}
 	found := Finding{ID: Idle, Severity: Info, Sure: Certain,
 		Title: fmt.Sprintf("%d established connections have been silent for an hour or longer", f.Table.Idle),
@@ -43,7 +51,7 @@ func judgeIdle(f *Facts) []Finding {
 	if f.stuck() {
 		found.Severity = Warning
 	}
-	return []Finding{found}
+	return append(all, found)
 }
 
 // holders writes who has how many entries.
@@ -57,7 +65,7 @@ func holders(list []Holder) string {
 
 // judgeUnanswered is about handshakes that are not finished, and what nobody answers.
 func judgeUnanswered(f *Facts) []Finding {
-	if !f.Loaded {
+	if !f.Loaded || f.NoTable {
 		return nil
 	}
 	var all []Finding

@@ -18,7 +18,7 @@ const walkFor = 10 * time.Second
 
 // walk counts what the entries of a table say.
 func walk(ctx context.Context, table *conntrack.Table, settings map[string]int, own []netip.Addr) (Table, error) {
-	d := newDigest(own)
+	d := newDigest(own, settings)
 	end := time.Now().Add(walkFor)
 	d.table.Whole = true
 	err := table.Entries(ctx, conntrack.EntryFilter{Timeouts: settings}, func(e conntrack.Entry) bool {
@@ -33,16 +33,17 @@ func walk(ctx context.Context, table *conntrack.Table, settings map[string]int, 
 
 // digest counts entries on bounded memory.
 type digest struct {
-	table  Table
-	own    map[netip.Addr]bool
-	idle   leaders[netip.Addr]
-	inside leaders[netip.Addr]
-	ports  leaders[PortUse]
+	table   Table
+	own     map[netip.Addr]bool
+	idle    leaders[netip.Addr]
+	inside  leaders[netip.Addr]
+	ports   leaders[PortUse]
+	longest time.Duration // that an established connection is kept for
 }
 
-func newDigest(own []netip.Addr) *digest {
+func newDigest(own []netip.Addr, settings map[string]int) *digest {
 	d := &digest{own: make(map[netip.Addr]bool), idle: make(leaders[netip.Addr]), inside: make(leaders[netip.Addr]),
-		ports: make(leaders[PortUse])}
+		ports: make(leaders[PortUse]), longest: time.Duration(settings[established]) * time.Second}
 	for _, a := range own {
 		d.own[a] = true
 	}
@@ -75,9 +76,12 @@ func (d *digest) add(e conntrack.Entry) {
 	switch {
 	case e.State == "SYN_SENT" || e.State == "SYN_RECV" || e.State == "SYN_SENT2":
 		t.HalfOpen++
-	case e.State == "ESTABLISHED" && e.Assured && e.Silent >= idleFor && e.Protocol == unix.IPPROTO_TCP:
+	case e.State != "ESTABLISHED" || !e.Assured || e.Protocol != unix.IPPROTO_TCP:
+	case e.Silent >= idleFor:
 		t.Idle++
 		d.idle.add(src)
+	case e.Left > d.longest && !e.Offloaded:
+		t.Older++
 	}
 	if !e.Replied {
 		t.Unreplied++

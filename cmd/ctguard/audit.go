@@ -121,7 +121,7 @@ func (p *auditPrinter) print(r auditReport) {
 	for _, f := range r.Findings {
 		count[f.Severity]++
 	}
-	fmt.Fprintf(p.w, "%d entries of %d. Findings: %d critical, %d warnings, %d to know, %d fine.\n", r.Count, r.Capacity,
+	fmt.Fprintf(p.w, "%d entries of %d. Critical: %d, warnings: %d, to know: %d, fine: %d.\n", r.Count, r.Capacity,
 		count[audit.Critical], count[audit.Warning], count[audit.Info], count[audit.OK])
 	for _, f := range r.Findings {
 		switch {
