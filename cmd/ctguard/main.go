@@ -20,6 +20,8 @@ const (
 	exitFailed   = 1
 	exitUsage    = 2 // wrong usage or configuration
 	exitNoDaemon = 3
+	exitWarnings = 4 // of audit
+	exitCritical = 5 // of audit
 )
 
 func main() { os.Exit(run()) }
@@ -111,6 +113,7 @@ func newCommand() *cobra.Command {
 	root.PersistentFlags().StringVar(&p.netns, "netns", "",
 		"network namespace: a name of ip-netns(8), or a path such as /proc/PID/ns/net (default the one this is started in)")
 	root.AddCommand(p.runCommand(), p.statusCommand(), p.sourcesCommand(), p.flowsCommand(), p.sizeCommand(),
+		p.auditCommand(),
 		p.planCommand(), p.holdCommand(),
 		p.autoCommand(),
 		p.limitCommand(), p.releaseCommand(), p.eventsCommand(), p.evictCommand(), p.revertCommand(), p.checkCommand(),

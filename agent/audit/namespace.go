@@ -1,0 +1,15 @@
+package audit
+
+import "fmt"
+
+// judgeNamespace looks for entries elsewhere when there are none here.
+func judgeNamespace(f *Facts) []Finding {
+	if !f.Loaded || f.Count > 0 || f.Elsewhere == 0 {
+		return nil
+	}
+	return []Finding{{ID: WrongNamespace, Severity: Warning,
+		Title:    "the table is empty here, and another namespace has entries",
+		Evidence: fmt.Sprintf("count 0 here, at least %d elsewhere", f.Elsewhere), Sure: Likely,
+		Why: "each network namespace has a table of its own: what is looked at here is not where the traffic is",
+		Do:  []string{"lsns -t net  # shows the namespaces", "ctguard audit --netns /proc/PID/ns/net"}}}
+}

@@ -1,0 +1,189 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/procfs"
+
+	"ctguard/agent/conntrack"
+	"ctguard/agent/survey"
+	"ctguard/agent/sysctl"
+	"ctguard/policy"
+)
+
+// lookAgain is how long a reader waits to see what moves: a connection that is alive has said something by then.
+const lookAgain = 3 * time.Second
+
+// Reader gathers the facts of a host. It changes nothing.
+type Reader struct {
+	Root  string // "/", except in tests
+	Quick bool   // look once only: nothing is known of rates and one-way routes
+}
+
+// Read returns the facts of the calling thread's network namespace. What can't be read is left out and named in
+// [Facts.Unread]; only the end of ctx is an error.
+func (r Reader) Read(ctx context.Context) (*Facts, error) {
+	f := &Facts{Settings: make(map[string]int)}
+	host := survey.New(r.Root)
+	r.settings(f)
+	r.files(f)
+	err := f.readRules()
+	f.NoRules = err != nil
+	f.note(err)
+	f.Legacy = r.legacy()
+	f.Helpers = r.helpers()
+	if !f.Loaded {
+		return f, ctx.Err()
+	}
+	f.Memory, err = host.Memory()
+	f.note(err)
+	if f.Services, err = host.Services(); err == nil {
+		f.Pinned, err = host.Refused(f.Services)
+	}
+	f.note(err)
+	err = r.table(ctx, f, host)
+	f.NoTable = err != nil
+	f.note(err)
+	if f.Count == 0 {
+		f.Elsewhere = host.OtherNamespaces()
+	}
+	return f, ctx.Err()
+}
+
+// note keeps what could not be read.
+func (f *Facts) note(err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		f.Unread = append(f.Unread, err.Error())
+	}
+}
+
+// path returns where a file of the host is.
+func (r Reader) path(name string) string { return filepath.Join(r.Root, name) }
+
+// settings reads the settings in force.
+func (r Reader) settings(f *Facts) {
+	s, err := sysctl.NewSettings(r.path("proc"))
+	if errors.Is(err, sysctl.ErrNoConntrack) {
+		return
+	}
+	if err == nil {
+		f.Loaded = true
+		f.Settings, err = s.All()
+	}
+	f.note(err)
+	// The kernel makes the limit read-only outside the initial namespace.
+	info, err := os.Stat(r.path("proc/sys/net/netfilter/nf_conntrack_max"))
+	f.Shared = err == nil && info.Mode()&0o200 == 0
+}
+
+// table looks at the entries, and again after a while.
+func (r Reader) table(ctx context.Context, f *Facts, host *survey.Host) error {
+	table, err := conntrack.Open()
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	start := time.Now()
+	if f.Count, err = table.Count(); err != nil {
+		return err
+	}
+	f.CPUs = r.counters()
+	first, err := table.Scan(ctx, conntrack.ScanOptions{Limit: conntrack.SampleSize})
+	if err != nil {
+		return err
+	}
+	own, err := host.Own()
+	f.note(err)
+	if f.Table, err = walk(ctx, table, f.Settings, own); err != nil {
+		return err
+	}
+	if f.Left, err = table.Count(); err != nil || r.Quick {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(lookAgain - time.Since(start)):
+	}
+	f.Later, f.Waited = r.counters(), time.Since(start).Round(100*time.Millisecond)
+	second, err := table.Scan(ctx, conntrack.ScanOptions{Limit: conntrack.SampleSize})
+	if err != nil {
+		return err
+	}
+	f.OneWay = renewed(first, second)
+	return nil
+}
+
+// renewed counts the one-way flows that both have and that a packet came for between them: each packet sets an
+// entry's time anew, so that it has lost less of it than has passed.
+func renewed(first, second *policy.Census) (n int) {
+	left := make(map[uint32]uint32, len(first.OneWay))
+	for _, flow := range first.OneWay {
+		left[flow.ID] = flow.Left
+	}
+	passed := uint32(second.Time.Sub(first.Time) / time.Second)
+	for _, flow := range second.OneWay {
+		// One second less: the kernel counts whole ones.
+		if before, ok := left[flow.ID]; ok && flow.Left+passed > before+1 {
+			n++
+		}
+	}
+	return n
+}
+
+// counters returns the kernel's counters of each CPU; nil where it has no such file.
+func (r Reader) counters() []procfs.ConntrackStatEntry {
+	fs, err := procfs.NewFS(r.path("proc/thread-self")) // the namespace of this thread, not of the process's first
+	if err != nil {
+		return nil
+	}
+	cpus, err := fs.ConntrackStat()
+	if err != nil {
+		return nil
+	}
+	return cpus
+}
+
+// helpers returns the helpers that somebody loaded. Those built into the kernel have no state.
+func (r Reader) helpers() (names []string) {
+	states, _ := filepath.Glob(r.path("sys/module/nf_conntrack_*/initstate"))
+	for _, path := range states {
+		name := filepath.Base(filepath.Dir(path))
+		if name != "nf_conntrack_netlink" && name != "nf_conntrack_bridge" && name != "nf_conntrack_broadcast" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// legacy returns the tables of iptables-legacy that have rules, as "program table".
+func (r Reader) legacy() (tables []string) {
+	for _, one := range []struct {
+		file, program string
+		level         int
+	}{{"ip_tables_names", "iptables", levelIPv4}, {"ip6_tables_names", "ip6tables", levelIPv6}} {
+		text, err := os.ReadFile(r.path(filepath.Join("proc/thread-self/net", one.file)))
+		if err != nil {
+			continue // no such tables in this kernel
+		}
+		for _, table := range strings.Fields(string(text)) {
+			if hasLegacyRules(one.level, table) {
+				tables = append(tables, one.program+" "+table)
+			}
+		}
+	}
+	slices.Sort(tables)
+	return tables
+}
+
+// limitOf says that a file was not read to its end.
+func limitOf(path string, most int) error {
+	return fmt.Errorf("%s is larger than %d bytes", path, most)
+}
