@@ -30,8 +30,8 @@ type divided struct {
 
 // divide shares target out: first what each source usually has, then growth and newcomers max-min, where
 // the newcomers of one network have one share together. rest is what nobody can be asked for. floor is what
-// nobody is pressed below who is not one of a crowd in one network. Where nothing is known of an ordinary day (byNetwork is false) everybody is judged
-// by itself.
+// nobody is pressed below who is not one of a crowd in one network. Where nothing is known of an ordinary day
+// (byNetwork is false) everybody is judged by itself.
 //
 // Nobody is asked for anything where those above their share make up but a small part of the excess: then
 // the flood comes from sources that each hold next to nothing (spoofed addresses), and taking from honest
