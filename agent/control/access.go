@@ -32,10 +32,10 @@ func peerOf(ctx context.Context) *unix.Ucred {
 // isRoot reports whether credentials are root's.
 func isRoot(cred *unix.Ucred) bool { return cred != nil && cred.Uid == 0 }
 
-// groupID returns the id of a group, or root's without a name.
+// groupID returns the id of a group, or -1, which changes nothing, without a name.
 func groupID(name string) (int, error) {
 	if name == "" {
-		return 0, nil
+		return -1, nil // it stays the group of whoever made the socket
 	}
 	g, err := user.LookupGroup(name)
 	if err != nil {

@@ -76,19 +76,33 @@ func (o matrixFlags) plan() []contest {
 	return plan
 }
 
-// matrixGuards are the guards to compare in an attack on a topology. A gateway's traffic is never
-// untracked, so there ctguard with notrack and without it are the same. The usual advice does not
-// look at sources.
+// matrixGuards are the guards to compare in an attack on a topology.
 func matrixGuards(topology string, a lab.Attack) []string {
 	var names []string
 	for _, g := range lab.Guards {
-		if g.Optional || g.Name == "control" ||
-			g.Name == "ctguard-evict" && topology == "nat-gateway" || g.Name == "advice" && a.Variant {
-			continue
+		if !g.Optional && g.Name != "control" && !sameAgain(g.Name, topology, a) {
+			names = append(names, g.Name)
 		}
-		names = append(names, g.Name)
 	}
 	return names
+}
+
+// sameAgain reports whether a guard does in an attack what it, or one beside it, does in another. A gateway's traffic is
+// never untracked, so there ctguard with notrack and without it are the same. Nothing, and the usual advice, do not look
+// at sources, so a variant shows nothing new of them. In a flood that only its crowd makes a new one, a guard that leaves
+// services untracked, or has one limit for all, has nothing new to show.
+func sameAgain(guard, topology string, a lab.Attack) bool {
+	switch guard {
+	case "none":
+		return a.Variant && !a.Crowd
+	case "advice":
+		return a.Variant
+	case "static", "ctguard":
+		return a.Crowd
+	case "ctguard-evict":
+		return topology == "nat-gateway"
+	}
+	return false
 }
 
 // matrix is a run of many scenarios.

@@ -17,6 +17,9 @@ type Attack struct {
 	// Variant is set where this is another attack again, only from other sources or at other
 	// times: a guard that does not look at these has nothing new to show.
 	Variant bool
+	// Crowd is set where the flood is no other than the handshake's, and only its crowd of sources is: it shows
+	// something where a guard must judge sources, not where services go untracked or each source has a fixed limit.
+	Crowd bool
 
 	kind    flood.Kind
 	rate    int
@@ -56,17 +59,17 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "newcomers", Summary: "3 000 newcomers hold 12 connections each, fewer than most ordinary users",
-		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 6000, sources: 3000, ports: 12,
+		Variant: true, Crowd: true, Topologies: onServer, kind: flood.Handshake, rate: 6000, sources: 3000, ports: 12,
 		port: service.HTTPPort,
 	},
 	{
 		Name: "customer6", Summary: "one customer uses 5 000 networks of /64 in its /48, and holds 7 connections in each",
-		Variant: true, Topologies: onServer, kind: flood.Handshake, rate: 6000, sources: 5000, ports: 7,
+		Variant: true, Crowd: true, Topologies: onServer, kind: flood.Handshake, rate: 6000, sources: 5000, ports: 7,
 		port: service.HTTPPort, ipv6: true,
 	},
 	{
 		Name: "bots", Summary: "400 bots hold 100 connections each, fewer than the address that many users share",
-		Topologies: onShared, kind: flood.Handshake, rate: 6000, sources: 400, ports: 100, port: service.HTTPPort,
+		Variant: true, Crowd: true, Topologies: onShared, kind: flood.Handshake, rate: 6000, sources: 400, ports: 100, port: service.HTTPPort,
 	},
 	{
 		Name: "pulses", Summary: "the handshake flood, 4 s on and 6 s off",

@@ -8,7 +8,7 @@ const (
 	// worked is the least in which an agent's work is to be seen.
 	worked = 6 * time.Second
 	// learns is how long an agent must have watched a calm host to know who is there.
-	learns = 5 * time.Second
+	learns = 4 * time.Second
 )
 
 // Brief is a scenario with phases that last only as long as there is something to see in them,
