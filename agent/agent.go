@@ -134,7 +134,7 @@ func (a *Agent) open(o Options) error {
 func (a *Agent) lock() error {
 	lock, err := state.LockInstance()
 	if errors.Is(err, state.ErrNameTaken) {
-		a.loop.trouble("claim", err)
+		a.loop.trouble("instance lock", err)
 		return nil
 	}
 	if err != nil {

@@ -15,8 +15,8 @@ type builder struct {
 	limits   bool // some source is limited
 	services bool // some selector is a plain service
 	untracks bool // some plain service is untracked
-	special  []special
-	trials   []special // every TCP selector on trial, plain services too
+	custom   []custom
+	trials   []custom // every TCP selector on trial, plain services too
 }
 
 // chains returns all chains in the order in which they are made.
@@ -38,7 +38,7 @@ func (b builder) chains(keep *retained) []chain {
 		{"proxy", nil, b.proxy()},
 	}
 	for _, r := range keep.sorted() {
-		list = append(list, chain{r.chain(), nil, b.ration(r)})
+		list = append(list, chain{r.chain(), nil, b.prefixRate(r)})
 	}
 	return list
 }
@@ -68,7 +68,7 @@ func (b builder) early() []rule {
 	if len(b.posture.Budgets) > 0 {
 		list = append(list, newRule(opensTCP(), jump("budgets")))
 	}
-	if b.services || len(b.special) > 0 {
+	if b.services || len(b.custom) > 0 {
 		list = append(list, newRule(goTo("arrive")))
 	}
 	return afterFirst(newRule(inLoopback(), back()), list)
@@ -89,12 +89,12 @@ func (b builder) closed() []rule {
 func (b builder) budgets() []rule {
 	var list []rule
 	for _, budget := range b.posture.Budgets {
-		class := []clause{protocol(budget.Class.Protocol)}
+		class := []statement{protocol(budget.Class.Protocol)}
 		switch budget.Class.Protocol {
 		case unix.IPPROTO_TCP:
-			class = []clause{destination.is(policy.TCP, budget.Class.Port), opensTCP()}
+			class = []statement{destination.is(policy.TCP, budget.Class.Port), opensTCP()}
 		case unix.IPPROTO_UDP:
-			class = []clause{destination.is(policy.UDP, budget.Class.Port)}
+			class = []statement{destination.is(policy.UDP, budget.Class.Port)}
 		}
 		list = append(list, newRule(append(class, aboveRate(budget.Rate), count(budgetDropped), drop())...))
 	}
@@ -162,7 +162,7 @@ func (b builder) proxy() []rule {
 }
 
 // proxyOpens counts the connections that synproxy opens to this host's listeners by way of lo.
-func (b builder) proxyOpens(by clause, set string) []rule {
+func (b builder) proxyOpens(by statement, set string) []rule {
 	if !b.proxies() {
 		return nil
 	}
@@ -183,7 +183,7 @@ func (b builder) arrive() []rule {
 	if b.services || b.hasLocal() {
 		list = append(list, newRule(going(toLocal), goTo("service")))
 	}
-	for _, s := range b.special {
+	for _, s := range b.custom {
 		if s.selector.Group {
 			list = append(list, s.counting(requests, s.incoming(), true)...)
 		}
@@ -191,9 +191,9 @@ func (b builder) arrive() []rule {
 	return list
 }
 
-// hasLocal reports whether some special selector is about this host's own addresses.
+// hasLocal reports whether some custom selector is about this host's own addresses.
 func (b builder) hasLocal() bool {
-	for _, s := range b.special {
+	for _, s := range b.custom {
 		if !s.selector.Group {
 			return true
 		}
@@ -210,7 +210,7 @@ func (b builder) service() []rule {
 			newRule(opensTCP(), destination.tcpServiceIn(opened)),
 			newRule(destination.serviceIn(untracked), notrack()))
 	}
-	for _, s := range b.special {
+	for _, s := range b.custom {
 		if s.selector.Group {
 			continue
 		}
@@ -235,7 +235,7 @@ func (b builder) outgoing() []rule {
 			newRule(source.serviceIn(replies)),
 			newRule(source.serviceIn(untracked), notrack()))
 	}
-	for _, s := range b.special {
+	for _, s := range b.custom {
 		list = append(list, s.counting(replies, s.outgoing(), true)...)
 	}
 	return append(b.proxyOpens(outLoopback(), proxyCompleted), afterFirst(newRule(outLoopback(), back()), list)...)
@@ -247,7 +247,7 @@ func (b builder) passedIn() []rule {
 	if b.services {
 		list = append(list, newRule(destination.serviceIn(delivered)))
 	}
-	for _, s := range b.special {
+	for _, s := range b.custom {
 		list = append(list, s.answering(heard)...)
 		list = append(list, s.counting(delivered, s.received(), false)...)
 	}
@@ -265,7 +265,7 @@ func (b builder) passedOut() []rule {
 	if b.services {
 		list = append(list, newRule(source.serviceIn(sent)))
 	}
-	for _, s := range b.special {
+	for _, s := range b.custom {
 		list = append(list, s.counting(sent, s.outgoing(), false)...)
 	}
 	return afterFirst(newRule(outLoopback(), back()), list)
@@ -283,7 +283,7 @@ func (b builder) invalid() []rule {
 		list = append(list, newRule(going(toLocal), destination.serviceIn(untracked), back()))
 	}
 	spared := b.untracks
-	for _, s := range b.special {
+	for _, s := range b.custom {
 		if s.untracked {
 			spared = true
 			list = append(list, rules(s.received(), back())...)
@@ -291,7 +291,7 @@ func (b builder) invalid() []rule {
 	}
 	if spared {
 		for _, kind := range []icmpKind{unreachable[0], unreachable[1], packetTooBig} {
-			list = append(list, newRule(kind.clause(), back()))
+			list = append(list, newRule(kind.statement(), back()))
 		}
 	}
 	return append(list, newRule(count(invalidDropped), drop()))
@@ -305,9 +305,9 @@ func (b builder) opening() []rule {
 	return []rule{newRule(sourceVerdict(limited[0])), newRule(sourceVerdict(limited[1]))}
 }
 
-// ration lets a limited source open flows up to the rate. The limited prefix is what is metered, so
+// prefixRate lets a limited source open flows up to the rate. The limited prefix is what is metered, so
 // a prefix does not get the rate once for each of its addresses.
-func (b builder) ration(r ration) []rule {
+func (b builder) prefixRate(r prefixRate) []rule {
 	if !b.limits {
 		return nil
 	}

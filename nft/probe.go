@@ -111,17 +111,17 @@ func probeReject(b *batch) { probeRule(b, nftables.ChainHookPrerouting, nil, rej
 
 func probeSocket(b *batch) {
 	const wildcard = expr.SocketKeyWildcard
-	probeRule(b, nftables.ChainHookPrerouting, nil, clause{exprs: []expr.Any{&expr.Socket{Key: wildcard, Register: reg}}})
+	probeRule(b, nftables.ChainHookPrerouting, nil, statement{exprs: []expr.Any{&expr.Socket{Key: wildcard, Register: reg}}})
 }
 
 func probeSynproxy(b *batch) {
 	synproxy := &expr.SynProxy{Mss: 1460, MssValueSet: true, Wscale: 7, WscaleValueSet: true, Timestamp: true,
 		SackPerm: true}
-	probeRule(b, nftables.ChainHookInput, []clause{opensTCP()}, clause{exprs: []expr.Any{synproxy}})
+	probeRule(b, nftables.ChainHookInput, []statement{opensTCP()}, statement{exprs: []expr.Any{synproxy}})
 }
 
 // probeRule makes a table with one rule.
-func probeRule(b *batch, at *nftables.ChainHook, matches []clause, c clause) {
+func probeRule(b *batch, at *nftables.ChainHook, matches []statement, c statement) {
 	b.conn.AddTable(b.table())
 	b.makeEmpty(&ruleset{}, chain{name: "probe", hook: &hook{num: at, priority: beforeRaw}})
 	b.conn.AddRule(b.rule("probe", newRule(append(matches, c)...)))

@@ -52,8 +52,8 @@ func draw() *rapid.Generator[Desired] {
 }
 
 var (
-	blocks    = regexp.MustCompile(`(?ms)^\t\w+ [^\n]*\{\n.*?^\t\}\n`)
-	rationing = regexp.MustCompile(`^\tchain (ration\S+) `)
+	blocks      = regexp.MustCompile(`(?ms)^\t\w+ [^\n]*\{\n.*?^\t\}\n`)
+	prefixRates = regexp.MustCompile(`^\tchain (rate\S+) `)
 )
 
 // parts sorts the parts of a listing, whose order is that of their making, and leaves out chains that
@@ -61,7 +61,7 @@ var (
 func parts(listing string) []string {
 	list := blocks.FindAllString(listing, -1)
 	list = slices.DeleteFunc(list, func(block string) bool {
-		m := rationing.FindStringSubmatch(block)
+		m := prefixRates.FindStringSubmatch(block)
 		return m != nil && !regexp.MustCompile(`: goto `+m[1]+`\b`).MatchString(listing)
 	})
 	slices.Sort(list)

@@ -64,7 +64,7 @@ func (s addressSet) render(w *strings.Builder, elements []element, now time.Time
 			text += " timeout " + spell(max(e.until.Sub(now), time.Millisecond))
 		}
 		if s.kind == directing {
-			text += " : goto " + rationOf(e.prefix).chain()
+			text += " : goto " + prefixRateOf(e.prefix).chain()
 		}
 		list = append(list, text)
 	}

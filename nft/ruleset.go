@@ -149,25 +149,25 @@ const (
 
 // retained is what a table keeps although nothing wants it any more.
 type retained struct {
-	rations map[ration]struct{} // an element that has ended, but is not yet collected, still points to its chain
+	rates map[prefixRate]struct{} // an element that has ended, but is not yet collected, still points to its chain
 }
 
-// ration is a chain that holds sources of one prefix length to the rate.
-type ration struct {
+// prefixRate is a chain that holds sources of one prefix length to the rate.
+type prefixRate struct {
 	meter addressSet
 	bits  int
 }
 
-func (r ration) chain() string {
-	return fmt.Sprintf("ration%s_%d", r.meter.name[len("meter"):], r.bits)
+func (r prefixRate) chain() string {
+	return fmt.Sprintf("rate%s_%d", r.meter.name[len("meter"):], r.bits)
 }
 
-// rationOf returns the ration for a limited prefix.
-func rationOf(p netip.Prefix) ration {
+// prefixRateOf returns the rate for a limited prefix.
+func prefixRateOf(p netip.Prefix) prefixRate {
 	if p.Addr().Is6() {
-		return ration{meters[1], p.Bits()}
+		return prefixRate{meters[1], p.Bits()}
 	}
-	return ration{meters[0], p.Bits()}
+	return prefixRate{meters[0], p.Bits()}
 }
 
 // ruleset builds what d wants at a time. It adds to keep the chains that must stay from now on.
@@ -201,10 +201,10 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 		blocks:  len(block) > 0, limits: len(slow) > 0,
 		services: len(r.services[requests]) > 0,
 		untracks: len(r.services[untracked]) > 0,
-		special:  r.special(),
+		custom:   r.custom(),
 		trials:   r.trials(),
 	}
-	for _, s := range b.special {
+	for _, s := range b.custom {
 		r.counters = append(r.counters, s.counters()...)
 	}
 	slices.Sort(r.counters)
@@ -214,21 +214,21 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 
 // add keeps the chains that limited sources go to.
 func (k *retained) add(limited []element) {
-	if k.rations == nil {
-		k.rations = map[ration]struct{}{}
+	if k.rates == nil {
+		k.rates = map[prefixRate]struct{}{}
 	}
-	var last ration
+	var last prefixRate
 	for _, e := range limited {
-		if r := rationOf(e.prefix); r != last {
-			k.rations[r] = struct{}{}
+		if r := prefixRateOf(e.prefix); r != last {
+			k.rates[r] = struct{}{}
 			last = r
 		}
 	}
 }
 
-// sorted returns the rations in a fixed order.
-func (k *retained) sorted() []ration {
-	return slices.SortedFunc(maps.Keys(k.rations), func(a, b ration) int {
+// sorted returns the rates in a fixed order.
+func (k *retained) sorted() []prefixRate {
+	return slices.SortedFunc(maps.Keys(k.rates), func(a, b prefixRate) int {
 		return cmp.Or(strings.Compare(a.meter.name, b.meter.name), a.bits-b.bits)
 	})
 }
@@ -261,29 +261,29 @@ func serviceOf(sel policy.Selector) (service, bool) {
 	return s, sel.Port != 0 && sel == policy.Selector{Protocol: s.proto, Port: s.port}
 }
 
-// special returns the selectors that have rules of their own, in a fixed order.
-func (r *ruleset) special() []special {
-	var list []special
+// custom returns the selectors that have rules of their own, in a fixed order.
+func (r *ruleset) custom() []custom {
+	var list []custom
 	for sel, stage := range r.selectors {
 		if _, ok := serviceOf(sel); !ok {
-			list = append(list, special{sel, stage >= policy.Trial})
+			list = append(list, custom{sel, stage >= policy.Trial})
 		}
 	}
-	slices.SortFunc(list, func(a, b special) int {
+	slices.SortFunc(list, func(a, b custom) int {
 		return strings.Compare(a.selector.String(), b.selector.String())
 	})
 	return list
 }
 
 // trials returns the TCP selectors that are on trial, in a fixed order.
-func (r *ruleset) trials() []special {
-	var list []special
+func (r *ruleset) trials() []custom {
+	var list []custom
 	for sel, stage := range r.selectors {
 		if sel.OfTCP() && stage == policy.Trial {
-			list = append(list, special{sel, true})
+			list = append(list, custom{sel, true})
 		}
 	}
-	slices.SortFunc(list, func(a, b special) int {
+	slices.SortFunc(list, func(a, b custom) int {
 		return strings.Compare(a.selector.String(), b.selector.String())
 	})
 	return list

@@ -36,7 +36,7 @@ func (t *Table) Work() (policy.Work, error) {
 		Selectors: make(map[policy.Selector]policy.SelectorWork, len(t.have.selectors)),
 	}
 	for sel := range t.have.selectors {
-		read := func(kind string) uint64 { return named[special{selector: sel}.counter(kind)] }
+		read := func(kind string) uint64 { return named[custom{selector: sel}.counter(kind)] }
 		if s, ok := serviceOf(sel); ok {
 			key := string(serviceKey(s))
 			read = func(kind string) uint64 { return byService[kind][key] }

@@ -12,10 +12,10 @@ import (
 	"ctguard/policy"
 )
 
-// clause is a piece of a rule in nft's syntax and the expressions it stands for. What it takes for
+// statement is a piece of a rule in nft's syntax and the expressions it stands for. What it takes for
 // granted about the packet is named, not written: [newRule] adds the test where it is missing, as
 // nft does.
-type clause struct {
+type statement struct {
 	text   string
 	family uint8 // NFPROTO_IPV4 or NFPROTO_IPV6; 0 for either
 	l4     uint8 // IP protocol number; 0 for any
@@ -28,12 +28,12 @@ type rule struct {
 	exprs []expr.Any
 }
 
-// newRule joins clauses.
-func newRule(clauses ...clause) rule {
+// newRule joins statements.
+func newRule(statements ...statement) rule {
 	var r rule
 	var family, l4 uint8
-	texts := make([]string, 0, len(clauses))
-	for i, c := range clauses {
+	texts := make([]string, 0, len(statements))
+	for i, c := range statements {
 		if c.family != 0 && c.family != family {
 			family = c.family
 			r.exprs = append(r.exprs, loadMeta(expr.MetaKeyNFPROTO), equal([]byte{family}))
@@ -43,7 +43,7 @@ func newRule(clauses ...clause) rule {
 			r.exprs = append(r.exprs, loadMeta(expr.MetaKeyL4PROTO), equal([]byte{l4}))
 		}
 		r.exprs = append(r.exprs, c.exprs...)
-		if i+1 < len(clauses) && clauses[i+1].implies(c) {
+		if i+1 < len(statements) && statements[i+1].implies(c) {
 			continue
 		}
 		texts = append(texts, c.text)
@@ -54,7 +54,7 @@ func newRule(clauses ...clause) rule {
 
 // implies says whether c is about the header of the protocol that before tests for: nft does not list
 // that test then.
-func (c clause) implies(before clause) bool {
+func (c statement) implies(before statement) bool {
 	name, ok := strings.CutPrefix(before.text, "meta l4proto ")
 	return ok && strings.HasPrefix(c.text, name+" ")
 }
@@ -84,26 +84,26 @@ func loadHeader(base expr.PayloadBase, offset, length uint32) *expr.Payload {
 const loopbackIndex = 1
 
 // inLoopback and outLoopback match packets by way of lo.
-func inLoopback() clause {
-	return clause{text: `iif "lo"`, exprs: []expr.Any{loadMeta(expr.MetaKeyIIF),
+func inLoopback() statement {
+	return statement{text: `iif "lo"`, exprs: []expr.Any{loadMeta(expr.MetaKeyIIF),
 		equal(binaryutil.NativeEndian.PutUint32(loopbackIndex))}}
 }
 
-func outLoopback() clause {
-	return clause{text: `oif "lo"`, exprs: []expr.Any{loadMeta(expr.MetaKeyOIF),
+func outLoopback() statement {
+	return statement{text: `oif "lo"`, exprs: []expr.Any{loadMeta(expr.MetaKeyOIF),
 		equal(binaryutil.NativeEndian.PutUint32(loopbackIndex))}}
 }
 
 // comesBy and leavesBy match packets by way of an interface. An interface that comes and goes keeps
 // its name, not its number.
-func comesBy(device string) clause { return byDevice("iifname", expr.MetaKeyIIFNAME, device) }
+func comesBy(device string) statement { return byDevice("iifname", expr.MetaKeyIIFNAME, device) }
 
-func leavesBy(device string) clause { return byDevice("oifname", expr.MetaKeyOIFNAME, device) }
+func leavesBy(device string) statement { return byDevice("oifname", expr.MetaKeyOIFNAME, device) }
 
-func byDevice(what string, key expr.MetaKey, device string) clause {
+func byDevice(what string, key expr.MetaKey, device string) statement {
 	name := make([]byte, unix.IFNAMSIZ)
 	copy(name, device)
-	return clause{text: fmt.Sprintf("%s %q", what, device), exprs: []expr.Any{loadMeta(key), equal(name)}}
+	return statement{text: fmt.Sprintf("%s %q", what, device), exprs: []expr.Any{loadMeta(key), equal(name)}}
 }
 
 // side is an end of a packet as its headers name it.
@@ -118,17 +118,17 @@ var (
 )
 
 // loadAddr loads s's address of one family.
-func (s side) loadAddr(v6 bool) clause {
+func (s side) loadAddr(v6 bool) statement {
 	if v6 {
-		return clause{text: "ip6 " + s.addr, family: unix.NFPROTO_IPV6,
+		return statement{text: "ip6 " + s.addr, family: unix.NFPROTO_IPV6,
 			exprs: []expr.Any{loadHeader(expr.PayloadBaseNetworkHeader, s.v6, 16)}}
 	}
-	return clause{text: "ip " + s.addr, family: unix.NFPROTO_IPV4,
+	return statement{text: "ip " + s.addr, family: unix.NFPROTO_IPV4,
 		exprs: []expr.Any{loadHeader(expr.PayloadBaseNetworkHeader, s.v4, 4)}}
 }
 
 // sourceIn matches sources in an address set.
-func sourceIn(set addressSet) clause {
+func sourceIn(set addressSet) statement {
 	c := source.loadAddr(set.v6)
 	c.text += " @" + set.name
 	c.exprs = append(c.exprs, &expr.Lookup{SourceRegister: reg, SetName: set.name})
@@ -136,7 +136,7 @@ func sourceIn(set addressSet) clause {
 }
 
 // sourceVerdict goes where a verdict map sends the source.
-func sourceVerdict(set addressSet) clause {
+func sourceVerdict(set addressSet) statement {
 	c := source.loadAddr(set.v6)
 	c.text += " vmap @" + set.name
 	c.exprs = append(c.exprs, &expr.Lookup{SourceRegister: reg, SetName: set.name, DestRegister: unix.NFT_REG_VERDICT,
@@ -145,12 +145,12 @@ func sourceVerdict(set addressSet) clause {
 }
 
 // in matches packets whose address on side s is in p.
-func (s side) in(p netip.Prefix) clause {
+func (s side) in(p netip.Prefix) statement {
 	c := s.loadAddr(p.Addr().Is6())
 	switch p.Bits() {
 	case 0: // the family is all there is to test
 		name := map[uint8]string{unix.NFPROTO_IPV4: "ipv4", unix.NFPROTO_IPV6: "ipv6"}[c.family]
-		return clause{text: "meta nfproto " + name, family: c.family}
+		return statement{text: "meta nfproto " + name, family: c.family}
 	case p.Addr().BitLen():
 		c.text += " " + p.Addr().String()
 	default:
@@ -174,8 +174,8 @@ func maskOf(length, bits int) []byte {
 var ipProtocols = map[policy.Protocol]uint8{policy.TCP: unix.IPPROTO_TCP, policy.UDP: unix.IPPROTO_UDP}
 
 // is matches one port of one protocol on side s.
-func (s side) is(proto policy.Protocol, port uint16) clause {
-	return clause{
+func (s side) is(proto policy.Protocol, port uint16) statement {
+	return statement{
 		text:  fmt.Sprintf("%s %s %d", proto, s.port, port),
 		l4:    ipProtocols[proto],
 		exprs: []expr.Any{loadHeader(expr.PayloadBaseTransportHeader, s.th, 2), equal(binaryutil.BigEndian.PutUint16(port))},
@@ -183,8 +183,8 @@ func (s side) is(proto policy.Protocol, port uint16) clause {
 }
 
 // within matches the ports of one protocol from first to last on side s.
-func (s side) within(proto policy.Protocol, first, last uint16) clause {
-	return clause{
+func (s side) within(proto policy.Protocol, first, last uint16) statement {
+	return statement{
 		text: fmt.Sprintf("%s %s %d-%d", proto, s.port, first, last),
 		l4:   ipProtocols[proto],
 		exprs: []expr.Any{loadHeader(expr.PayloadBaseTransportHeader, s.th, 2), &expr.Range{
@@ -196,26 +196,26 @@ func (s side) within(proto policy.Protocol, first, last uint16) clause {
 
 // serviceIn matches packets whose protocol and port on side s are in a set of services, and counts
 // them there if the set counts.
-func (s side) serviceIn(set string) clause {
+func (s side) serviceIn(set string) statement {
 	port := loadHeader(expr.PayloadBaseTransportHeader, s.th, 2)
 	port.DestRegister = regNext
-	return clause{
+	return statement{
 		text:  fmt.Sprintf("meta l4proto . th %s @%s", s.port, set),
 		exprs: []expr.Any{loadMeta(expr.MetaKeyL4PROTO), port, &expr.Lookup{SourceRegister: reg, SetName: set}},
 	}
 }
 
 // tcpServiceIn is serviceIn after a test for TCP; nft then names the header.
-func (s side) tcpServiceIn(set string) clause {
+func (s side) tcpServiceIn(set string) statement {
 	c := s.serviceIn(set)
 	c.text = fmt.Sprintf("meta l4proto . tcp %s @%s", s.port, set)
 	return c
 }
 
 // opensTCP matches the first packet of a TCP connection: SYN without ACK.
-func opensTCP() clause {
+func opensTCP() statement {
 	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
-	return clause{
+	return statement{
 		text: "tcp flags syn / fin,syn,rst,ack",
 		l4:   unix.IPPROTO_TCP,
 		exprs: []expr.Any{
@@ -225,9 +225,9 @@ func opensTCP() clause {
 }
 
 // acceptsTCP matches the answer to that: SYN and ACK.
-func acceptsTCP() clause {
+func acceptsTCP() statement {
 	const fin, syn, rst, ack = 0x01, 0x02, 0x04, 0x10
-	return clause{
+	return statement{
 		text: "tcp flags syn,ack / fin,syn,rst,ack",
 		l4:   unix.IPPROTO_TCP,
 		exprs: []expr.Any{
@@ -237,9 +237,9 @@ func acceptsTCP() clause {
 }
 
 // answersTCP matches packets of a TCP connection after its first: ACK without SYN.
-func answersTCP() clause {
+func answersTCP() statement {
 	const syn, ack = 0x02, 0x10
-	return clause{
+	return statement{
 		text: "tcp flags ack / syn,ack",
 		l4:   unix.IPPROTO_TCP,
 		exprs: []expr.Any{
@@ -249,9 +249,9 @@ func answersTCP() clause {
 }
 
 // resets matches what ends a TCP connection at once.
-func resets() clause {
+func resets() statement {
 	const rst = 0x04
-	return clause{
+	return statement{
 		text: "tcp flags rst",
 		l4:   unix.IPPROTO_TCP,
 		exprs: []expr.Any{
@@ -271,9 +271,9 @@ const (
 )
 
 // going matches packets by the kind of their destination address.
-func going(r route) clause {
+func going(r route) statement {
 	kind := map[route]uint32{toLocal: unix.RTN_LOCAL, toMulticast: unix.RTN_MULTICAST, toBroadcast: unix.RTN_BROADCAST}[r]
-	return clause{
+	return statement{
 		text: "fib daddr type " + string(r),
 		exprs: []expr.Any{&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true},
 			equal(binaryutil.NativeEndian.PutUint32(kind))},
@@ -281,8 +281,8 @@ func going(r route) clause {
 }
 
 // fromElsewhere matches packets whose source address is none of this host's.
-func fromElsewhere() clause {
-	return clause{
+func fromElsewhere() statement {
+	return statement{
 		text: "fib saddr type != local",
 		exprs: []expr.Any{
 			&expr.Fib{Register: reg, FlagSADDR: true, ResultADDRTYPE: true},
@@ -293,8 +293,8 @@ func fromElsewhere() clause {
 
 // fromSomebody matches packets whose source is another host's address, as far as the routing table knows:
 // the kernel drops others between prerouting and input, so they say nothing about the host's rules.
-func fromSomebody() clause {
-	return clause{
+func fromSomebody() statement {
+	return statement{
 		text: "fib saddr type unicast",
 		exprs: []expr.Any{
 			&expr.Fib{Register: reg, FlagSADDR: true, ResultADDRTYPE: true},
@@ -306,8 +306,8 @@ func fromSomebody() clause {
 // awaited matches packets that a socket of this host waits for, one that is closing or in the middle of
 // a handshake too: of the keys of the expression socket only this one can be read of every socket
 // (net/netfilter/nft_socket.c).
-func awaited() clause {
-	return clause{
+func awaited() statement {
+	return statement{
 		text: "socket transparent <= 1",
 		exprs: []expr.Any{
 			&expr.Socket{Key: expr.SocketKeyTransparent, Register: reg},
@@ -317,28 +317,28 @@ func awaited() clause {
 }
 
 // protocol matches one IP protocol.
-func protocol(number uint8) clause {
+func protocol(number uint8) statement {
 	name := fmt.Sprint(number)
 	for known, n := range ipProtocols {
 		if n == number {
 			name = string(known)
 		}
 	}
-	return clause{text: "meta l4proto " + name, l4: number}
+	return statement{text: "meta l4proto " + name, l4: number}
 }
 
 // notTCP matches every protocol but TCP.
-func notTCP() clause {
-	return clause{text: "meta l4proto != tcp", exprs: []expr.Any{
+func notTCP() statement {
+	return statement{text: "meta l4proto != tcp", exprs: []expr.Any{
 		loadMeta(expr.MetaKeyL4PROTO), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{unix.IPPROTO_TCP}},
 	}}
 }
 
 // withoutEcho takes the echo out of a TCP segment's timestamps: 0 means that there is none (RFC 7323,
 // section 3.2).
-func withoutEcho() clause {
+func withoutEcho() statement {
 	const timestamps, echo = 8, 6 // the option's kind, and where in it the echo is
-	return clause{
+	return statement{
 		text: "tcp option timestamp tsecr set 0",
 		l4:   unix.IPPROTO_TCP,
 		exprs: []expr.Any{
@@ -362,26 +362,26 @@ var (
 	packetTooBig = icmpKind{true, "packet-too-big", 2}
 )
 
-// clause matches the message.
-func (k icmpKind) clause() clause {
-	c := clause{text: "icmp type " + k.name, family: unix.NFPROTO_IPV4, l4: unix.IPPROTO_ICMP}
+// statement matches the message.
+func (k icmpKind) statement() statement {
+	c := statement{text: "icmp type " + k.name, family: unix.NFPROTO_IPV4, l4: unix.IPPROTO_ICMP}
 	if k.v6 {
-		c = clause{text: "icmpv6 type " + k.name, family: unix.NFPROTO_IPV6, l4: unix.IPPROTO_ICMPV6}
+		c = statement{text: "icmpv6 type " + k.name, family: unix.NFPROTO_IPV6, l4: unix.IPPROTO_ICMPV6}
 	}
 	c.exprs = []expr.Any{loadHeader(expr.PayloadBaseTransportHeader, 0, 1), equal([]byte{k.kind})}
 	return c
 }
 
 // ctInvalid matches packets that conntrack could not place.
-func ctInvalid() clause {
-	return clause{text: "ct state invalid", exprs: ctBits(expr.CtKeySTATE, expr.CtStateBitINVALID, expr.CmpOpNeq)}
+func ctInvalid() statement {
+	return statement{text: "ct state invalid", exprs: ctBits(expr.CtKeySTATE, expr.CtStateBitINVALID, expr.CmpOpNeq)}
 }
 
 // ctOpens matches packets for which conntrack has just made an entry that is not in the table yet.
 // State new alone would also match later packets of flows that nobody answers.
-func ctOpens() clause {
+func ctOpens() statement {
 	const confirmed = 1 << 3 // IPS_CONFIRMED in include/uapi/linux/netfilter/nf_conntrack_common.h
-	return clause{
+	return statement{
 		text: "ct state new ct status ! confirmed",
 		exprs: append(ctBits(expr.CtKeySTATE, expr.CtStateBitNEW, expr.CmpOpNeq),
 			ctBits(expr.CtKeySTATUS, confirmed, expr.CmpOpEq)...),
@@ -389,8 +389,8 @@ func ctOpens() clause {
 }
 
 // ctNew matches packets that conntrack knows as the first of a flow.
-func ctNew() clause {
-	return clause{text: "ct state new", exprs: ctBits(expr.CtKeySTATE, expr.CtStateBitNEW, expr.CmpOpNeq)}
+func ctNew() statement {
+	return statement{text: "ct state new", exprs: ctBits(expr.CtKeySTATE, expr.CtStateBitNEW, expr.CmpOpNeq)}
 }
 
 func ctBits(key expr.CtKey, bits uint32, op expr.CmpOp) []expr.Any {
@@ -403,7 +403,7 @@ func ctBits(key expr.CtKey, bits uint32, op expr.CmpOp) []expr.Any {
 
 // withinRate matches while the source, folded to a number of bits, stays below the rate. It does not
 // match when the meter has no room for one more source, so what follows it fails closed.
-func withinRate(meter addressSet, bits, perSecond, burst int) clause {
+func withinRate(meter addressSet, bits, perSecond, burst int) statement {
 	key := source.loadAddr(meter.v6)
 	if length := meter.bits(); bits < length {
 		mask := maskOf(length, bits)
@@ -421,8 +421,8 @@ func withinRate(meter addressSet, bits, perSecond, burst int) clause {
 }
 
 // aboveRate matches what comes faster than a rate, after a second's worth.
-func aboveRate(perSecond int) clause {
-	return clause{
+func aboveRate(perSecond int) statement {
+	return statement{
 		text: fmt.Sprintf("limit rate over %d/second burst %d packets", perSecond, perSecond),
 		exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(perSecond), Over: true,
 			Unit: expr.LimitTimeSecond, Burst: uint32(perSecond)}},
@@ -431,7 +431,7 @@ func aboveRate(perSecond int) clause {
 
 // synproxy answers a SYN with a cookie in this host's place, and opens the connection when the cookie comes
 // back.
-func synproxy(h policy.Handshake, v6 bool) []clause {
+func synproxy(h policy.Handshake, v6 bool) []statement {
 	family, name, mss := uint8(unix.NFPROTO_IPV4), "ipv4", h.MSS4
 	if v6 {
 		family, name, mss = unix.NFPROTO_IPV6, "ipv6", h.MSS6
@@ -443,7 +443,7 @@ func synproxy(h policy.Handshake, v6 bool) []clause {
 	if h.SACK {
 		text += " sack-perm"
 	}
-	return []clause{
+	return []statement{
 		{text: "meta nfproto " + name, family: family},
 		protocol(unix.IPPROTO_TCP),
 		{text: text, l4: unix.IPPROTO_TCP, exprs: []expr.Any{&expr.SynProxy{
@@ -453,33 +453,33 @@ func synproxy(h policy.Handshake, v6 bool) []clause {
 }
 
 // count adds to a named counter, which keeps its value when the rule is replaced.
-func count(counter string) clause {
-	return clause{text: fmt.Sprintf("counter name %q", counter),
+func count(counter string) statement {
+	return statement{text: fmt.Sprintf("counter name %q", counter),
 		exprs: []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter}}}
 }
 
-func notrack() clause { return clause{text: "notrack", exprs: []expr.Any{&expr.Notrack{}}} }
+func notrack() statement { return statement{text: "notrack", exprs: []expr.Any{&expr.Notrack{}}} }
 
-func drop() clause { return verdict("drop", expr.VerdictDrop, "") }
+func drop() statement { return verdict("drop", expr.VerdictDrop, "") }
 
-func back() clause { return verdict("return", expr.VerdictReturn, "") }
+func back() statement { return verdict("return", expr.VerdictReturn, "") }
 
-func jump(chain string) clause { return verdict("jump "+chain, expr.VerdictJump, chain) }
+func jump(chain string) statement { return verdict("jump "+chain, expr.VerdictJump, chain) }
 
-func goTo(chain string) clause { return verdict("goto "+chain, expr.VerdictGoto, chain) }
+func goTo(chain string) statement { return verdict("goto "+chain, expr.VerdictGoto, chain) }
 
-func verdict(text string, kind expr.VerdictKind, chain string) clause {
-	return clause{text: text, exprs: []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
+func verdict(text string, kind expr.VerdictKind, chain string) statement {
+	return statement{text: text, exprs: []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
 }
 
 // resetTCP answers TCP with a reset.
-func resetTCP() clause {
-	return clause{text: "meta l4proto tcp reject with tcp reset", l4: unix.IPPROTO_TCP,
+func resetTCP() statement {
+	return statement{text: "meta l4proto tcp reject with tcp reset", l4: unix.IPPROTO_TCP,
 		exprs: []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}}
 }
 
 // reject answers with ICMP or ICMPv6 port unreachable.
-func reject() clause {
-	return clause{text: "reject", exprs: []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH,
+func reject() statement {
+	return statement{text: "reject", exprs: []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH,
 		Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}}
 }

@@ -7,21 +7,21 @@ import (
 	"ctguard/policy"
 )
 
-// special is a selector that is no plain service: it has rules and named counters of its own.
-type special struct {
+// custom is a selector that is no plain service: it has rules and named counters of its own.
+type custom struct {
 	selector  policy.Selector
 	untracked bool
 }
 
 // counter returns the name of one of s's counters. A name is made of what nft takes unquoted:
 // letters, digits and _./- . It is at most 140 bytes long, of the 255 that NFT_OBJ_MAXNAMELEN allows.
-func (s special) counter(kind string) string {
+func (s custom) counter(kind string) string {
 	return kind + "_" + strings.NewReplacer(" with ", "_", " at ", "_at_", " on ", "_on_", ":", "-").Replace(
 		strings.Replace(s.selector.String(), "/", "_", 1))
 }
 
 // counters returns the names of all of s's counters.
-func (s special) counters() []string {
+func (s custom) counters() []string {
 	kinds := []string{requests, delivered, replies, sent}
 	if s.selector.OfTCP() {
 		kinds = append(kinds, opened)
@@ -40,7 +40,7 @@ func (s special) counters() []string {
 // interface.
 type direction struct {
 	remote, local side
-	by            func(device string) clause
+	by            func(device string) statement
 	echo          [2]icmpKind
 }
 
@@ -49,15 +49,15 @@ var (
 	outward = direction{destination, source, leavesBy, echoReply}
 )
 
-// incoming returns what matches requests, each list one rule's clauses. The caller has seen to it
+// incoming returns what matches requests, each list one rule's statements. The caller has seen to it
 // that the packet is for this host, except for groups.
-func (s special) incoming() [][]clause { return s.matches(inward) }
+func (s custom) incoming() [][]statement { return s.matches(inward) }
 
 // outgoing returns what matches the answers.
-func (s special) outgoing() [][]clause { return s.matches(outward) }
+func (s custom) outgoing() [][]statement { return s.matches(outward) }
 
 // received is incoming where it is not known that the packet is for one of this host's addresses.
-func (s special) received() [][]clause {
+func (s custom) received() [][]statement {
 	list := s.incoming()
 	if !s.selector.Group {
 		for i := range list {
@@ -67,13 +67,13 @@ func (s special) received() [][]clause {
 	return list
 }
 
-// matches returns the clauses of either direction.
-func (s special) matches(d direction) [][]clause {
+// matches returns the statements of either direction.
+func (s custom) matches(d direction) [][]statement {
 	sel := s.selector
 	if sel.Group {
-		return [][]clause{{going(toMulticast)}, {going(toBroadcast)}}
+		return [][]statement{{going(toMulticast)}, {going(toBroadcast)}}
 	}
-	var from []clause
+	var from []statement
 	if sel.Device != "" {
 		from = append(from, d.by(sel.Device))
 	}
@@ -81,21 +81,21 @@ func (s special) matches(d direction) [][]clause {
 	first, last := sel.Ports()
 	switch {
 	case sel.Protocol == policy.All:
-		return [][]clause{from}
+		return [][]statement{from}
 	case sel.Protocol == policy.ICMP:
 		return s.echoes(from, d.echo)
 	case sel.Port == 0:
-		return [][]clause{append(from, protocol(ipProtocols[sel.Protocol]))}
+		return [][]statement{append(from, protocol(ipProtocols[sel.Protocol]))}
 	case first != last:
-		return [][]clause{append(from, d.local.within(sel.Protocol, first, last))}
+		return [][]statement{append(from, d.local.within(sel.Protocol, first, last))}
 	}
-	return [][]clause{append(from, d.local.is(sel.Protocol, sel.Port))}
+	return [][]statement{append(from, d.local.is(sel.Protocol, sel.Port))}
 }
 
 // between returns what matches the two ends of a packet. A prefix that holds a whole family says
 // nothing where the other one names the family too.
-func (d direction) between(remote, local netip.Prefix) []clause {
-	var list []clause
+func (d direction) between(remote, local netip.Prefix) []statement {
+	var list []statement
 	if remote.IsValid() {
 		list = append(list, d.remote.in(plain(remote)))
 	}
@@ -110,20 +110,20 @@ func (d direction) between(remote, local netip.Prefix) []clause {
 	return list
 }
 
-// echoes returns the clauses for each of the kinds that a selector's prefixes allow.
-func (s special) echoes(from []clause, kinds [2]icmpKind) [][]clause {
-	var list [][]clause
+// echoes returns the statements for each of the kinds that a selector's prefixes allow.
+func (s custom) echoes(from []statement, kinds [2]icmpKind) [][]statement {
+	var list [][]statement
 	for _, kind := range kinds {
 		other := func(p netip.Prefix) bool { return p.IsValid() && plain(p).Addr().Is6() != kind.v6 }
 		if !other(s.selector.Remote) && !other(s.selector.Local) {
-			list = append(list, append(from[:len(from):len(from)], kind.clause()))
+			list = append(list, append(from[:len(from):len(from)], kind.statement()))
 		}
 	}
 	return list
 }
 
 // opening returns rules that count the packets which open a flow: of TCP its first, of the others all.
-func (s special) opening() []rule {
+func (s custom) opening() []rule {
 	if !s.selector.OfTCP() {
 		return nil
 	}
@@ -136,7 +136,7 @@ func (s special) opening() []rule {
 
 // answering returns rules that count the answers to what this host asks itself, as far as they can be
 // told from everything else: to the connections that it opens and to its questions to name servers.
-func (s special) answering(kind string) []rule {
+func (s custom) answering(kind string) []rule {
 	if !s.selector.Whole() {
 		return nil
 	}
@@ -154,7 +154,7 @@ func (s special) answering(kind string) []rule {
 const domainPort = 53
 
 // rules makes one rule of each match.
-func rules(matches [][]clause, then ...clause) []rule {
+func rules(matches [][]statement, then ...statement) []rule {
 	list := make([]rule, 0, len(matches))
 	for _, m := range matches {
 		list = append(list, newRule(append(m[:len(m):len(m)], then...)...))
@@ -163,7 +163,7 @@ func rules(matches [][]clause, then ...clause) []rule {
 }
 
 // counting returns rules that count into one of s's counters and, if asked, leave the packet untracked.
-func (s special) counting(kind string, matches [][]clause, untrack bool) []rule {
+func (s custom) counting(kind string, matches [][]statement, untrack bool) []rule {
 	if kind == requests && !s.selector.Group {
 		for i := range matches {
 			matches[i] = append(matches[i][:len(matches[i]):len(matches[i])], fromSomebody())
