@@ -22,6 +22,9 @@ func (l *loop) publish(o policy.Observation, took time.Duration) {
 		Degraded: []string{}, Missing: append([]string{}, l.missing...), Evicted: o.Work.Evicted,
 		Events: l.board.Recent(20), Time: o.Time, TickSeconds: took.Seconds(), RulesSeconds: l.slowest.Seconds(),
 	}
+	if s.Level > 0 {
+		s.TopStep = s.Steps[s.Level-1].Name
+	}
 	if d.SecondsToFull != nil {
 		full := round(*d.SecondsToFull)
 		s.SecondsToFull = &full

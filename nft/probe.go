@@ -111,7 +111,8 @@ func probeReject(b *batch) { probeRule(b, nftables.ChainHookPrerouting, nil, rej
 
 func probeSocket(b *batch) {
 	const wildcard = expr.SocketKeyWildcard
-	probeRule(b, nftables.ChainHookPrerouting, nil, statement{exprs: []expr.Any{&expr.Socket{Key: wildcard, Register: reg}}})
+	probeRule(b, nftables.ChainHookPrerouting, nil,
+		statement{exprs: []expr.Any{&expr.Socket{Key: wildcard, Register: reg}}})
 }
 
 func probeSynproxy(b *batch) {

@@ -13,6 +13,7 @@ type Status struct {
 	Version       string                  `json:"version"`
 	Profile       policy.Profile          `json:"profile"`
 	Level         int                     `json:"level"`
+	TopStep       policy.StepName         `json:"top_step"` // the step that the level is named by; empty at level 0
 	Fill          float64                 `json:"fill_percent"`
 	Pressure      float64                 `json:"pressure_percent"`
 	Count         int                     `json:"count"`

@@ -60,8 +60,8 @@ func printStatus(w io.Writer, s control.Status) {
 	if s.SecondsToFull != nil {
 		full = fmt.Sprintf("full in %.0f s", *s.SecondsToFull)
 	}
-	fmt.Fprintf(w, "level %d of %d (%s)   fill %.1f %% (%d of %d)   %+.0f/s, %s   kernel drops %d\n",
-		s.Level, len(s.Steps), s.Mode, s.Fill, s.Count, s.Capacity, s.Rate, full, s.KernelDrops)
+	fmt.Fprintf(w, "level %d of %d%s (%s)   fill %.1f %% (%d of %d)   %+.0f/s, %s   kernel drops %d\n",
+		s.Level, len(s.Steps), named(s), s.Mode, s.Fill, s.Count, s.Capacity, s.Rate, full, s.KernelDrops)
 	if s.Override != nil {
 		fmt.Fprintf(w, "override: %s, until %s\n", s.Override, s.Override.Until.Format(time.DateTime))
 	}
@@ -94,6 +94,14 @@ func printStatus(w io.Writer, s control.Status) {
 			printEvent(w, e)
 		}
 	}
+}
+
+// named is the name of the level for people.
+func named(s control.Status) string {
+	if s.TopStep == "" {
+		return ""
+	}
+	return ", " + string(s.TopStep)
 }
 
 // printSelectors prints the candidates for notrack.
