@@ -43,7 +43,7 @@ const statusKept = statusExpected | statusFixedTimeout | statusOffload | statusH
 //
 //   - TCP in TIME_WAIT, or closed by a reset
 //   - ICMP and ICMPv6 echo that was answered
-//   - UDP to the DNS and NTP ports that was answered; other UDP only where it went to one of this host's
+//   - UDP to the DNS and NTP ports that was answered, and is no stream; other UDP only where it went to one of this host's
 //     own services, because behind a gateway an answered datagram may be a phone's or a tunnel's, which
 //     waits to be called (RFC 4787, REQ-5)
 //   - with Dead, SYNs of this host's own that nobody answers: their repetition makes a new entry
@@ -104,10 +104,10 @@ func (f *finished) over(e *entry) bool {
 	case protoICMPv6:
 		return e.orig.icmpType == echoRequestV6
 	case protoUDP:
-		if e.orig.dstPort == portDNS || e.orig.dstPort == portNTP {
-			return true
+		if e.status&statusAssured != 0 {
+			return false // a conversation, such as a tunnel on somebody else's port
 		}
-		return e.status&statusAssured == 0 && !e.translated() && f.services.holds(e)
+		return e.orig.dstPort == portDNS || e.orig.dstPort == portNTP || !e.translated() && f.services.holds(e)
 	}
 	return false
 }
