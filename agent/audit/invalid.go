@@ -45,6 +45,9 @@ func (f *Facts) dropRule(safe string, sure Sureness) Finding {
 		found.Title, found.Sure = "a rule drops INVALID packets", Certain
 		found.Evidence, found.Why = strings.Join(f.Rules.DropInvalid, ", "), safe
 	}
+	if f.Rules.Cut {
+		found.Evidence += fmt.Sprintf("; the first %d chains were searched", mostChains)
+	}
 	if len(f.Legacy) > 0 {
 		found.Evidence += "; iptables-legacy was not searched"
 	}
