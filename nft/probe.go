@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"ctguard/internal/throwaway"
 	"ctguard/policy"
 )
 
@@ -28,24 +28,15 @@ type Capabilities struct {
 // Probe tries each capability in a network namespace made for it, which is gone when Probe returns.
 // It needs CAP_SYS_ADMIN and CAP_NET_ADMIN; an error means that nothing was learnt.
 func Probe() (Capabilities, error) {
-	type result struct {
-		c   Capabilities
-		err error
+	var c Capabilities
+	err := throwaway.Namespace(func() (err error) {
+		c, err = probeHere()
+		return err
+	})
+	if err != nil {
+		return c, fmt.Errorf("probe nftables: %w", err)
 	}
-	done := make(chan result)
-	go func() {
-		// Never unlocked: the thread ends with the goroutine, and the namespace with the thread.
-		runtime.LockOSThread()
-		var r result
-		if r.err = unix.Unshare(unix.CLONE_NEWNET); r.err != nil {
-			r.err = fmt.Errorf("make network namespace to probe nftables in: %w", r.err)
-		} else {
-			r.c, r.err = probeHere()
-		}
-		done <- r
-	}()
-	r := <-done
-	return r.c, r.err
+	return c, nil
 }
 
 // probeHere tries each capability in the calling thread's namespace.
@@ -71,13 +62,13 @@ func probeHere() (Capabilities, error) {
 		probe.queue(b)
 		err := b.flush()
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
-			return c, fmt.Errorf("probe %s: %w", probe.name, err)
+			return c, fmt.Errorf("%s: %w", probe.name, err)
 		}
 		*probe.found = err == nil
 		if err == nil {
 			b.deleteTable()
 			if err := b.flush(); err != nil {
-				return c, fmt.Errorf("probe %s: %w", probe.name, err)
+				return c, fmt.Errorf("%s: %w", probe.name, err)
 			}
 		}
 	}

@@ -5,11 +5,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ctguard/internal/throwaway"
 )
 
 // Capabilities is what this kernel can do beyond what every kernel can. Everything works without
@@ -68,7 +69,7 @@ func Probe() (Capabilities, error) {
 		return probed.found, nil
 	}
 	var found Capabilities
-	err := inDiscardedNamespace(func() (err error) {
+	err := throwaway.Namespace(func() (err error) {
 		found, err = probeHere()
 		return err
 	})
@@ -86,27 +87,6 @@ func (t *Table) capabilities() Capabilities {
 	}
 	c, _ := Probe() // no answer is no capability
 	return c
-}
-
-// inDiscardedNamespace runs f in a new network namespace, on a thread that ends with it.
-func inDiscardedNamespace(f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		if unix.Gettid() == unix.Getpid() {
-			// The main thread must not change: it never ends, and it is what /proc/self, and so
-			// /proc/net, means for the whole process. While it waits here, another thread serves.
-			result <- inDiscardedNamespace(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			result <- fmt.Errorf("make a network namespace: %w", err)
-			return
-		}
-		result <- f()
-	}()
-	return <-result
 }
 
 // probeHere probes in the calling thread's namespace, whose table it fills and empties.

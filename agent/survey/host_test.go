@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -150,6 +151,31 @@ func TestSockets(t *testing.T) {
 		h, _ := fixture(t, c.files)
 		if got, err := h.Sockets(); err != nil || got != c.want {
 			t.Errorf("%s: %d (%v), want %d", c.name, got, err, c.want)
+		}
+	}
+}
+
+func TestSocketsMalformed(t *testing.T) {
+	h, _ := fixture(t, map[string]string{"proc/thread-self/net/sockstat": "TCP: inuse many\n"})
+	if n, err := h.Sockets(); err == nil || !strings.HasPrefix(err.Error(), "count sockets: ") {
+		t.Errorf("%d (%v), want an error that says what was read", n, err)
+	}
+}
+
+func TestMemoryOfTheMachine(t *testing.T) {
+	for name, c := range map[string]struct {
+		files map[string]string
+		want  int
+		fault string
+	}{
+		"total":    {map[string]string{"proc/meminfo": "MemTotal:       16384 kB\nMemFree: 5 kB\nHugePages_Total:       0\n"}, 16 << 20, ""},
+		"no total": {map[string]string{"proc/meminfo": "MemFree: 5 kB\n"}, 0, "look for room: no MemTotal in /proc/meminfo"},
+		"no file":  {nil, 0, "look for room: "},
+	} {
+		h, _ := fixture(t, c.files)
+		m, err := h.Memory()
+		if c.fault == "" && (err != nil || m.Total != c.want) || c.fault != "" && (err == nil || !strings.HasPrefix(err.Error(), c.fault)) {
+			t.Errorf("%s: %d (%v), want %d or %q", name, m.Total, err, c.want, c.fault)
 		}
 	}
 }

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -69,17 +69,18 @@ func (h *Host) Memory() (Memory, error) {
 
 // memory returns the machine's memory in bytes; see proc_meminfo(5).
 func (h *Host) memory() (int, error) {
-	text, err := os.ReadFile(filepath.Join(h.proc, "meminfo"))
+	proc, err := procfs.NewFS(h.proc)
 	if err != nil {
 		return 0, fmt.Errorf("look for room: %w", err)
 	}
-	for line := range strings.Lines(string(text)) {
-		var kib int
-		if _, err := fmt.Sscanf(line, "MemTotal: %d kB", &kib); err == nil {
-			return kib << 10, nil
-		}
+	info, err := proc.Meminfo()
+	if err != nil {
+		return 0, fmt.Errorf("look for room: %w", err)
 	}
-	return 0, errors.New("look for room: no MemTotal in /proc/meminfo")
+	if info.MemTotalBytes == nil {
+		return 0, errors.New("look for room: no MemTotal in /proc/meminfo")
+	}
+	return int(*info.MemTotalBytes), nil
 }
 
 // objectSize returns the size of an entry's slab object in bytes.

@@ -34,7 +34,8 @@ func (h *Host) Unsupported() (map[policy.StepName]string, error) {
 }
 
 // balances says whether IPVS has services: lines below the three of the header in ip_vs, see
-// ip_vs_info_seq_show in net/netfilter/ipvs/ip_vs_ctl.c.
+// ip_vs_info_seq_show in net/netfilter/ipvs/ip_vs_ctl.c. procfs lists backends instead, and a service without one
+// takes packets too.
 func (h *Host) balances() bool {
 	text, err := os.ReadFile(h.net("ip_vs"))
 	return err == nil && strings.Count(strings.TrimSpace(string(text)), "\n") >= 3

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/prometheus/procfs"
+
 	"ctguard/policy"
 )
 
@@ -63,20 +65,25 @@ func columns(text string) map[string]uint64 {
 
 // Sockets returns how many TCP sockets are in use, listening ones included.
 func (h *Host) Sockets() (int, error) {
+	proc, err := procfs.NewFS(filepath.Join(h.proc, "thread-self")) // this thread's namespace, as in net
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("count sockets: %w", err)
+	}
 	total := 0
-	for _, file := range []string{"sockstat", "sockstat6"} {
-		text, err := os.ReadFile(h.net(file))
-		if errors.Is(err, fs.ErrNotExist) {
+	for _, read := range []func() (*procfs.NetSockstat, error){proc.NetSockstat, proc.NetSockstat6} {
+		stat, err := read()
+		if errors.Is(err, fs.ErrNotExist) { // a host without this family
 			continue
 		}
 		if err != nil {
 			return 0, fmt.Errorf("count sockets: %w", err)
 		}
-		for line := range strings.Lines(string(text)) {
-			f := strings.Fields(line)
-			if len(f) >= 3 && (f[0] == "TCP:" || f[0] == "TCP6:") && f[1] == "inuse" {
-				n, _ := strconv.Atoi(f[2])
-				total += n
+		for _, p := range stat.Protocols {
+			if p.Protocol == "TCP" || p.Protocol == "TCP6" {
+				total += p.InUse
 			}
 		}
 	}
