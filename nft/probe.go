@@ -10,7 +10,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"ctguard/internal/throwaway"
+	"ctguard/nft/throwaway"
 	"ctguard/policy"
 )
 

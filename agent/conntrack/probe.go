@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ctguard/internal/throwaway"
+	"ctguard/nft/throwaway"
 )
 
 // Capabilities is what this kernel can do beyond what every kernel can. Everything works without
