@@ -8,11 +8,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/policy"
+
+	"github.com/vishvananda/netlink"
 )
 
 // enter moves the test into a network namespace of its own, with two interfaces that are up:
@@ -22,10 +25,19 @@ func enter(t *testing.T, programs ...string) {
 	conntracktest.Own(t, append(programs, "ip")...)
 	run(t, "ip link set lo up",
 		"ip link add world type veth peer name away",
-		"ip addr add 198.51.100.1/24 dev world",
-		"ip addr add 2001:db8:1::1/64 dev world nodad",
 		"ip link set world up",
-		"ip link set away up",
+		"ip link set away up")
+	// An IPv6 address answers once the kernel has seen the carrier, which it looks at in its own time.
+	deadline := time.Now().Add(10 * time.Second)
+	for l, err := netlink.LinkByName("world"); err != nil || l.Attrs().OperState != netlink.OperUp; l, err =
+		netlink.LinkByName("world") {
+		if time.Now().After(deadline) {
+			t.Fatalf("the link does not come up: %v", err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	run(t, "ip addr add 198.51.100.1/24 dev world",
+		"ip addr add 2001:db8:1::1/64 dev world nodad",
 		"ip route add default via 198.51.100.254",
 		"ip route add default via 2001:db8:1::ffff")
 }
