@@ -1,11 +1,11 @@
 package nft
 
 import (
-	"net/netip"
 	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"go4.org/netipx"
 )
 
 // settle is how far this process's idea of an element's end may be from the kernel's: the message
@@ -83,20 +83,10 @@ func appendInterval(list []nftables.SetElement, s addressSet, e element, now tim
 	if s.kind == directing {
 		first.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: prefixRateOf(p).chain()}
 	}
-	after := lastOf(p).Next()
+	after := netipx.PrefixLastIP(p).Next()
 	if !after.IsValid() {
 		first.IntervalOpen = true
 		return append(list, first)
 	}
 	return append(list, first, nftables.SetElement{Key: after.AsSlice(), IntervalEnd: true})
-}
-
-// lastOf returns the last address of p.
-func lastOf(p netip.Prefix) netip.Addr {
-	bytes := p.Addr().AsSlice()
-	for i, m := range maskOf(p.Addr().BitLen(), p.Bits()) {
-		bytes[i] |= ^m
-	}
-	addr, _ := netip.AddrFromSlice(bytes)
-	return addr
 }

@@ -49,10 +49,7 @@ type element struct {
 
 // order sorts elements by address, the widest of several prefixes with one address first.
 func (e element) order(other element) int {
-	if c := e.prefix.Addr().Compare(other.prefix.Addr()); c != 0 {
-		return c
-	}
-	return e.prefix.Bits() - other.prefix.Bits()
+	return e.prefix.Compare(other.prefix)
 }
 
 // outermost returns the elements of one family, sorted and without those that another one covers: an

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 
@@ -155,19 +156,10 @@ func (s side) in(p netip.Prefix) statement {
 		c.text += " " + p.Addr().String()
 	default:
 		c.text += " " + p.String()
-		c.exprs = append(c.exprs, masked(maskOf(p.Addr().BitLen(), p.Bits())))
+		c.exprs = append(c.exprs, masked(net.CIDRMask(p.Bits(), p.Addr().BitLen())))
 	}
 	c.exprs = append(c.exprs, equal(p.Addr().AsSlice()))
 	return c
-}
-
-// maskOf returns a netmask of the given length in bits as bytes.
-func maskOf(length, bits int) []byte {
-	mask := make([]byte, length/8)
-	for i := range bits {
-		mask[i/8] |= 0x80 >> (i % 8)
-	}
-	return mask
 }
 
 // ipProtocols maps the protocols that have ports to their numbers.
@@ -406,7 +398,7 @@ func ctBits(key expr.CtKey, bits uint32, op expr.CmpOp) []expr.Any {
 func withinRate(meter addressSet, bits, perSecond, burst int) statement {
 	key := source.loadAddr(meter.v6)
 	if length := meter.bits(); bits < length {
-		mask := maskOf(length, bits)
+		mask := net.CIDRMask(bits, length)
 		addr, _ := netip.AddrFromSlice(mask)
 		key.text += " & " + addr.String()
 		key.exprs = append(key.exprs, masked(mask))

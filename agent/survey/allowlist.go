@@ -53,12 +53,7 @@ func (s *Surveyor) allowlist(own, operators []netip.Addr) ([]netip.Prefix, error
 	for _, addr := range learnt {
 		list = append(list, netip.PrefixFrom(addr, addr.BitLen()))
 	}
-	slices.SortFunc(list, func(a, b netip.Prefix) int {
-		if c := a.Addr().Compare(b.Addr()); c != 0 {
-			return c
-		}
-		return a.Bits() - b.Bits()
-	})
+	slices.SortFunc(list, netip.Prefix.Compare)
 	return slices.Compact(list), nil
 }
 

@@ -4,8 +4,10 @@ import (
 	"net/netip"
 	"slices"
 
-	"ctguard/policy"
+	"go4.org/netipx"
 	"golang.org/x/sys/unix"
+
+	"ctguard/policy"
 )
 
 // touches says whether leaving s untracked would keep a translation from happening that should. Only the first
@@ -72,7 +74,8 @@ type addresses struct {
 
 // elsewhere says whether no address of a range is this host's, for certain.
 func (a *addresses) elsewhere(from, last netip.Addr) bool {
-	if !from.IsValid() || !last.IsValid() || from.BitLen() != last.BitLen() || last.Less(from) {
+	asked := netipx.IPRangeFrom(from, last)
+	if !asked.IsValid() {
 		return false
 	}
 	if !a.known {
@@ -80,7 +83,6 @@ func (a *addresses) elsewhere(from, last netip.Addr) bool {
 		a.known = true
 	}
 	return a.err == nil && !slices.ContainsFunc(a.list, func(p netip.Prefix) bool {
-		return p.Addr().BitLen() == from.BitLen() &&
-			(p.Contains(from) || p.Contains(last) || from.Compare(p.Addr()) <= 0 && p.Addr().Compare(last) <= 0)
+		return asked.Overlaps(netipx.RangeOfPrefix(p))
 	})
 }
