@@ -47,7 +47,7 @@ test: deps lint build ## every test, on the real kernel: needs root
 
 .PHONY: race
 race: deps build ## the tests that fit, under the race detector
-	CTGUARD_REQUIRE_PRIVILEGED=1 $(GO) test -race -short -count=1 -p 1 -timeout 20m ./policy/... ./agent/... ./nft/... ./internal/... ./cmd/ctguard/...
+	CTGUARD_REQUIRE_PRIVILEGED=1 $(GO) test -race -short -count=1 -p 1 -timeout 20m ./policy/... ./agent/... ./nft/... ./cmd/ctguard/...
 
 .PHONY: lint
 lint: $(LINT) ## go vet, gofmt and the linter

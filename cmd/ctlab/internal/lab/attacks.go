@@ -69,7 +69,8 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "bots", Summary: "400 bots hold 100 connections each, fewer than the address that many users share",
-		Variant: true, Crowd: true, Topologies: onShared, kind: flood.Handshake, rate: 6000, sources: 400, ports: 100, port: service.HTTPPort,
+		Variant: true, Crowd: true, Topologies: onShared, kind: flood.Handshake, rate: 6000, sources: 400, ports: 100,
+		port: service.HTTPPort,
 	},
 	{
 		Name: "pulses", Summary: "the handshake flood, 4 s on and 6 s off",
