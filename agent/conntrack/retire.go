@@ -43,8 +43,8 @@ const statusKept = statusExpected | statusFixedTimeout | statusOffload | statusH
 //
 //   - TCP in TIME_WAIT, or closed by a reset
 //   - ICMP and ICMPv6 echo that was answered
-//   - UDP to the DNS and NTP ports that was answered, and is no stream; other UDP only where it went to one of this host's
-//     own services, because behind a gateway an answered datagram may be a phone's or a tunnel's, which
+//   - UDP to the DNS and NTP ports that was answered, and is no stream; other UDP only where it went to one of this
+//     host's own services, because behind a gateway an answered datagram may be a phone's or a tunnel's, which
 //     waits to be called (RFC 4787, REQ-5)
 //   - with Dead, SYNs of this host's own that nobody answers: their repetition makes a new entry
 //
