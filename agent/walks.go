@@ -96,13 +96,13 @@ func (l *loop) nextWalk(now time.Time) walk {
 	if w := l.adoption(); w != nil {
 		return w
 	}
-	if w := l.retiring(now); w != nil {
-		return w
-	}
-	if w := l.eviction(); w != nil {
+	if w := l.eviction(); w != nil { // it is due only where what is finished was not enough
 		return w
 	}
 	if w := l.purging(now); w != nil {
+		return w
+	}
+	if w := l.retiring(now); w != nil {
 		return w
 	}
 	// While the rules can't be written, what is freed is still tracked: leave it where it is.
