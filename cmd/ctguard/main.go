@@ -20,6 +20,7 @@ const (
 	exitFailed   = 1
 	exitUsage    = 2 // wrong usage or configuration
 	exitNoDaemon = 3
+	exitStalled  = 6 // of run: the loop hung, and the process ended so that its rules go
 )
 
 func main() { os.Exit(run()) }
