@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -58,6 +59,10 @@ type Options struct {
 	Root   string // "/" except in tests: where /proc, /etc, /sys and /run are found
 	Log    *slog.Logger
 	Ready  func() // called once the agent guards the table
+	Alive  func() // called after each tick that observed, decided and applied; it must not wait for anybody
+	// Stalled must end the process at once: the loop hangs, and where says where. The rules are gone already, as far as
+	// they can be. Without it nobody watches the loop.
+	Stalled func(where string)
 }
 
 // New opens everything the agent needs in the network namespace of the calling thread, and puts
@@ -74,8 +79,9 @@ func New(c config.Config, o Options) (*Agent, error) {
 
 // newLoop returns a loop that has not learnt anything yet.
 func newLoop(c config.Config, o Options, board *control.Board) *loop {
-	return &loop{config: c, dryRun: o.DryRun, ready: o.Ready, calm: func(bool) {}, machine: policy.New(c.Policy),
-		teller: teller{log: o.Log, board: board, troubles: make(map[string]string)}}
+	return &loop{config: c, dryRun: o.DryRun, ready: o.Ready, alive: o.Alive, calm: func(bool) {},
+		machine: policy.New(c.Policy),
+		teller:  teller{log: o.Log, board: board, troubles: make(map[string]string)}}
 }
 
 // open does the work of New.
@@ -97,6 +103,9 @@ func (a *Agent) open(o Options) error {
 		return err
 	}
 	a.opened.add(rules)
+	if o.Stalled != nil {
+		l.watchdog = newWatchdog(o.Stalled, rules.LetGo)
+	}
 	if l.settings, err = a.openSettings(o); err != nil {
 		return err
 	}
@@ -133,12 +142,12 @@ func (a *Agent) open(o Options) error {
 // lock makes sure that nobody else guards this network namespace.
 func (a *Agent) lock() error {
 	lock, err := state.LockInstance()
-	if errors.Is(err, state.ErrNameTaken) {
-		a.loop.trouble("instance lock", err)
-		return nil
+	if errors.Is(err, state.ErrRunning) {
+		return err
 	}
 	if err != nil {
-		return err
+		a.loop.trouble("instance lock", fmt.Errorf("%w: a second ctguard here would go unnoticed", err))
+		return nil
 	}
 	a.opened.add(lock)
 	return nil

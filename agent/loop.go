@@ -38,7 +38,10 @@ type loop struct {
 	slowest   time.Duration // the longest from an observation to its rules in the kernel
 	namespace wrongNamespace
 	missing   []string   // what this kernel can't do
-	ready     func()     // called after the first tick
+	ready     func()     // called after the first tick that went all the way
+	alive     func()     // called after each such tick
+	blind     time.Time  // since when the table can't be read; zero while it can
+	watchdog  *watchdog  // nil in tests
 	calm      func(bool) // told whether nothing is about to go untracked
 	due       bool       // an operator changed something: tick at once
 }
@@ -60,16 +63,50 @@ func (a *Agent) Run(ctx context.Context, hup <-chan os.Signal) error {
 	group, ctx := errgroup.WithContext(ctx)
 	ch := newChannels(a.board, hup)
 	a.loop.learn(a.surveyor.Survey())
+	defer a.watch()()
 	group.Go(func() error { return a.walker.run(ctx, ch.walks, ch.walked) })
-	group.Go(func() error { return surveyLoop(ctx, a.surveyor, ch.reload, ch.surveys) })
+	go surveyLoop(ctx, a.surveyor, ch.reload, ch.surveys) // a survey that hangs keeps nobody from taking everything back
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return a.loop.run(ctx, ch) })
 	err = group.Wait()
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	// All goroutines have ended: the loop is this one's now.
+	// The goroutines that have to do with the loop have ended: it is this one's now.
+	a.loop.watchdog.expect(0, partingPatience)
 	return errors.Join(err, a.loop.revert(a.walker), a.opened.close())
+}
+
+// setOut begins the next walk, unless one is under way. One that does not end is told of: nobody is evicted meanwhile.
+func (l *loop) setOut(walks chan<- walk) {
+	now := time.Now()
+	if l.walking {
+		if now.Sub(l.setOutAt) >= longWalk {
+			l.trouble("walk", errLongWalk)
+		}
+		return
+	}
+	l.trouble("walk", nil)
+	if w := l.nextWalk(now); w != nil {
+		l.walking, l.setOutAt = true, now
+		walks <- w
+	}
+}
+
+// longWalk is more than any walk over the table takes.
+const longWalk = time.Minute
+
+var errLongWalk = fmt.Errorf("the last walk over the table has not ended for %s: nobody is evicted meanwhile", longWalk)
+
+// watch has the watchdog look after the loop until what it returns is called.
+func (a *Agent) watch() (stop func()) {
+	w := a.loop.watchdog
+	if w == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go w.run(ctx)
+	return cancel
 }
 
 // channels are how the loop talks to the other goroutines.
@@ -96,10 +133,8 @@ func (l *loop) run(ctx context.Context, ch channels) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timer.C:
-			l.tick()
-			if l.ready != nil {
-				l.ready()
-				l.ready = nil
+			if err := l.turn(); err != nil {
+				return err
 			}
 			timer.Reset(l.decision.Next)
 		case learnt := <-ch.walked:
@@ -126,24 +161,47 @@ func (l *loop) run(ctx context.Context, ch channels) error {
 				ch.reload <- l.config
 			}
 		}
-		if !l.walking {
-			if w := l.nextWalk(time.Now()); w != nil {
-				l.walking = true
-				ch.walks <- w
-			}
-		}
+		l.setOut(ch.walks)
 	}
+}
+
+// errBlind says why a loop that can't see has ended.
+var errBlind = errors.New("the table could not be read")
+
+// turn ticks, and tells those who watch over the loop of a tick that observed, decided and applied. Rules are not left
+// to a loop that has seen nothing for long: it ends, and they go.
+func (l *loop) turn() error {
+	whole := l.tick()
+	l.watchdog.expect(l.decision.Next, patience)
+	if !whole {
+		if l.blind.IsZero() {
+			l.blind = time.Now()
+		}
+		if time.Since(l.blind) >= blindFor {
+			return fmt.Errorf("%w for %s: %s", errBlind, blindFor, l.troubles["observe"])
+		}
+		return nil
+	}
+	l.blind = time.Time{}
+	if l.ready != nil {
+		l.ready()
+		l.ready = nil
+	}
+	if l.alive != nil {
+		l.alive()
+	}
+	return nil
 }
 
 // surveyLoop looks at the host every few seconds.
 func surveyLoop(ctx context.Context, s *survey.Surveyor, reload <-chan config.Config,
-	surveys chan<- survey.Facts) error {
+	surveys chan<- survey.Facts) {
 	timer := time.NewTicker(surveyPause)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		case c := <-reload:
 			s.Reconfigure(c)
 		case <-timer.C:
@@ -151,7 +209,7 @@ func surveyLoop(ctx context.Context, s *survey.Surveyor, reload <-chan config.Co
 		select {
 		case surveys <- s.Survey():
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		}
 	}
 }

@@ -19,13 +19,13 @@ import (
 // say may be a little older.
 const calmBelow = 30
 
-// tick is one turn of the loop: observe, decide, apply.
-func (l *loop) tick() {
+// tick is one turn of the loop: observe, decide, apply. It returns false where there was nothing to decide on.
+func (l *loop) tick() bool {
 	started := time.Now()
 	o, err := l.observe(started)
 	if l.trouble("observe", err); err != nil {
 		l.decision.Next = l.config.Policy.Calm
-		return
+		return false
 	}
 	l.lookAround(started, o.Count)
 	words := state.WordsOf(l.machine)
@@ -44,6 +44,7 @@ func (l *loop) tick() {
 	}
 	l.trouble("ordinary day", l.state.KeepDay(l.machine.OrdinaryDay(), started))
 	l.publish(o, time.Since(started))
+	return true
 }
 
 // sensors are what the loop reads at each tick.

@@ -72,6 +72,7 @@ func (w walker) run(ctx context.Context, walks <-chan walk, walked chan<- func(*
 // walks is what the loop knows of its walks over the table. Only one is under way at a time.
 type walks struct {
 	walking    bool
+	setOutAt   time.Time      // when that began
 	census     *policy.Census // the newest scan
 	fresh      bool           // no tick has seen census yet
 	learnt     int            // scans that taught something so far

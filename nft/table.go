@@ -189,6 +189,10 @@ func lookUp(conn *nftables.Conn) (owner uint32, found bool, err error) {
 	return table.Owner, true, nil
 }
 
+// LetGo closes the socket and nothing else, upon which the kernel removes an owned table. It is for a process that has
+// to end while the goroutine that this table belongs to hangs, and the only method that another may call.
+func (t *Table) LetGo() { t.conn.CloseLasting() }
+
 // Close removes the table and closes the socket. The kernel does the same for an owned table when
 // the process ends without it.
 func (t *Table) Close() error {

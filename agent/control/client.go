@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -20,6 +21,8 @@ const answerWithin = 15 * time.Second
 var (
 	// ErrNoDaemon says that nobody answers on the socket.
 	ErrNoDaemon = errors.New("no daemon answers")
+	// ErrSilent says that a daemon is there and does not answer: it hangs, or was stopped.
+	ErrSilent = errors.New("the daemon does not answer")
 	// ErrNotAllowed says that the socket may not be opened.
 	ErrNotAllowed = errors.New("not allowed to ask the daemon")
 )
@@ -51,6 +54,7 @@ func NewClient(socket string) *Client {
 // Call asks for a path of the API, such as "status": GET without a body, POST with one. The answer is read
 // into out unless that is nil. A call whose ctx is cancelled is no error and leaves out as it is.
 func (c *Client) Call(ctx context.Context, path string, body, out any) (err error) {
+	began := time.Now()
 	method, text := http.MethodGet, []byte(nil)
 	if body != nil {
 		method = http.MethodPost
@@ -71,8 +75,8 @@ func (c *Client) Call(ctx context.Context, path string, body, out any) (err erro
 	switch {
 	case errors.Is(err, context.Canceled):
 		return nil
-	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("the daemon at %s does not answer within %s", c.socket, answerWithin)
+	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, syscall.EAGAIN): // or takes no more connections
+		return fmt.Errorf("%w at %s within %s", ErrSilent, c.socket, time.Since(began).Round(time.Second))
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w at %s: try sudo", ErrNotAllowed, c.socket)
 	case err != nil:

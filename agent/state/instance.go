@@ -1,71 +1,57 @@
 package state
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"syscall"
-	"time"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// instanceName is the abstract socket that an agent holds as long as it runs.
+// instanceName is how the name of the socket begins that an agent holds as long as it runs; random letters
+// follow, so that nobody can have taken it before. Agents before 0.2 held the name without them.
 const instanceName = "@ctguard"
 
-var (
-	// ErrRunning says that another agent guards this network namespace.
-	ErrRunning = errors.New("another ctguard guards this network namespace")
-	// ErrNameTaken says that the lock could not be taken because a stranger holds its name.
-	ErrNameTaken = errors.New("a process that is not root's holds the abstract socket " + instanceName +
-		": a second ctguard here would go unnoticed")
-)
+// ErrRunning says that another agent guards this network namespace.
+var ErrRunning = errors.New("another ctguard guards this network namespace")
 
 // LockInstance makes sure that this agent is the only one in its network namespace, until the closer is
-// closed. Abstract socket names belong to a network namespace and vanish with their process (unix(7)), so
-// there is nothing to clean up after a crash. But anybody may take one: a name that somebody else than root
-// holds is no agent's, and keeps none from its work. [ErrNameTaken] says so, with nothing to close.
+// closed. It holds an abstract socket: those belong to a network namespace, whatever is mounted at /run, and vanish
+// with their process (unix(7)). Nobody listens on it, so that who connects is refused by the kernel and costs
+// nothing. Strangers may have sockets with such names, too: only root's count.
 func LockInstance() (io.Closer, error) {
-	l, err := net.Listen("unix", instanceName)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		if Running() {
-			return nil, fmt.Errorf("%w: see ctguard status", ErrRunning)
-		}
-		return nil, ErrNameTaken
-	}
+	random := make([]byte, 8)
+	_, _ = rand.Read(random) // it never fails
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("claim network namespace: %w", err)
 	}
-	go hangUp(l)
-	return l, nil
-}
-
-// hangUp takes connections and ends them until the listener is closed: nobody can fill its queue, after
-// which it would look as if no agent were running.
-func hangUp(l net.Listener) {
-	for {
-		c, err := l.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			time.Sleep(time.Second) // out of descriptors, perhaps
-			continue
-		}
-		c.Close()
+	held := os.NewFile(uintptr(fd), "instance lock")
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: instanceName + "/" + hex.EncodeToString(random)}); err != nil {
+		held.Close()
+		return nil, fmt.Errorf("claim network namespace: %w", err)
 	}
+	// Whoever binds first and looks then sees the other, or is seen. Two that start at the same moment see each
+	// other, and neither stays: better than both.
+	agents, err := instances()
+	if err == nil && len(agents) > 1 {
+		err = fmt.Errorf("%w: see ctguard status", ErrRunning)
+	}
+	if err != nil {
+		held.Close()
+		return nil, err
+	}
+	return held, nil
 }
 
 // Running reports whether an agent guards the network namespace of the calling thread.
 func Running() bool {
-	c, err := net.Dial("unix", instanceName)
-	if err != nil {
-		return false
-	}
-	defer c.Close()
-	peer := Peer(c)
-	return peer != nil && peer.Uid == 0
+	agents, err := instances()
+	return err == nil && len(agents) > 0
 }
 
 // Peer returns the credentials of the process at the other end of a Unix socket (SO_PEERCRED, unix(7)); nil

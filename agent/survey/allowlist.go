@@ -19,7 +19,7 @@ func (s *Surveyor) operators(now time.Time) ([]netip.Addr, error) {
 	peers := s.host.Sessions()
 	seen := make(map[Connection]time.Time)
 	for _, port := range s.config.Ports {
-		connections, err := s.host.Connections(port)
+		connections, err := s.host.managing(port, s.seen)
 		if err != nil {
 			return peers, err
 		}

@@ -2,19 +2,37 @@ package survey
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Connections returns the established connections to a local TCP port.
-func (h *Host) Connections(port uint16) ([]Connection, error) {
-	var list []Connection
+// mostSeen is how many management connections are followed, of each port, and mostFrom how many of them from one
+// address: anybody who reaches the port can open some, and nobody needs more to be known as logged in.
+const (
+	mostSeen = 4096
+	mostFrom = 16
+)
+
+// managing returns the established connections to a management port: those that were seen before, and of the others
+// as many as may be followed.
+func (h *Host) managing(port uint16, seen map[Connection]time.Time) ([]Connection, error) {
+	var known, others []Connection
+	from := make(map[netip.Addr]int)
 	err := query{protocol: unix.IPPROTO_TCP, states: stateEstablished, ports: []uint16{port}}.list(func(s Live) bool {
-		list = append(list, s.Connection)
+		peer := s.Remote.Addr()
+		if _, before := seen[s.Connection]; before {
+			known = append(known, s.Connection)
+			from[peer]++
+		} else if len(others) < mostSeen && from[peer] < mostFrom {
+			others = append(others, s.Connection)
+			from[peer]++
+		}
 		return true
 	})
-	return list, err
+	return append(known, others[:min(len(others), max(0, mostSeen-len(known)))]...), err
 }
 
 // Established returns the connections to the local TCP ports that are true in ports over which data

@@ -130,7 +130,7 @@ func TestConnections(t *testing.T) {
 		{22, []string{ssh4.LocalAddr().String(), ssh6.LocalAddr().String()}},
 		{23, nil},
 	} {
-		list, err := h.Connections(c.port)
+		list, err := h.managing(c.port, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,6 +1,7 @@
 package survey
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -9,16 +10,17 @@ import (
 )
 
 // services returns the candidates for notrack: what the config names with its parts, and what is found for
-// "auto".
+// "auto". With [ErrManyServices] these are some of them.
 func (s *Surveyor) services() ([]policy.Selector, error) {
 	var all []policy.Selector
+	var many error
 	for _, text := range s.config.Services {
 		if text == "auto" {
 			found, err := s.host.Services()
-			if err != nil {
+			if err != nil && !errors.Is(err, ErrManyServices) {
 				return nil, err
 			}
-			all = append(all, found...)
+			all, many = append(all, found...), err
 			continue
 		}
 		one, err := policy.ParseSelector(text)
@@ -28,7 +30,9 @@ func (s *Surveyor) services() ([]policy.Selector, error) {
 		all = append(all, one)
 	}
 	parts, err := s.parts(all)
-	if err != nil {
+	if errors.Is(err, ErrManyServices) {
+		many = err
+	} else if err != nil {
 		return nil, err
 	}
 	all = append(all, parts...)
@@ -37,7 +41,7 @@ func (s *Surveyor) services() ([]policy.Selector, error) {
 		again := seen[one]
 		seen[one] = true
 		return again || slices.Contains(s.config.Except, one)
-	}), nil
+	}), many
 }
 
 // managed returns the services on management ports that the configuration names neither by themselves nor
@@ -61,13 +65,14 @@ func (s *Surveyor) managed(services []policy.Selector) []policy.Selector {
 // itself as well, lest a busy one hide what becomes of the others.
 func (s *Surveyor) parts(all []policy.Selector) (parts []policy.Selector, err error) {
 	var found []policy.Selector
+	var many error
 	for _, whole := range all {
 		if !whole.Whole() {
 			continue
 		}
 		if found == nil {
-			if found, err = s.host.Services(); err != nil {
-				return nil, err
+			if found, many = s.host.Services(); many != nil && !errors.Is(many, ErrManyServices) {
+				return nil, many
 			}
 		}
 		for _, part := range found {
@@ -77,7 +82,7 @@ func (s *Surveyor) parts(all []policy.Selector) (parts []policy.Selector, err er
 			}
 		}
 	}
-	return parts, nil
+	return parts, many
 }
 
 // mostLane bounds the management lane: each selector is a rule.

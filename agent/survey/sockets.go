@@ -58,6 +58,7 @@ type query struct {
 type Live struct {
 	Connection
 	Scales   Scales // of TCP
+	UID      uint32 // whose the socket is
 	Outgoing bool   // nothing listens on the local port; [Host.Established] alone finds out
 }
 
@@ -187,6 +188,7 @@ func parseSocket(b []byte) (Live, bool) {
 		Local:  netip.AddrPortFrom(address(b[8:]), binary.BigEndian.Uint16(b[4:])),
 		Remote: netip.AddrPortFrom(address(b[24:]), binary.BigEndian.Uint16(b[6:])),
 	}}
+	s.UID = binary.NativeEndian.Uint32(b[64:])
 	for rest := b[sizeofInetDiagMsg:]; len(rest) >= 4; {
 		n := int(binary.NativeEndian.Uint16(rest))
 		if n < 4 || n > len(rest) {

@@ -1,6 +1,7 @@
 package survey
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -51,7 +52,8 @@ func (s *Surveyor) tooGenerous() error {
 func (s *Surveyor) Survey() Facts {
 	var f Facts
 	note := func(err error) {
-		if err != nil {
+		told := slices.ContainsFunc(f.Faults, func(other error) bool { return errors.Is(err, other) })
+		if err != nil && !told {
 			f.Faults = append(f.Faults, err)
 		}
 	}
@@ -89,10 +91,10 @@ func (s *Surveyor) Survey() Facts {
 // listeners returns the TCP ports that synproxy may stand in front of, and why it can't of some of
 // them. What can't be found out leaves none.
 func (s *Surveyor) listeners() ([]policy.Selector, map[policy.Selector]string, error) {
-	list := s.config.Proxied
+	list, many := s.config.Proxied, error(nil)
 	if len(list) == 0 {
 		found, err := s.host.Services()
-		if err != nil {
+		if many = err; err != nil && !errors.Is(err, ErrManyServices) {
 			return nil, nil, err
 		}
 		list = slices.DeleteFunc(found, func(one policy.Selector) bool { return one.Protocol != policy.TCP })
@@ -101,7 +103,7 @@ func (s *Surveyor) listeners() ([]policy.Selector, map[policy.Selector]string, e
 	if err != nil {
 		return nil, nil, err
 	}
-	return list, unproxied, nil
+	return list, unproxied, many
 }
 
 // unsupported returns the steps that can't do their work on this host, with the reasons, and how many

@@ -22,6 +22,7 @@ const (
 	exitNoDaemon = 3
 	exitWarnings = 4 // of audit
 	exitCritical = 5 // of audit
+	exitStalled  = 6 // of run: the loop hung, and the process ended so that its rules go
 )
 
 func main() { os.Exit(run()) }

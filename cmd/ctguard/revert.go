@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -28,17 +30,10 @@ func (p *program) revertCommand() *cobra.Command {
 				return p.revertAll(c, conf.Namespaces)
 			}
 			if state.Running() {
-				r := control.HoldRequest{For: agent.RevertFor.String(), Reason: "ctguard revert"}
-				if err := p.call(c.Context(), "revert", r, nil); err != nil {
+				done, err := p.askToRevert(c)
+				if done || err != nil {
 					return err
 				}
-				fmt.Fprintf(c.OutOrStdout(), "the daemon is back at level 0 and stays there for %s; ctguard auto lets it go on\n",
-					agent.RevertFor)
-				var s control.Status
-				if err := p.call(c.Context(), "status", nil, &s); err != nil || s.Mode != "dry-run" {
-					return err
-				}
-				// A dry run puts nothing back, neither what it didn't change nor what an earlier run left.
 			}
 			done, err := agent.Revert(conf, "/")
 			for _, line := range done {
@@ -50,6 +45,49 @@ func (p *program) revertCommand() *cobra.Command {
 			return err
 		},
 	}
+}
+
+// Patience with a daemon: it answers within a tick, if at all.
+const (
+	revertWithin = 5 * time.Second
+	killWithin   = 10 * time.Second
+)
+
+// askToRevert has the daemon take everything back. It returns false where there is still something to do: after a dry
+// run, which puts nothing back, neither what it didn't change nor what an earlier run left, and after a daemon that
+// does not answer, which is ended, so that the kernel removes its rules.
+func (p *program) askToRevert(c *cobra.Command) (done bool, err error) {
+	ctx, cancel := context.WithTimeout(c.Context(), revertWithin)
+	defer cancel()
+	r := control.HoldRequest{For: agent.RevertFor.String(), Reason: "ctguard revert"}
+	err = p.call(ctx, "revert", r, nil)
+	if errors.Is(err, control.ErrSilent) {
+		return false, endSilent(c, err)
+	}
+	if err != nil {
+		return false, err
+	}
+	fmt.Fprintf(c.OutOrStdout(), "the daemon is back at level 0 and stays there for %s; ctguard auto lets it go on\n",
+		agent.RevertFor)
+	var s control.Status
+	err = p.call(ctx, "status", nil, &s)
+	return s.Mode != "dry-run", err
+}
+
+// endSilent ends a daemon that does not answer.
+func endSilent(c *cobra.Command, silent error) error {
+	fmt.Fprintf(c.ErrOrStderr(), "ctguard: %v: it is ended\n", silent)
+	ctx, cancel := context.WithTimeout(c.Context(), killWithin)
+	defer cancel()
+	pid, err := state.Kill(ctx)
+	if err != nil {
+		return fmt.Errorf("the daemon can't be ended: %w", err)
+	}
+	if pid != 0 {
+		fmt.Fprintf(c.OutOrStdout(), "process %d killed; whoever keeps the daemon running may start it again: "+
+			"systemctl stop ctguard\n", pid)
+	}
+	return nil
 }
 
 // revertAll reverts one namespace after the other, each by a process in it. One that is not there does not

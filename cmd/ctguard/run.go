@@ -39,7 +39,8 @@ func (p *program) runCommand() *cobra.Command {
 			if p.netns != "" {
 				log = log.With("namespace", p.namespace.String())
 			}
-			a, err := agent.New(conf, agent.Options{DryRun: dryRun, Record: record, Root: "/", Log: log, Ready: announce})
+			a, err := agent.New(conf, agent.Options{DryRun: dryRun, Record: record, Root: "/", Log: log,
+				Ready: announce, Alive: newPulse(c.Context()).beat, Stalled: stalled})
 			if err != nil {
 				return err
 			}

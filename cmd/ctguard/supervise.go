@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -33,7 +32,8 @@ type supervisor struct {
 	news      chan func() // what those have to tell that wait for agents
 	announced bool        // systemd knows that all are ready
 	stopping  bool
-	failed    error // why all must end, or have not ended well
+	silence   time.Duration // see [silence]
+	failed    error         // why all must end, or have not ended well
 }
 
 // child is one agent and its process.
@@ -50,16 +50,21 @@ type child struct {
 // supervise runs the agents of the namespaces until ctx ends.
 func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []config.Namespace, arguments []string,
 	log *slog.Logger) error {
-	s := &supervisor{arguments: arguments, log: log, news: make(chan func())}
+	s := &supervisor{arguments: arguments, log: log, news: make(chan func()), silence: silence}
 	for _, n := range namespaces {
 		c := &child{namespace: n}
 		s.children = append(s.children, c)
 		s.start(c)
 	}
+	beat := newPulse(ctx).beat
+	beats := time.NewTicker(beatPause)
+	defer beats.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return s.stop()
+		case <-beats.C:
+			beat() // an agent that hangs is ended by itself, or in listen
 		case <-hup:
 			for _, c := range s.children {
 				s.reload(c)
@@ -85,17 +90,41 @@ func (s *supervisor) start(c *child) {
 	}
 	c.process = process.Process
 	go func() {
-		one := make([]byte, 1)
-		if n, _ := r.Read(one); n > 0 {
-			s.news <- func() { s.settle(c) }
-		}
-		r.Close()
+		s.listen(c, r, process.Process)
 		err := process.Wait()
 		s.news <- func() { s.ended(c, err) }
 	}()
 }
 
-// launch starts an agent and returns the pipe that it writes to when it is ready.
+// silence is how long an agent that is ready may say nothing: it says so each beatPause that it lives.
+const silence = 30 * time.Second
+
+// listen waits for an agent to be ready, and then to end. One that is silent for long hangs so badly that it can't
+// end by itself, or was stopped: it is killed, and with it go its rules.
+func (s *supervisor) listen(c *child, r *os.File, process *os.Process) {
+	defer r.Close()
+	some := make([]byte, 64)
+	if n, _ := r.Read(some); n == 0 {
+		return
+	}
+	s.news <- func() { s.settle(c) }
+	for {
+		_ = r.SetReadDeadline(time.Now().Add(s.silence))
+		_, err := r.Read(some)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			s.news <- func() {
+				s.log.Warn("agent is silent, it is killed", "namespace", c.namespace.String(), "for", s.silence.String())
+			}
+			_ = process.Kill()
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// launch starts an agent and returns the pipe that it writes to when it is ready and as long as it lives.
 func (s *supervisor) launch(n config.Namespace) (*os.File, *exec.Cmd, error) {
 	program, err := os.Executable()
 	if err != nil {
@@ -199,19 +228,4 @@ func (s *supervisor) running() bool {
 		}
 	}
 	return false
-}
-
-// readyVariable tells an agent the descriptor of the pipe on which its supervisor waits for it.
-const readyVariable = "CTGUARD_READY_FD"
-
-// announce tells whoever waits for it that the agent guards its table: its supervisor, or systemd.
-func announce() {
-	fd, err := strconv.Atoi(os.Getenv(readyVariable))
-	if err != nil {
-		_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // no systemd is no fault
-		return
-	}
-	pipe := os.NewFile(uintptr(fd), "supervisor")
-	_, _ = pipe.WriteString("\n") // a supervisor that is gone has had its end signalled
-	_ = pipe.Close()
 }
