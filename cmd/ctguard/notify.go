@@ -76,7 +76,8 @@ func (p *pulse) beat() {
 	}
 }
 
-// stalled ends this process, whose loop hangs. What hangs may be where standard error leads, too: that is not waited for.
+// stalled ends this process, whose loop hangs. What hangs may be where standard error leads, too: that is not waited
+// for.
 func stalled(where string) {
 	told := make(chan struct{})
 	go func() {
