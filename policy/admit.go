@@ -37,7 +37,7 @@ var unansweredLife = map[uint8]struct {
 }{
 	1:   {"nf_conntrack_icmp_timeout", 30},
 	tcp: {"nf_conntrack_tcp_timeout_syn_sent", 120},
-	udp: {"nf_conntrack_udp_timeout", 30},
+	udp: {"nf_conntrack_udp_timeout", udpTimeout},
 	47:  {"nf_conntrack_gre_timeout", 30},
 	58:  {"nf_conntrack_icmpv6_timeout", 30},
 }

@@ -16,7 +16,7 @@ func (*closedPorts) done(o Observation) uint64 { return o.Work.ClosedDropped }
 
 // unrepliedLife is how many seconds a packet that nobody answers stays in the table at the kernel's
 // defaults, as nf_conntrack_udp_timeout.
-const unrepliedLife = 30
+const unrepliedLife = udpTimeout
 
 func (*closedPorts) quiet(s situation, rate float64) bool { return s.roomFor(rate * unrepliedLife) }
 

@@ -6,6 +6,9 @@ import (
 	"slices"
 )
 
+// udpTimeout is the kernel's default of nf_conntrack_udp_timeout, in seconds.
+const udpTimeout = 30
+
 // IP protocol numbers.
 const (
 	tcp = 6

@@ -274,7 +274,7 @@ func (f *offenders) forget(prefix netip.Prefix) {
 
 // flowLife is how long a new flow that nobody closes stays in the table, in seconds: the default
 // of nf_conntrack_udp_timeout, the shortest of those that a flood makes use of.
-const flowLife = 30
+const flowLife = udpTimeout
 
 // limitRate returns how many new flows a second keep a source at its fair share, as a power of two
 // so that a share that drifts doesn't change the rule each time.

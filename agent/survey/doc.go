@@ -3,7 +3,8 @@
 // against leaving traffic untracked or answering in its place (NAT, conntrack helpers).
 //
 // What the host's own rules do is read rule by rule: dump.go asks the kernel, ruleset.go lists chains and rules,
-// rule.go and extensions.go follow one rule of nftables and iptables, sets.go the sets it looks into. constraints.go is
+// rule.go, statements.go and extensions.go follow one rule of nftables and iptables, sets.go the sets it looks into.
+// constraints.go is
 // what the matches of a rule say of the packets that come further, effect.go what becomes of them there, nat.go which
 // services a translation touches, refusals.go and skips.go what follows from all that. rewrites.go remembers the answer
 // until watch.go says that something changed on which it depends; legacy.go looks at iptables-legacy. Whatever can't be
