@@ -9,7 +9,8 @@ import (
 // udpTimeout is the kernel's default of nf_conntrack_udp_timeout, in seconds.
 const udpTimeout = 30
 
-// IP protocol numbers.
+// IP protocol numbers that decisions depend on; everything else has them from golang.org/x/sys/unix, which this package
+// does not import.
 const (
 	tcp = 6
 	udp = 17

@@ -1,5 +1,7 @@
 package conntrack
 
+import "golang.org/x/sys/unix"
+
 // Message types of the conntrack subsystem: enum cntl_msg_types in
 // include/uapi/linux/netfilter/nfnetlink_conntrack.h, behind NFNL_SUBSYS_CTNETLINK in the high byte.
 const (
@@ -98,16 +100,16 @@ const (
 	tcpUnacknowledged = 0x10 // IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
 )
 
-// IP protocol numbers, as the IANA registry has them.
+// IP protocol numbers, as short as the code that is full of them needs.
 const (
-	protoICMP    = 1
-	protoTCP     = 6
-	protoUDP     = 17
-	protoDCCP    = 33
-	protoGRE     = 47
-	protoICMPv6  = 58
-	protoSCTP    = 132
-	protoUDPLite = 136
+	protoICMP    = unix.IPPROTO_ICMP
+	protoTCP     = unix.IPPROTO_TCP
+	protoUDP     = unix.IPPROTO_UDP
+	protoDCCP    = unix.IPPROTO_DCCP
+	protoGRE     = unix.IPPROTO_GRE
+	protoICMPv6  = unix.IPPROTO_ICMPV6
+	protoSCTP    = unix.IPPROTO_SCTP
+	protoUDPLite = unix.IPPROTO_UDPLITE
 )
 
 // Types of an echo request: RFC 792 and RFC 4443.

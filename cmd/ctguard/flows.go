@@ -61,7 +61,8 @@ func (f *entryFlags) given(c *cobra.Command) (n int) {
 
 // protocols are the names that people use for IP protocol numbers; see protocols(5).
 var protocols = map[string]uint8{
-	"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "gre": 47, "icmpv6": 58, "sctp": 132, "udplite": 136,
+	"icmp": unix.IPPROTO_ICMP, "tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "dccp": unix.IPPROTO_DCCP,
+	"gre": unix.IPPROTO_GRE, "icmpv6": unix.IPPROTO_ICMPV6, "sctp": unix.IPPROTO_SCTP, "udplite": unix.IPPROTO_UDPLITE,
 }
 
 // filter turns the flags into a filter. either is a prefix that one of the ends must be in; it may be empty.
