@@ -63,7 +63,7 @@ $(LINT):
 fuzz: ## fuzz every parser for FUZZTIME (30s) each
 	@for f in $$(grep -rlE '^func Fuzz' --include '*_test.go' .); do \
 		for name in $$(grep -oE '^func Fuzz[A-Za-z0-9]*' $$f | cut -d' ' -f2); do \
-			$(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f) || exit 1; done; done
+			$(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x ./$$(dirname $$f) || exit 1; done; done
 
 .PHONY: bench
 bench: deps build ## every figure of docs/performance.md: needs root

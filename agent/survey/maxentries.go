@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
-	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -69,18 +69,17 @@ func (h *Host) Memory() (Memory, error) {
 
 // memory returns the machine's memory in bytes; see proc_meminfo(5).
 func (h *Host) memory() (int, error) {
-	proc, err := procfs.NewFS(h.proc)
+	text, err := os.ReadFile(filepath.Join(h.proc, "meminfo"))
 	if err != nil {
 		return 0, fmt.Errorf("look for room: %w", err)
 	}
-	info, err := proc.Meminfo()
-	if err != nil {
-		return 0, fmt.Errorf("look for room: %w", err)
+	for line := range strings.Lines(string(text)) {
+		var kib int
+		if _, err := fmt.Sscanf(line, "MemTotal: %d kB", &kib); err == nil && kib > 0 {
+			return kib << 10, nil
+		}
 	}
-	if info.MemTotalBytes == nil {
-		return 0, errors.New("look for room: no MemTotal in /proc/meminfo")
-	}
-	return int(*info.MemTotalBytes), nil
+	return 0, errors.New("look for room: no MemTotal in /proc/meminfo")
 }
 
 // objectSize returns the size of an entry's slab object in bytes.
