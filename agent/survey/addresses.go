@@ -30,6 +30,7 @@ func New(root string) *Host {
 	return &Host{
 		proc: filepath.Join(root, "proc"), etc: filepath.Join(root, "etc"),
 		sys: filepath.Join(root, "sys"), run: filepath.Join(root, "run"),
+		read: ruleCache{rest: rest},
 	}
 }
 

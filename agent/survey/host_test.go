@@ -30,7 +30,9 @@ func fixture(t *testing.T, files map[string]string) (h *Host, root string) {
 			t.Fatal(err)
 		}
 	}
-	return New(root), root
+	h = New(root)
+	h.read.rest = 0 // whoever changes rules here asks at once, on a machine of any speed
+	return h, root
 }
 
 // texts are addresses as people write them.

@@ -21,6 +21,7 @@ type rewrites struct {
 // ruleCache is the newest answer. To read ten thousand rules takes a tenth of a second or more, so it is done only
 // where something changed that matters, and then not all the time.
 type ruleCache struct {
+	rest time.Duration // times what a reading took, before the next one; [rest] but in tests
 	sync.Mutex
 	calm   atomic.Bool // nothing is untracked and nothing is about to be
 	known  bool
@@ -89,7 +90,7 @@ func (h *Host) nftRewrites() (rewrites, error) {
 	if c.watch.changed() {
 		c.known = false
 	}
-	pause := min(rest*c.took, mostRest)
+	pause := min(c.rest*c.took, mostRest)
 	if c.calm.Load() {
 		pause = min(calmRest*c.took, mostCalmRest)
 	}

@@ -128,6 +128,7 @@ func TestRulesRestWhileCalm(t *testing.T) {
 	feed(t, chainNAT+"tcp dport 80 redirect\n}}")
 	h, _ := fixture(t, nil)
 	defer h.Close()
+	h.read.rest = rest
 	refusals(t, h, "tcp/80")
 	h.read.took = 10 * time.Millisecond // as if there were a thousand times as many rules
 	h.Calm(true)
