@@ -44,7 +44,7 @@ func (a adoptWalk) do(ctx context.Context, w walker) func(*loop) {
 			l.adopted, l.due = began, true
 		}
 		if n > 0 {
-			l.emit(policy.Event{Kind: policy.StepEvent, Step: policy.NotrackStep, Entries: n, Reason: adopted(n)})
+			l.emit(policy.Event{Kind: policy.StepEvent, Step: policy.Notrack, Entries: n, Reason: adopted(n)})
 		}
 	}
 }

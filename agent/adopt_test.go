@@ -127,7 +127,7 @@ func TestAdoptAll(t *testing.T) {
 	t.Cleanup(func() { table.Close() })
 	l := newLive(table, nil, entries, survey.New("/").Established)
 	all := selectorsOf(t, "all")
-	if err := l.rules(nft.Desired{Posture: policy.Posture{Notrack: []policy.Notrack{{Selector: all[0],
+	if err := l.rules(nft.Desired{Posture: policy.Posture{Notrack: []policy.Untracked{{Selector: all[0],
 		Stage: policy.Freed}}}}, time.Now()); err != nil {
 		t.Fatal(err)
 	}

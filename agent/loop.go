@@ -248,8 +248,8 @@ func (l *loop) restore() {
 	if words.Override != nil {
 		l.machine.SetOverride(words.Override)
 	}
-	for _, word := range words.Manual {
-		l.machine.SetManual(word)
+	for _, word := range words.Words {
+		l.machine.Say(word)
 	}
 }
 

@@ -361,17 +361,17 @@ func TestFreeSelectorsOnce(t *testing.T) {
 	web, dns := policy.Selector{Protocol: policy.TCP, Port: 80}, policy.Selector{Protocol: policy.UDP, Port: 53}
 	for _, step := range []struct {
 		name    string
-		notrack []policy.Notrack
+		notrack []policy.Untracked
 		want    []policy.Selector
 	}{
-		{"watched", []policy.Notrack{{Selector: web, Stage: policy.Watched}}, nil},
-		{"on trial", []policy.Notrack{{Selector: web, Stage: policy.Trial}}, nil},
-		{"freed", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, []policy.Selector{web}},
-		{"still freed", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, nil},
-		{"one more", []policy.Notrack{{Selector: web, Stage: policy.Freed}, {Selector: dns, Stage: policy.Freed}},
+		{"watched", []policy.Untracked{{Selector: web, Stage: policy.Watched}}, nil},
+		{"on trial", []policy.Untracked{{Selector: web, Stage: policy.Trial}}, nil},
+		{"freed", []policy.Untracked{{Selector: web, Stage: policy.Freed}}, []policy.Selector{web}},
+		{"still freed", []policy.Untracked{{Selector: web, Stage: policy.Freed}}, nil},
+		{"one more", []policy.Untracked{{Selector: web, Stage: policy.Freed}, {Selector: dns, Stage: policy.Freed}},
 			[]policy.Selector{dns}},
 		{"tracked again", nil, nil},
-		{"freed again", []policy.Notrack{{Selector: web, Stage: policy.Freed}}, []policy.Selector{web}},
+		{"freed again", []policy.Untracked{{Selector: web, Stage: policy.Freed}}, []policy.Selector{web}},
 	} {
 		l.decision.Posture.Notrack, k.evictions = step.notrack, nil
 		if w := l.freeing(); w != nil {

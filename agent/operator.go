@@ -55,10 +55,10 @@ func (l *loop) auto() error {
 
 // backToBaseline drops every limit, the operator's too, and pins level 0 for a while.
 func (l *loop) backToBaseline(r control.Baseline) error {
-	for _, word := range l.machine.Manual() {
+	for _, word := range l.machine.Words() {
 		if !word.Release {
 			word.Until = time.Now()
-			l.machine.SetManual(word)
+			l.machine.Say(word)
 		}
 	}
 	return l.hold(control.Hold{Kind: policy.Pin, For: r.For, Reason: r.Reason})
@@ -70,12 +70,12 @@ func (l *loop) word(r control.Word) error {
 	if allowed := slices.IndexFunc(l.facts.Allow, p.Overlaps); !r.Release && allowed >= 0 {
 		return fmt.Errorf("%s is on the allowlist as %s: it is never limited", p, l.facts.Allow[allowed])
 	}
-	words := l.machine.Manual()
-	known := func(w policy.Manual) bool { return w.Prefix == p }
+	words := l.machine.Words()
+	known := func(w policy.Word) bool { return w.Prefix == p }
 	if len(words) >= maxWords && !slices.ContainsFunc(words, known) {
 		return fmt.Errorf("%d prefixes are limited or released by operators already: let some of them end first", len(words))
 	}
-	l.machine.SetManual(policy.Manual{Prefix: p, Release: r.Release, Until: time.Now().Add(r.For), Reason: r.Reason})
+	l.machine.Say(policy.Word{Prefix: p, Release: r.Release, Until: time.Now().Add(r.For), Reason: r.Reason})
 	done := "limited"
 	if r.Release {
 		done = "released"

@@ -81,7 +81,7 @@ func TestRefusedByTheLoop(t *testing.T) {
 		}
 	}
 	if text := controltest.MustAsk(t, socket, "/v1/status", http.StatusOK); !strings.Contains(text,
-		`"override": null`) || !strings.Contains(text, `"manual": []`) {
+		`"override": null`) || !strings.Contains(text, `"words": []`) {
 		t.Errorf("something was changed: %s", text)
 	}
 	if text := controltest.MustAsk(t, socket, "/v1/events?since=0", http.StatusOK); strings.Contains(text, "override") {
@@ -158,11 +158,11 @@ func TestBackToBaseline(t *testing.T) {
 		if err := json.Unmarshal([]byte(controltest.MustAsk(t, socket, "/v1/status", http.StatusOK)), &s); err != nil {
 			t.Fatal(err)
 		}
-		if s.Count == 1000 && s.Level == 0 && len(s.Limited) == 0 && s.Override != nil && s.Override.Kind == policy.Pin && len(s.Manual) == 1 && s.Manual[0].Release {
+		if s.Count == 1000 && s.Level == 0 && len(s.Limited) == 0 && s.Override != nil && s.Override.Kind == policy.Pin && len(s.Words) == 1 && s.Words[0].Release {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("level %d, limited %v, override %v, manual %v", s.Level, s.Limited, s.Override, s.Manual)
+			t.Fatalf("level %d, limited %v, override %v, words %v", s.Level, s.Limited, s.Override, s.Words)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

@@ -18,7 +18,7 @@ func (l *loop) publish(o policy.Observation, took time.Duration) {
 		Count: o.Count, Capacity: o.Capacity, Rate: round(d.Rate), KernelDrops: o.Kernel.Drop + o.Kernel.InsertFailed,
 		Steps: l.machine.Steps(), Selectors: l.machine.Selectors(), Limited: l.limited(), Allow: slices.Clone(l.facts.Allow),
 		Ordinary: l.machine.OrdinaryDay().Status(),
-		Override: l.machine.Override(), Manual: append([]policy.Manual{}, l.machine.Manual()...),
+		Override: l.machine.Override(), Words: append([]policy.Word{}, l.machine.Words()...),
 		Degraded: []string{}, Missing: append([]string{}, l.missing...), Evicted: o.Work.Evicted,
 		Events: l.board.Recent(20), Time: o.Time, TickSeconds: took.Seconds(), RulesSeconds: l.slowest.Seconds(),
 	}

@@ -173,7 +173,7 @@ func (l *loop) freeing() walk {
 	}
 	own := l.facts.Own
 	e := conntrack.Eviction{Selectors: due, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}
-	return evictWalk{e, l.census, policy.NotrackStep, fmt.Sprintf("%%d entries of %d untracked selectors freed", len(due))}
+	return evictWalk{e, l.census, policy.Notrack, fmt.Sprintf("%%d entries of %d untracked selectors freed", len(due))}
 }
 
 // evictWalk carries an eviction out and tells of it.

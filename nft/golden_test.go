@@ -22,14 +22,14 @@ var now = time.Now()
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
-func tracked(stage policy.Stage, selectors ...string) []policy.Notrack {
-	var list []policy.Notrack
+func tracked(stage policy.Stage, selectors ...string) []policy.Untracked {
+	var list []policy.Untracked
 	for _, text := range selectors {
 		s, err := policy.ParseSelector(text)
 		if err != nil {
 			panic(err)
 		}
-		list = append(list, policy.Notrack{Selector: s, Stage: stage})
+		list = append(list, policy.Untracked{Selector: s, Stage: stage})
 	}
 	return list
 }

@@ -461,7 +461,7 @@ func TestDropInvalid(t *testing.T) {
 // traffic is about and calls the error invalid. Path MTU discovery needs it.
 func TestDropInvalidSparesErrors(t *testing.T) {
 	for _, c := range []struct {
-		notrack []policy.Notrack
+		notrack []policy.Untracked
 		dropped uint64
 	}{
 		{nil, 1},

@@ -86,7 +86,7 @@ func probeRules(b *batch) {
 				{Prefix: netip.MustParsePrefix("198.51.100.0/24"), Until: now.Add(time.Minute)},
 				{Prefix: netip.MustParsePrefix("2001:db8::/64"), Kind: policy.Block, Until: now.Add(time.Minute)},
 			},
-			Notrack: []policy.Notrack{
+			Notrack: []policy.Untracked{
 				{Selector: policy.Selector{Protocol: policy.TCP, Port: 80}, Stage: policy.Freed},
 				{Selector: policy.Selector{Protocol: policy.ICMP}, Stage: policy.Freed},
 				{Selector: policy.Selector{Group: true}, Stage: policy.Freed},

@@ -32,7 +32,7 @@ func draw() *rapid.Generator[Desired] {
 			Until:  rapid.SampledFrom([]time.Time{{}, now.Add(time.Hour), now.Add(2 * time.Hour), now}).Draw(t, "until"),
 		}
 	})
-	notrack := rapid.Custom(func(t *rapid.T) policy.Notrack {
+	notrack := rapid.Custom(func(t *rapid.T) policy.Untracked {
 		return tracked(rapid.SampledFrom([]policy.Stage{policy.Watched, policy.Trial, policy.Freed}).Draw(t, "stage"), selectors.Draw(t, "selector"))[0]
 	})
 	return rapid.Custom(func(t *rapid.T) Desired {

@@ -22,10 +22,10 @@ type StepName string
 
 // Step is one step's place on the ladder.
 type Step struct {
-	Name  StepName
-	Enter float64       // percent of pressure at which the step is engaged
-	Leave float64       // percent of pressure below which it may be taken back
-	Hold  time.Duration // its settle time: how long pressure must stay below Leave
+	Name   StepName
+	Enter  float64       // percent of pressure at which the step is engaged
+	Leave  float64       // percent of pressure below which it may be taken back
+	Settle time.Duration // its settle time: how long pressure must stay below Leave
 }
 
 // Weight lets a prefix hold more than one fair share: a CGNAT address or a partner is many users.
@@ -163,8 +163,8 @@ func (c Config) validateSteps() []*FieldError {
 		case i > 0 && s.Enter < c.Steps[i-1].Enter && c.Steps[i-1].Enter <= 100:
 			fault(s, ".enter", "%v is below that of %s (%v), the step before it", s.Enter, c.Steps[i-1].Name, c.Steps[i-1].Enter)
 		}
-		if s.Hold < 100*time.Millisecond || s.Hold > time.Hour {
-			fault(s, ".hold", "%s is not between 100ms and 1h", s.Hold)
+		if s.Settle < 100*time.Millisecond || s.Settle > time.Hour {
+			fault(s, ".settle", "%s is not between 100ms and 1h", s.Settle)
 		}
 	}
 	return faults

@@ -165,8 +165,8 @@ func TestEmptiedTable(t *testing.T) {
 func TestReleaseInsideALimit(t *testing.T) {
 	m := New(Defaults(Server))
 	until := dayStart.Add(time.Hour)
-	m.SetManual(Manual{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Until: until, Reason: "a"})
-	m.SetManual(Manual{Prefix: netip.MustParsePrefix("192.0.2.7/32"), Release: true, Until: until, Reason: "b"})
+	m.Say(Word{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Until: until, Reason: "a"})
+	m.Say(Word{Prefix: netip.MustParsePrefix("192.0.2.7/32"), Release: true, Until: until, Reason: "b"})
 	p := m.Tick(Observation{Time: dayStart, Capacity: 1000}).Posture
 	if !slices.Contains(p.Allow, netip.MustParsePrefix("192.0.2.7/32")) || len(p.Limits) != 1 {
 		t.Errorf("allow %v, limits %v", p.Allow, p.Limits)

@@ -27,7 +27,7 @@ type rung struct {
 }
 
 // settle returns the rung's present settle time, doublings included.
-func (r *rung) settle() time.Duration { return r.Hold * time.Duration(r.factor) }
+func (r *rung) settle() time.Duration { return r.Settle * time.Duration(r.factor) }
 
 // ladder is the steps in order and how many of them are engaged.
 type ladder struct {

@@ -57,8 +57,8 @@ func (m *Machine) Reconfigure(c Config) { m.cfg, m.ladder = c, m.ladder.rebuilt(
 // SetOverride pins, caps or freezes the level until its end; nil gives it back.
 func (m *Machine) SetOverride(ov *Override) { m.operator.override = ov }
 
-// SetManual takes an operator's word on one prefix; a later word on the same prefix replaces it.
-func (m *Machine) SetManual(word Manual) {
+// Say takes an operator's word on one prefix; a later word on the same prefix replaces it.
+func (m *Machine) Say(word Word) {
 	m.operator.say(word)
 	if !word.Release {
 		return
@@ -79,8 +79,8 @@ func (m *Machine) OrdinaryDay() *OrdinaryDay { return &m.ordinary }
 // Override returns the override in force, or nil.
 func (m *Machine) Override() *Override { return m.operator.override }
 
-// Manual returns the operator's words in force.
-func (m *Machine) Manual() []Manual { return slices.Clone(m.operator.words) }
+// Words returns the operator's words in force.
+func (m *Machine) Words() []Word { return slices.Clone(m.operator.words) }
 
 // Tick takes one observation in and returns what is wanted now.
 func (m *Machine) Tick(o Observation) Decision {

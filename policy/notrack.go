@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// NotrackStep is the step that leaves safe traffic untracked, each selector on trial first.
-const NotrackStep StepName = "notrack"
+// Notrack is the step that leaves safe traffic untracked, each selector on trial first.
+const Notrack StepName = "notrack"
 
 type notrack struct {
 	trials
@@ -52,7 +52,7 @@ func (n *notrack) want(s situation, p *Posture) []Event {
 	})
 	p.Notrack, p.Adopt = wanted, n.adopt()
 	n.publish(s)
-	connects := slices.ContainsFunc(wanted, func(w Notrack) bool { return w.Selector.connects() })
+	connects := slices.ContainsFunc(wanted, func(w Untracked) bool { return w.Selector.connects() })
 	s.shared.adopting = n.adopting()
 	s.shared.loose.needEntries = len(n.needEntries) > 0
 	s.shared.loose.untracked = n.untracked() || s.engaged && connects
@@ -125,7 +125,7 @@ type SelectorStatus struct {
 
 // Selectors returns how each candidate for notrack stands after the last tick.
 func (m *Machine) Selectors() []SelectorStatus {
-	n := m.worker(NotrackStep).step.(*notrack)
+	n := m.worker(Notrack).step.(*notrack)
 	list := make([]SelectorStatus, 0, len(m.last.Services)+len(m.last.Lane))
 	for _, s := range slices.Concat(m.last.Services, m.last.Lane) {
 		status := SelectorStatus{Selector: s.String(), Stage: "tracked", Refused: n.refusal(s, m.last.Observation)}

@@ -49,8 +49,8 @@ func (ov *Override) String() string {
 	return fmt.Sprintf("%s %d: %s", ov.Kind, ov.Level, ov.Reason)
 }
 
-// Manual is an operator's word on one prefix: limit it, or leave it alone, until a time.
-type Manual struct {
+// Word is an operator's word on one prefix: limit it, or leave it alone, until a time.
+type Word struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	Release bool         `json:"release"` // leave it alone; otherwise limit it
 	Until   time.Time    `json:"until"`
@@ -60,21 +60,21 @@ type Manual struct {
 // operator is what operators said and that is still in force.
 type operator struct {
 	override *Override
-	words    []Manual
+	words    []Word
 }
 
 // pinned reports whether an operator's word decides the level: it counts like a flood.
 func (op *operator) pinned() bool { return op.override != nil && op.override.Kind == Pin }
 
 // say takes a word on one prefix; a later word on the same prefix replaces it.
-func (op *operator) say(word Manual) {
-	op.words = slices.DeleteFunc(op.words, func(o Manual) bool { return o.Prefix == word.Prefix })
+func (op *operator) say(word Word) {
+	op.words = slices.DeleteFunc(op.words, func(o Word) bool { return o.Prefix == word.Prefix })
 	op.words = append(op.words, word)
 }
 
 // expire ends overrides and words whose time has come.
 func (op *operator) expire(now time.Time) []Event {
-	op.words = slices.DeleteFunc(op.words, func(w Manual) bool { return !now.Before(w.Until) })
+	op.words = slices.DeleteFunc(op.words, func(w Word) bool { return !now.Before(w.Until) })
 	if op.override == nil || now.Before(op.override.Until) {
 		return nil
 	}

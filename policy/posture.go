@@ -12,7 +12,7 @@ type Posture struct {
 	Level       int
 	DropInvalid bool           // drop ct state invalid after conntrack
 	Settings    map[string]int // by name, as in [Host.Admin]; a name that is absent keeps the administrator's value
-	Notrack     []Notrack
+	Notrack     []Untracked
 	Limits      []Limit
 	Caps        []Cap       // how many entries a source may keep; the excess is evicted
 	Purges      []FlowClass // classes whose entries are deleted, except those that are assured or have NAT
@@ -54,8 +54,8 @@ type Budget struct {
 	Rate  int // flows per second
 }
 
-// Notrack is one selector and how far its step has gone.
-type Notrack struct {
+// Untracked is one selector and how far its step has gone.
+type Untracked struct {
 	Selector Selector
 	Stage    Stage
 }

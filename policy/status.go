@@ -15,7 +15,7 @@ type StepStatus struct {
 	Work    uint64     `json:"work"`    // packets or entries it handled since ctguard started
 	Enter   float64    `json:"enter_percent"`
 	Leave   float64    `json:"leave_percent"`
-	Hold    string     `json:"hold"` // its present settle time, doublings included
+	Settle  string     `json:"settle"` // its present settle time, doublings included
 }
 
 // Steps returns how each step of the ladder stands after the last tick.
@@ -25,7 +25,7 @@ func (m *Machine) Steps() []StepStatus {
 	for i, r := range m.ladder.rungs {
 		w := m.worker(r.Name)
 		s := m.tell(w, last)
-		list[i] = StepStatus{Name: r.Name, Engaged: s.engaged, Enter: r.Enter, Leave: r.Leave, Hold: r.settle().String(),
+		list[i] = StepStatus{Name: r.Name, Engaged: s.engaged, Enter: r.Enter, Leave: r.Leave, Settle: r.settle().String(),
 			Work: w.step.done(s.Observation), Skipped: w.skipped(s), Reason: m.stepReason(w, r, s)}
 		if s.engaged {
 			list[i].Since = &r.engaged

@@ -21,7 +21,7 @@ var catalogue = []listing{
 	{Grow, 50, 35, 30 * time.Second, false, func() step { return &grow{} }},
 	{DropInvalid, 60, 45, 10 * time.Second, false, func() step { return &dropInvalid{} }},
 	{ClosedPorts, 65, 50, 10 * time.Second, false, func() step { return &closedPorts{} }},
-	{NotrackStep, 70, 55, 10 * time.Second, true, func() step { return &notrack{} }},
+	{Notrack, 70, 55, 10 * time.Second, true, func() step { return &notrack{} }},
 	{Synproxy, 75, 60, 10 * time.Second, true, func() step { return &synproxy{} }},
 	{Tighten, 80, 65, 10 * time.Second, true, func() step { return &tighten{} }},
 	{Evict, 90, 75, 10 * time.Second, false, func() step { return &evict{} }},

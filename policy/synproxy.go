@@ -79,7 +79,7 @@ func (x *synproxy) proxyable(s situation) []uint16 {
 }
 
 func (x *synproxy) want(s situation, p *Posture) []Event {
-	settle := s.marks.Hold
+	settle := s.marks.Settle
 	if !s.engaged {
 		settle = 0 // a call does not outlast the step
 	}

@@ -123,7 +123,7 @@ func (t *tighten) retire(s situation) Retirement {
 // scale returns how far timeouts are on their way to the floors, from 0 to 1. The worst pressure counts for one
 // settle time, so that a pulse doesn't rewrite the table with each of its edges.
 func (t *tighten) scale(s situation) float64 {
-	if s.pressure >= t.peak || s.Time.Sub(t.peakAt) >= s.marks.Hold {
+	if s.pressure >= t.peak || s.Time.Sub(t.peakAt) >= s.marks.Settle {
 		t.peak, t.peakAt = s.pressure, s.Time
 	}
 	if s.marks.Enter >= 100 {

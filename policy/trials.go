@@ -26,7 +26,7 @@ type trials struct {
 // forgotten once its connections are tracked again.
 func (u *trials) update(
 	o Observation, c Config, candidates []Selector, engage func(Selector) bool,
-) ([]Notrack, []Event) {
+) ([]Untracked, []Event) {
 	if u.selectors == nil {
 		u.selectors = make(map[Selector]*trial)
 		u.failed = make(map[Selector]failure)
@@ -37,7 +37,7 @@ func (u *trials) update(
 	var events []Event
 	tell := func(text string) {
 		if text != "" {
-			events = append(events, Event{Kind: StepEvent, Step: NotrackStep, Reason: text})
+			events = append(events, Event{Kind: StepEvent, Step: Notrack, Reason: text})
 		}
 	}
 	for _, s := range candidates {
@@ -64,12 +64,12 @@ func (u *trials) update(
 }
 
 // wanted returns every selector that is counted or untracked, and how far it is, in a stable order.
-func (u *trials) wanted() []Notrack {
-	wanted := make([]Notrack, 0, len(u.selectors))
+func (u *trials) wanted() []Untracked {
+	wanted := make([]Untracked, 0, len(u.selectors))
 	for s, t := range u.selectors {
-		wanted = append(wanted, Notrack{s, t.stage})
+		wanted = append(wanted, Untracked{s, t.stage})
 	}
-	slices.SortFunc(wanted, func(a, b Notrack) int { return cmp.Compare(a.Selector.String(), b.Selector.String()) })
+	slices.SortFunc(wanted, func(a, b Untracked) int { return cmp.Compare(a.Selector.String(), b.Selector.String()) })
 	return wanted
 }
 

@@ -101,7 +101,7 @@ type (
 		Enabled *bool     `toml:"enabled"`
 		Enter   *float64  `toml:"enter"`
 		Leave   *float64  `toml:"leave"`
-		Hold    *duration `toml:"hold"`
+		Settle  *duration `toml:"settle"`
 	}
 	rawInvalid struct {
 		CalmPerSecond *float64 `toml:"calm_per_second"`
@@ -345,7 +345,7 @@ func (raw *rawConfig) steps(p *policy.Config, fault func(key, format string, arg
 		r := raw.Steps[string(step.Name)]
 		set(&step.Enter, r.Enter)
 		set(&step.Leave, r.Leave)
-		set(&step.Hold, (*time.Duration)(r.Hold))
+		set(&step.Settle, (*time.Duration)(r.Settle))
 		if r.Enabled == nil || *r.Enabled {
 			ladder = append(ladder, step)
 		}

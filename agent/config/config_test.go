@@ -125,8 +125,8 @@ func TestBadConfig(t *testing.T) {
 			`bad.toml:2: steps.evict.enter: 101 is not a percentage above 0 and up to 100`}},
 		{"steps out of order", "[steps.notrack]\nenter = 70\n[steps.tighten]\nenter = 69\nleave = 50", []string{
 			`bad.toml:4: steps.tighten.enter: 69 is below that of synproxy (70), the step before it`}},
-		{"hold too short", "[steps.tighten]\nhold = \"1ms\"", []string{
-			`bad.toml:2: steps.tighten.hold: 1ms is not between 100ms and 1h`}},
+		{"settle too short", "[steps.tighten]\nsettle = \"1ms\"", []string{
+			`bad.toml:2: steps.tighten.settle: 1ms is not between 100ms and 1h`}},
 		{"target above leave", "[evict]\ntarget = 75", []string{
 			`bad.toml:2: evict.target: 75 is not below steps.evict.leave (75): evict could never be taken back`}},
 		{"bad prefix", `allow = ["10.0.0.0/33"]`, []string{
@@ -214,15 +214,15 @@ func TestBadConfig(t *testing.T) {
 
 // A step that is off is not on the ladder; the others keep their marks.
 func TestStepOff(t *testing.T) {
-	c := parse(t, "[steps.notrack]\nenabled = false\n[steps.evict]\nenter = 95\nhold = \"1s\"")
+	c := parse(t, "[steps.notrack]\nenabled = false\n[steps.evict]\nenter = 95\nsettle = \"1s\"")
 	var got []policy.StepName
 	for _, s := range c.Policy.Steps {
 		got = append(got, s.Name)
 	}
-	if want := slices.DeleteFunc(policy.StepNames(), func(name policy.StepName) bool { return name == policy.NotrackStep }); !slices.Equal(got, want) {
+	if want := slices.DeleteFunc(policy.StepNames(), func(name policy.StepName) bool { return name == policy.Notrack }); !slices.Equal(got, want) {
 		t.Errorf("ladder %v, want %v", got, want)
 	}
-	if s, _ := c.Policy.Step(policy.Evict); s.Enter != 95 || s.Leave != 75 || s.Hold.String() != "1s" {
+	if s, _ := c.Policy.Step(policy.Evict); s.Enter != 95 || s.Leave != 75 || s.Settle.String() != "1s" {
 		t.Errorf("evict is %+v", s)
 	}
 }

@@ -27,7 +27,7 @@ type Status struct {
 	Ordinary      policy.DayStatus        `json:"ordinary"` // what was learnt in calm
 	Allow         []netip.Prefix          `json:"allow"`
 	Override      *policy.Override        `json:"override"`
-	Manual        []policy.Manual         `json:"manual"`   // what the operator said of single prefixes
+	Words         []policy.Word           `json:"words"`    // what the operator said of single prefixes
 	Degraded      []string                `json:"degraded"` // what ctguard cannot do now, and why
 	Missing       []string                `json:"missing"`  // what this kernel lacks, and what happens instead
 	Evicted       uint64                  `json:"evicted_entries"`

@@ -52,8 +52,8 @@ func Replay(in io.Reader, c *policy.Config, each func(Tick)) error {
 		}
 		if f.Words != nil {
 			m.SetOverride(f.Words.Override)
-			for _, w := range f.Words.Manual {
-				m.SetManual(w)
+			for _, w := range f.Words.Words {
+				m.Say(w)
 			}
 		}
 		o := f.Observation

@@ -12,7 +12,7 @@ import (
 // machine can decide with them.
 func FuzzFiles(f *testing.F) {
 	for _, seed := range []string{"", "{", "null", "[]", `{"override":{"kind":"pin","level":99,"until":"2099-01-01T00:00:00Z"}}`,
-		`{"manual":[{"prefix":"10.0.0.0/8","until":"2099-01-01T00:00:00Z"},{}]}`,
+		`{"words":[{"prefix":"10.0.0.0/8","until":"2099-01-01T00:00:00Z"},{}]}`,
 		`{"version":1,"day":{"updated":"2026-01-01T00:00:00Z"}}`, `[{"protocol":"tcp","port":80}]`, `["tcp/80"]`} {
 		f.Add([]byte(seed))
 	}
@@ -32,11 +32,11 @@ func FuzzFiles(f *testing.F) {
 			}
 			m.SetOverride(ov)
 		}
-		for _, word := range words.Manual {
+		for _, word := range words.Words {
 			if !word.Prefix.IsValid() || word.Until.After(now.Add(MaxOverride)) {
 				t.Errorf("a word on %s until %s", word.Prefix, word.Until)
 			}
-			m.SetManual(word)
+			m.Say(word)
 		}
 		if day, err := d.Day(now); err == nil {
 			m.Recall(day)

@@ -18,11 +18,11 @@ const MaxOverride = 7 * 24 * time.Hour
 // Words are what operators said and what still holds of it.
 type Words struct {
 	Override *policy.Override `json:"override"`
-	Manual   []policy.Manual  `json:"manual"`
+	Words    []policy.Word    `json:"words"`
 }
 
 // WordsOf returns the operators' words that a machine goes by.
-func WordsOf(m *policy.Machine) Words { return Words{m.Override(), m.Manual()} }
+func WordsOf(m *policy.Machine) Words { return Words{m.Override(), m.Words()} }
 
 // words returns where the operators' words are kept.
 func (d *Dir) words() string { return filepath.Join(d.path, "operator.json") }
@@ -75,13 +75,13 @@ func (d *Dir) Words(now time.Time) (Words, error) {
 		found.Override.Until = soonest(found.Override.Until)
 		w.Override = found.Override
 	}
-	for _, word := range found.Manual {
+	for _, word := range found.Words {
 		if !word.Prefix.IsValid() {
 			err = errors.New("one without a prefix is left out")
 			continue
 		}
 		word.Until = soonest(word.Until)
-		w.Manual = append(w.Manual, word)
+		w.Words = append(w.Words, word)
 	}
 	return w, err
 }

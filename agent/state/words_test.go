@@ -11,7 +11,7 @@ import (
 // What is written by hand, or under a clock that was wrong, binds nobody for ever and breaks no rule.
 func TestWordsAreBounded(t *testing.T) {
 	d := At(t.TempDir())
-	const text = `{"override": {"kind": "pin", "level": 1, "until": "2199-01-01T00:00:00Z", "reason": "x"}, "manual": [
+	const text = `{"override": {"kind": "pin", "level": 1, "until": "2199-01-01T00:00:00Z", "reason": "x"}, "words": [
 		{"prefix": "", "until": "2199-01-01T00:00:00Z", "reason": "x"},
 		{"prefix": "192.0.2.0/24", "until": "2199-01-01T00:00:00Z", "reason": "x"}]}`
 	if err := os.WriteFile(d.words(), []byte(text), 0o600); err != nil {
@@ -23,7 +23,7 @@ func TestWordsAreBounded(t *testing.T) {
 	if ov := words.Override; ov == nil || ov.Until.After(latest) {
 		t.Errorf("override %+v, want one until %s at most", ov, latest)
 	}
-	if list := words.Manual; len(list) != 1 || list[0].Prefix != netip.MustParsePrefix("192.0.2.0/24") || list[0].Until.After(latest) {
+	if list := words.Words; len(list) != 1 || list[0].Prefix != netip.MustParsePrefix("192.0.2.0/24") || list[0].Until.After(latest) {
 		t.Errorf("words %+v, want the one with a prefix, until %s at most", list, latest)
 	}
 	if err == nil || !strings.Contains(err.Error(), "without a prefix") {

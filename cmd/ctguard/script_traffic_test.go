@@ -390,7 +390,7 @@ func unsettled(s control.Status, level int) string {
 		if !step.Engaged || strings.Contains(step.Skipped, "\n") || step.Skipped == "" && step.Reason == "" {
 			return fmt.Sprintf("step %+v", step)
 		}
-		untrack = untrack || step.Name == policy.NotrackStep && step.Skipped == ""
+		untrack = untrack || step.Name == policy.Notrack && step.Skipped == ""
 	}
 	for _, one := range s.Selectors {
 		if untrack && strings.HasPrefix(one.Selector, "tcp/") && one.Stage != policy.Freed.String() && one.Refused == "" {
