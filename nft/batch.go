@@ -71,6 +71,9 @@ func (b *batch) create(want *ruleset, now time.Time) {
 	for _, name := range serviceSets() {
 		b.note(b.conn.AddSet(b.serviceSet(name), nil))
 	}
+	for _, s := range straySets {
+		b.note(b.conn.AddSet(b.straySet(s), nil))
+	}
 	b.change(&ruleset{}, want, now)
 }
 

@@ -294,6 +294,7 @@ func (b builder) invalid() []rule {
 			list = append(list, newRule(kind.statement(), back()))
 		}
 	}
+	list = append(list, rememberStrays()...)
 	return append(list, newRule(count(invalidDropped), drop()))
 }
 

@@ -112,6 +112,9 @@ func (t *Table) sameSets() (bool, error) {
 		want = append(want, s.name)
 	}
 	want = append(want, serviceSets()...)
+	for _, s := range straySets {
+		want = append(want, s.name)
+	}
 	slices.Sort(names)
 	slices.Sort(want)
 	return slices.Equal(names, want), nil

@@ -29,6 +29,9 @@ func Render(d Desired, now time.Time) string {
 	for _, name := range serviceSets() {
 		renderServices(&w, name, r.services[name])
 	}
+	for _, s := range straySets {
+		s.render(&w)
+	}
 	for _, c := range r.chains {
 		c.render(&w)
 	}

@@ -240,6 +240,18 @@ func answersTCP() statement {
 	}
 }
 
+// continuesTCP matches packets in the middle of a TCP connection: neither its first two nor its last.
+func continuesTCP() statement {
+	const fin, syn, rst = 0x01, 0x02, 0x04
+	return statement{
+		text: "tcp flags ! fin,syn,rst",
+		l4:   unix.IPPROTO_TCP,
+		exprs: []expr.Any{
+			loadHeader(expr.PayloadBaseTransportHeader, 13, 1), masked([]byte{fin | syn | rst}), equal([]byte{0}),
+		},
+	}
+}
+
 // resets matches what ends a TCP connection at once.
 func resets() statement {
 	const rst = 0x04

@@ -23,7 +23,8 @@ type Table struct {
 	have    *ruleset // what is in the kernel; nil while there is no table
 	keep    retained // what the next ruleset must keep as long as this table lives
 	broken  bool     // have may not be what is in the kernel: delete and make everything anew
-	checked uint32   // the generation of the kernel's ruleset in which have was known to be true; 0 for none
+	strays  strays
+	checked uint32 // the generation of the kernel's ruleset in which have was known to be true; 0 for none
 }
 
 // Option changes how [Open] works.

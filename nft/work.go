@@ -2,6 +2,7 @@ package nft
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/google/nftables"
 
@@ -34,6 +35,9 @@ func (t *Table) Work() (policy.Work, error) {
 			Ports: t.proxiedPorts(byService),
 		},
 		Selectors: make(map[policy.Selector]policy.SelectorWork, len(t.have.selectors)),
+	}
+	if work.Strays, err = t.readStrays(work.InvalidDropped, time.Now()); err != nil {
+		return work, err
 	}
 	for sel := range t.have.selectors {
 		read := func(kind string) uint64 { return named[custom{selector: sel}.counter(kind)] }

@@ -1,6 +1,9 @@
 package policy
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // DropInvalid is the step that holds TCP to the connections that conntrack knows.
 const DropInvalid StepName = "drop-invalid"
@@ -36,6 +39,14 @@ func (*dropInvalid) want(s situation, p *Posture) []Event {
 		p.DropInvalid, s.shared.loose.strict = true, true
 	}
 	return nil
+}
+
+func (*dropInvalid) status(s situation) string {
+	if loose := s.shared.loose; s.engaged && loose.pickingUp(s.Time) {
+		return fmt.Sprintf("waits %s more while connections are picked up in the middle: %s",
+			loose.until.Sub(s.Time).Round(time.Second), loose.why)
+	}
+	return ""
 }
 
 func (*dropInvalid) done(o Observation) uint64 { return o.Work.InvalidDropped }

@@ -176,3 +176,43 @@ func TestReleaseInsideALimit(t *testing.T) {
 		t.Errorf("explain says\n%s", text)
 	}
 }
+
+// Connections whose packets are dropped as INVALID again and again live: they are picked up again, unless they are those
+// that ctguard took from a source above its share. When it happens again soon, it lasts longer.
+func TestStraysArePickedUp(t *testing.T) {
+	stray := func(from, to string) Stray { return Stray{netip.MustParseAddr(from), netip.MustParseAddr(to)} }
+	const host = "203.0.113.1"
+	for name, c := range map[string]struct {
+		strays  []Stray
+		invalid float64 // of the ordinary day, a second
+		before  Posture
+		want    bool
+	}{
+		"one of a host that is usually here":       {strays: []Stray{stray("192.0.2.1", host)}, want: true},
+		"one of a stranger":                        {strays: []Stray{stray("198.51.100.1", host)}},
+		"two of strangers":                         {strays: []Stray{stray("198.51.100.1", host), stray("198.51.100.2", host)}, want: true},
+		"late packets are ordinary here":           {strays: []Stray{stray("192.0.2.1", host)}, invalid: 1},
+		"answers to a stranger":                    {strays: []Stray{stray("192.0.2.1", "198.51.100.1")}, want: true},
+		"a source that is limited":                 {strays: []Stray{stray("198.51.100.1", host), stray("198.51.100.1", host)}, before: Posture{Limits: []Limit{{Prefix: netip.MustParsePrefix("198.51.100.0/24")}}}},
+		"a source whose entries were evicted":      {strays: []Stray{stray("192.0.2.1", "198.51.100.1"), stray("198.51.100.1", host)}, before: Posture{Caps: []Cap{{Prefix: netip.MustParsePrefix("198.51.100.1/32")}}}},
+		"who is usually here, although it was cut": {strays: []Stray{stray("192.0.2.1", host)}, before: Posture{Caps: []Cap{{Prefix: netip.MustParsePrefix("192.0.2.1/32")}}}, want: true},
+	} {
+		day := OrdinaryDay{Invalid: c.invalid, Sources: map[netip.Prefix]*Usual{netip.MustParsePrefix("192.0.2.1/32"): {Assured: 1}}}
+		var loose looseArbiter
+		loose.watch(situation{Observation: Observation{Time: dayStart, Work: Work{Strays: c.strays}}, ordinary: &day, before: c.before})
+		if got := loose.pickingUp(dayStart); got != c.want {
+			t.Errorf("%s: picked up %v", name, got)
+		}
+	}
+	var loose looseArbiter
+	now := dayStart
+	for _, want := range []time.Duration{pickUpFor, 4 * pickUpFor, 16 * pickUpFor, pickUpMost, pickUpMost} {
+		if loose.pickUp(now, "again"); loose.until.Sub(now) != want {
+			t.Errorf("picked up for %s, not for %s", loose.until.Sub(now), want)
+		}
+		now = loose.until.Add(time.Minute)
+	}
+	if loose.pickUp(now.Add(24*time.Hour), "a day later"); loose.span != pickUpFor {
+		t.Errorf("picked up for %s a day later", loose.span)
+	}
+}

@@ -110,8 +110,9 @@ func (m *Machine) observe(o Observation) situation {
 	}
 	s := m.situation(o, m.gauge.read(o, m.cfg.Lookahead, m.ladder.lowest()))
 	if m.emptied(o) {
-		m.shared.loose.emptied = o.Time
+		m.shared.loose.pickUp(o.Time, "most of the table went at once")
 	}
+	m.shared.loose.watch(s)
 	for _, w := range m.steps {
 		w.step.observe(m.tell(w, s))
 		w.pace.update(o.Time, w.step.done(o))
@@ -184,7 +185,7 @@ func (m *Machine) posture(s situation) (Posture, []Event) {
 		s.works = s.engaged && w.skipped(s) == ""
 		events = append(events, w.step.want(s, &p)...)
 	}
-	m.shared.loose.decide(s.Observation, &p)
+	events = append(events, m.shared.loose.decide(s.Observation, &p)...)
 	p.Limits = m.operator.limits(p.Limits)
 	p.Allow = slices.Concat(s.Allow, s.released)
 	return p, events

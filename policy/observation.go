@@ -70,12 +70,20 @@ type Work struct {
 	Retimed        uint64 // entries whose timeout was shortened
 	Retired        uint64 // of those deleted, entries that were finished
 	InvalidDropped uint64
-	LimitedDropped uint64 // new flows of limited sources above their rate
-	BlockedDropped uint64 // packets of blocked sources
-	ClosedDropped  uint64 // packets for this host that no socket waited for
-	BudgetDropped  uint64 // packets of a flood's class above its budget
+	Strays         []Stray `json:",omitempty"` // TCP connections of which several packets were dropped as INVALID a moment ago
+	LimitedDropped uint64  // new flows of limited sources above their rate
+	BlockedDropped uint64  // packets of blocked sources
+	ClosedDropped  uint64  // packets for this host that no socket waited for
+	BudgetDropped  uint64  // packets of a flood's class above its budget
 	Proxied        Proxied
 	Selectors      map[Selector]SelectorWork // by selector, watched ones included
+}
+
+// Stray is a TCP connection that goes on and that conntrack can't place: packets in its middle are INVALID, one after
+// the other, as the sender repeats what nobody acknowledges.
+type Stray struct {
+	Source      netip.Addr `json:"src"`
+	Destination netip.Addr `json:"dst"`
 }
 
 // Proxied is what synproxy did.

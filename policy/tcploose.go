@@ -1,41 +1,146 @@
 package policy
 
-import "time"
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"time"
+)
 
 // tcpLoose is the setting with which conntrack picks connections up in the middle.
 const tcpLoose = "nf_conntrack_tcp_loose"
 
 // looseArbiter decides whether tcp_loose is 0, which is nobody's step: what holds TCP to the connections that
 // conntrack knows wants it so. But connections that live untracked, or did until a moment ago, must not
-// meet that.
+// meet that, and no more may those that conntrack has not seen from their beginning.
 type looseArbiter struct {
 	needEntries bool // TCP connections that lived untracked may lack entries
 	untracked   bool // TCP services live untracked, or are about to
 	strict      bool // a step wants tcp_loose=0
 
-	emptied time.Time // when most of the table went at once: what lives must be picked up again
+	until   time.Time                  // until then what lives is picked up again
+	span    time.Duration              // for how long it was when last needed
+	why     string                     // the reason of that
+	told    time.Time                  // the until that was told of
+	evicted map[netip.Prefix]time.Time // sources whose entries were evicted lately
 }
 
-// pickUpFor is how long connections are picked up in the middle after the table was emptied: those that are silent
-// longer are kept alive by the keepalives of ssh and of most other protocols, which come every minute or two.
-const pickUpFor = 2 * time.Minute
+// Connections are picked up in the middle for pickUpFor after it was needed: those that are silent longer are kept
+// alive by the keepalives of ssh and of most other protocols, which come every minute or two. When it is needed
+// again soon, it lasts longer each time, up to pickUpMost.
+const (
+	pickUpFor  = 2 * time.Minute
+	pickUpMost = time.Hour
+)
 
-// pickingUp reports whether the table was emptied a moment ago.
-func (a looseArbiter) pickingUp(now time.Time) bool {
-	return !a.emptied.IsZero() && now.Sub(a.emptied) < pickUpFor
+// pickingUp reports whether connections that conntrack does not know are picked up, because a moment ago they had to be.
+func (a *looseArbiter) pickingUp(now time.Time) bool { return now.Before(a.until) }
+
+// pickUp lets connections be picked up from now on.
+func (a *looseArbiter) pickUp(now time.Time, why string) {
+	switch {
+	case a.pickingUp(now): // it goes on
+	case a.span == 0 || now.Sub(a.until) > a.span:
+		a.span = pickUpFor
+	default:
+		a.span = min(4*a.span, pickUpMost)
+	}
+	a.until, a.why = now.Add(a.span), why
+}
+
+// So many connections that conntrack can't place, of hosts that are usually here or of anybody, are more than the late
+// packets of connections that are over; a host whose ordinary day has INVALID packets has more of those.
+const (
+	usualStrays = 1
+	anyStrays   = 2
+	strayTime   = 3 // seconds that a stray is remembered for
+)
+
+// evictedFor is how long the strays of a source that was above its share are its own affair: its connections go on
+// without their entries because ctguard took them.
+const evictedFor = 10 * time.Minute
+
+// watch looks whether what is dropped as INVALID are connections that live: a route turned, this host took over from
+// another one, or an entry was gone too soon.
+func (a *looseArbiter) watch(s situation) {
+	a.remember(s.Time, s.before.Caps)
+	if len(s.Work.Strays) == 0 || a.pickingUp(s.Time) {
+		return
+	}
+	evicted, limited := within(a.evicted), within(limitsByPrefix(s.before.Limits))
+	usually := within(s.ordinary.Sources)
+	taken := func(end netip.Addr) bool { return !usually(end) && (evicted(end) || limited(end)) }
+	usual, all := 0, 0
+	for _, stray := range s.Work.Strays {
+		if taken(stray.Source) || taken(stray.Destination) {
+			continue
+		}
+		all++
+		if usually(stray.Source) {
+			usual++
+		}
+	}
+	if late := int(strayTime * s.ordinary.Invalid); usual >= usualStrays+late || all >= anyStrays+late {
+		a.pickUp(s.Time, fmt.Sprintf("%d connections go on that conntrack can't place (a route or an address that moved, or "+
+			"an entry gone too soon?)", all))
+	}
+}
+
+// remember notes whose entries are evicted.
+func (a *looseArbiter) remember(now time.Time, caps []Cap) {
+	maps.DeleteFunc(a.evicted, func(_ netip.Prefix, at time.Time) bool { return now.Sub(at) > evictedFor })
+	for _, c := range caps {
+		if a.evicted == nil {
+			a.evicted = make(map[netip.Prefix]time.Time)
+		}
+		a.evicted[c.Prefix] = now
+	}
+}
+
+func limitsByPrefix(limits []Limit) map[netip.Prefix]struct{} {
+	m := make(map[netip.Prefix]struct{}, len(limits))
+	for _, l := range limits {
+		m[l.Prefix] = struct{}{}
+	}
+	return m
+}
+
+// within returns a function that tells whether an address lies in one of the prefixes.
+func within[T any](prefixes map[netip.Prefix]T) func(netip.Addr) bool {
+	lengths := make(map[int]bool)
+	for p := range prefixes {
+		lengths[p.Bits()] = true
+	}
+	return func(a netip.Addr) bool {
+		for bits := range lengths {
+			if p, err := a.Prefix(bits); err == nil {
+				if _, found := prefixes[p]; found {
+					return true
+				}
+			}
+		}
+		return false
+	}
 }
 
 // mustStay reports whether tcp_loose must keep the administrator's value, which is not 0.
-func (a looseArbiter) mustStay(o Observation) bool {
+func (a *looseArbiter) mustStay(o Observation) bool {
 	return o.Admin[tcpLoose] != 0 && (a.needEntries || a.untracked || a.pickingUp(o.Time))
 }
 
-// decide writes the outcome into p, once every step has said what it wants.
-func (a looseArbiter) decide(o Observation, p *Posture) {
+// decide writes the outcome into p, once every step has said what it wants, and says when connections are picked up
+// that a step would have dropped.
+func (a *looseArbiter) decide(o Observation, p *Posture) []Event {
 	if a.needEntries || a.pickingUp(o.Time) {
 		p.DropInvalid = false
 	}
 	if a.strict && !a.mustStay(o) && o.Admin[tcpLoose] != 0 {
 		p.Settings[tcpLoose] = 0
 	}
+	if !a.pickingUp(o.Time) || !a.strict || a.told == a.until {
+		return nil
+	}
+	a.told = a.until
+	return []Event{{Kind: StepEvent, Step: DropInvalid, Reason: fmt.Sprintf("connections are picked up in the middle for %s: %s",
+		a.until.Sub(o.Time).Round(time.Second), a.why)}}
 }
