@@ -64,7 +64,7 @@ func (s straySet) render(w *strings.Builder) {
 // remember puts the packet's connection into the set. When the set is full it doesn't match.
 func (s straySet) remember() statement {
 	from, to := source.loadAddr(s.v6), destination.loadAddr(s.v6)
-	words := uint32(s.keyTypes()[0].Bytes / 4)
+	words := s.keyTypes()[0].Bytes / 4
 	at := func(e expr.Any, word uint32) expr.Any {
 		load := *e.(*expr.Payload)
 		load.DestRegister = unix.NFT_REG32_00 + word

@@ -70,7 +70,7 @@ type Work struct {
 	Retimed        uint64 // entries whose timeout was shortened
 	Retired        uint64 // of those deleted, entries that were finished
 	InvalidDropped uint64
-	Strays         []Stray `json:",omitempty"` // TCP connections of which several packets were dropped as INVALID a moment ago
+	Strays         []Stray `json:",omitempty"` // what of that were connections that live
 	LimitedDropped uint64  // new flows of limited sources above their rate
 	BlockedDropped uint64  // packets of blocked sources
 	ClosedDropped  uint64  // packets for this host that no socket waited for

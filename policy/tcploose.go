@@ -33,7 +33,7 @@ const (
 	pickUpMost = time.Hour
 )
 
-// pickingUp reports whether connections that conntrack does not know are picked up, because a moment ago they had to be.
+// pickingUp reports whether connections that conntrack does not know are picked up, as they had to be a moment ago.
 func (a *looseArbiter) pickingUp(now time.Time) bool { return now.Before(a.until) }
 
 // pickUp lets connections be picked up from now on.
@@ -137,10 +137,10 @@ func (a *looseArbiter) decide(o Observation, p *Posture) []Event {
 	if a.strict && !a.mustStay(o) && o.Admin[tcpLoose] != 0 {
 		p.Settings[tcpLoose] = 0
 	}
-	if !a.pickingUp(o.Time) || !a.strict || a.told == a.until {
+	if !a.pickingUp(o.Time) || !a.strict || a.told.Equal(a.until) {
 		return nil
 	}
 	a.told = a.until
-	return []Event{{Kind: StepEvent, Step: DropInvalid, Reason: fmt.Sprintf("connections are picked up in the middle for %s: %s",
-		a.until.Sub(o.Time).Round(time.Second), a.why)}}
+	return []Event{{Kind: StepEvent, Step: DropInvalid, Reason: fmt.Sprintf(
+		"connections are picked up in the middle for %s: %s", a.until.Sub(o.Time).Round(time.Second), a.why)}}
 }
