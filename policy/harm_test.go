@@ -117,7 +117,7 @@ func TestFloorsOutlastKeepalives(t *testing.T) {
 	for _, p := range []Profile{Server, NATGateway} {
 		for name, least := range map[string]int{
 			"nf_conntrack_udp_timeout":             30,   // WireGuard, SIP, STUN: 25 s
-			"nf_conntrack_udp_timeout_stream":      120,  // RFC 4787, REQ-5
+			"nf_conntrack_udp_timeout_stream":      3600, // RFC 3261, 10.2
 			"nf_conntrack_tcp_timeout_established": 7440, // RFC 5382, REQ-5
 			"nf_conntrack_tcp_timeout_close_wait":  60,   // half closed, and waiting for its answer
 			"nf_conntrack_tcp_timeout_fin_wait":    60,

@@ -11,8 +11,9 @@ import (
 const Tighten StepName = "tighten"
 
 // timeoutFloors returns the shortest timeout, in seconds, that tighten sets for each state. What is
-// not listed is left alone. Entries that carry a live conversation keep what the RFCs ask of a NAT:
-// RFC 5382 REQ-5 (TCP established, 2 h 4 min) and RFC 4787 REQ-5 (UDP, 2 min).
+// not listed is left alone. TCP that carries a conversation keeps what RFC 5382 asks of a NAT (REQ-5: 2 h 4 min). UDP
+// streams keep up to an hour: the kernel's own 2 min are the least that RFC 4787 allows (REQ-5), and who raised them did it
+// for phones, which register once an hour (RFC 3261, 10.2), or for tunnels.
 //
 // UDP that is not a stream keeps 30 s, the kernel's default: WireGuard's PersistentKeepalive, SIP registrations and
 // STUN (RFC 8445, 11) keep their mappings alive every 25 s or so, and calls come in just before. A connection that is
@@ -30,7 +31,7 @@ func timeoutFloors(p Profile) map[string]int {
 		"nf_conntrack_tcp_timeout_max_retrans":        60,
 		"nf_conntrack_tcp_timeout_unacknowledged":     60,
 		"nf_conntrack_udp_timeout":                    30,
-		"nf_conntrack_udp_timeout_stream":             120,
+		"nf_conntrack_udp_timeout_stream":             3600,
 		"nf_conntrack_icmp_timeout":                   5,
 		"nf_conntrack_icmpv6_timeout":                 5,
 		"nf_conntrack_generic_timeout":                60,
