@@ -38,8 +38,9 @@ type Attack struct {
 
 var (
 	onServer  = []string{"server"}
-	onShared  = []string{"shared-address"}
+	onShared  = []string{"shared-address", "load-balancers"}
 	onGateway = []string{"nat-gateway"}
+	onRouters = []string{"nat-gateway", "one-way"}
 )
 
 // Attacks is the catalogue, in the order in which it is shown.
@@ -117,11 +118,11 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "nat-scan", Summary: "20 users of the gateway, 1 000 UDP flows a second each, to where nobody answers",
-		Topologies: onGateway, kind: flood.UDP, rate: 20000, sources: 20, port: service.UDPPort, silent: true,
+		Topologies: onRouters, kind: flood.UDP, rate: 20000, sources: 20, port: service.UDPPort, silent: true,
 	},
 	{
 		Name: "nat-ack", Summary: "stray ACKs through the gateway, each from a random inside address, never answered",
-		Topologies: onGateway, kind: flood.ACK, rate: 20000, port: service.HTTPPort, silent: true,
+		Topologies: onRouters, kind: flood.ACK, rate: 20000, port: service.HTTPPort, silent: true,
 	},
 	{
 		// Over IPv6: where addresses are translated, a protocol without ports has one flow for each

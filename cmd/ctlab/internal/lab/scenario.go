@@ -80,7 +80,7 @@ func (s Scenario) withDefaults() Scenario {
 	def(&s.Capacity, 65536)
 	def(&s.Background, s.Capacity/2-s.Capacity/85) // 32 000 of 65 536
 	def(&s.BackgroundSources, 2000)
-	if s.Topology == "shared-address" {
+	if s.Topology == "shared-address" || s.Topology == "load-balancers" {
 		def(&s.HTTPRate, 60)
 		def(&s.Lasting, 300)
 	}

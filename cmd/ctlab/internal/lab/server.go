@@ -45,6 +45,12 @@ func buildShared(s *site) error {
 	return buildServer(s)
 }
 
+// buildBalanced makes the server again, but all clients come from two load balancers.
+func buildBalanced(s *site) error {
+	s.clientAddrs = addrs("203.0.113.0/24", 11, 2)
+	return buildServer(s)
+}
+
 // buildServer makes
 //
 //	[attacker] eth0 ── atk0 [protected] cli0 ── eth0 [clients]

@@ -65,6 +65,8 @@ type site struct {
 
 // topologies builds each topology; the key is its name.
 var topologies = map[string]func(*site) error{
+	"load-balancers": buildBalanced,
+	"one-way":        buildOneWay,
 	"server":         buildServer,
 	"shared-address": buildShared,
 	"nat-gateway":    buildGateway,
@@ -72,8 +74,10 @@ var topologies = map[string]func(*site) error{
 
 // Topologies says what each topology is.
 var Topologies = map[string]string{
+	"load-balancers": "the server, where all clients come from two load balancers and bots go around them",
 	"nat-gateway": "a gateway that masquerades a network of thousands and forwards a port into it; " +
 		"attackers on both sides",
+	"one-way": "a router that sees what clients send and never the answers (direct server return, asymmetric routes)",
 	"shared-address": "the server, where all clients come from one address (CGNAT): " +
 		"300 lasting connections and 60 new ones a second",
 	"server": "a host with a stateful ruleset and services of its own; attackers on one side, clients on the other",
