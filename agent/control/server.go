@@ -153,6 +153,7 @@ func (s *Server) handler() http.Handler {
 	local := http.NewServeMux()
 	local.HandleFunc("GET /v1/status", s.sendStatus)
 	local.HandleFunc("GET /v1/events", s.sendEvents)
+	local.HandleFunc("GET /v1/history", s.sendHistory)
 	local.HandleFunc("POST /v1/hold", change(s, hold))
 	local.HandleFunc("POST /v1/revert", change(s, baseline))
 	local.HandleFunc("POST /v1/auto", change(s, auto))
@@ -170,6 +171,23 @@ func (s *Server) sendStatus(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	sendJSON(w, status)
+}
+
+// allHistory is more than any history reaches back.
+const allHistory = 24 * time.Hour
+
+// sendHistory answers with what the table was like over the ?last=DURATION, or as long as it is known.
+func (s *Server) sendHistory(w http.ResponseWriter, r *http.Request) {
+	last := allHistory
+	if text := r.URL.Query().Get("last"); text != "" {
+		var err error
+		if last, err = time.ParseDuration(text); err != nil {
+			http.Error(w, fmt.Sprintf("last: %.32q is no duration, such as 10m", text), http.StatusBadRequest)
+			return
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(s.board.Points(last)) // where the other side is gone there is nobody to tell
 }
 
 // sendEvents answers with the events after ?since=N; with &wait=1 it waits until there are any. What it sends
