@@ -92,7 +92,7 @@ func (h *history) points(last time.Duration) []Point {
 			if begin+grains[i].span <= now-last || begin >= until {
 				continue
 			}
-			s.Point.Time, s.Seconds = h.latest.Add(begin-now), min(grains[i].span, until-begin).Seconds()
+			s.Time, s.Seconds = h.latest.Add(begin-now), min(grains[i].span, until-begin).Seconds()
 			list = append(list, s.Point)
 		}
 	}

@@ -26,7 +26,7 @@ import (
 // its own state directory and socket. What they claim about the kernel is seen with nft and /proc.
 func TestScripts(t *testing.T) {
 	if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
-		conntracktest.Privileged(t, "nft", "ip", "unshare", "setpriv", "promtool", "iptables-nft", "iptables-legacy",
+		conntracktest.Privileged(t, "nft", "ip", "unshare", "setpriv", "promtool", "tmux", "iptables-nft", "iptables-legacy",
 			"ufw", "firewalld", "dbus-daemon")
 	}
 	testscript.Run(t, testscript.Params{
@@ -49,6 +49,7 @@ func TestScripts(t *testing.T) {
 			"hold":     hold,
 			"hostfile": hostfile,
 			"keepmax":  keepMax,
+			"keys":     keys,
 			"listen":   listen,
 			"listing":  listing,
 			"listings": listings,
@@ -57,10 +58,14 @@ func TestScripts(t *testing.T) {
 			"notify":   notify,
 			"oneway":   oneway,
 			"peer":     peer,
+			"resize":   resize,
+			"screen":   screen,
 			"served":   served,
 			"signal":   sendSignal,
 			"snapshot": snapshot,
+			"terminal": terminal,
 			"traffic":  traffic,
+			"wrote":    wrote,
 		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
