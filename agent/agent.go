@@ -69,7 +69,8 @@ type Options struct {
 // back what an earlier process left behind. Nothing else is changed before [Agent.Run].
 func New(c config.Config, o Options) (*Agent, error) {
 	board := control.NewBoard()
-	a := &Agent{board: board, control: control.Options{Socket: c.Socket, Group: c.Group, Metrics: c.Metrics}}
+	a := &Agent{board: board, control: control.Options{Socket: c.Socket, Group: c.Group,
+		Metrics: c.Metrics, Details: c.Details}}
 	a.loop = newLoop(c, o, board)
 	if err := a.open(o); err != nil {
 		return nil, errors.Join(err, a.opened.close())

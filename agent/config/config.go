@@ -37,7 +37,8 @@ type Config struct {
 	GrowMemory float64           // percent of the machine's memory that the table may grow to
 	V4Bits     int               // prefix length that makes a source
 	V6Bits     int
-	Metrics    string            // address to serve Prometheus metrics on besides the socket; empty: none
+	Metrics    string            // address to serve Prometheus metrics and the page on; empty: none
+	Details    bool              // the page also names sources, reasons and what was found of this host
 	Namespaces []Namespace       // those that `ctguard run` guards, an agent each; none means its own
 	Capacities map[Namespace]int // of those that have one of their own
 	Namespace  Namespace         // the one that this configuration is for: see [Config.In]
@@ -75,7 +76,8 @@ type (
 		Capacity int `toml:"capacity"`
 	}
 	rawMetrics struct {
-		Listen string `toml:"listen"`
+		Listen  string `toml:"listen"`
+		Details bool   `toml:"page_details"`
 	}
 	rawTick struct {
 		Calm    *duration `toml:"calm"`
@@ -244,6 +246,7 @@ func (raw *rawConfig) config(fault func(key, format string, args ...any)) Config
 		StateDir: cmp.Or(raw.StateDir, "/var/lib/ctguard"),
 		Capacity: raw.Table.Capacity,
 		Metrics:  raw.Metrics.Listen,
+		Details:  raw.Metrics.Details,
 		Ports:    []uint16{22},
 		V4Bits:   32, V6Bits: 64,
 		GrowMemory: 3,

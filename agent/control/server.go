@@ -27,7 +27,8 @@ const maxHeader = 16 << 10
 type Options struct {
 	Socket  string // path of the control socket
 	Group   string // group whose members may change things, besides root; empty: none
-	Metrics string // address that serves metrics, and nothing else, to everybody; empty: none
+	Metrics string // address that serves metrics and the page, and nothing else, to everybody; empty: none
+	Details bool   // the page there also names sources, reasons and what was found of this host
 }
 
 // Server is the control socket, and the metrics address if there is one.
@@ -87,6 +88,7 @@ func (s *Server) open() error {
 		}
 		public := http.NewServeMux()
 		public.Handle("/metrics", s.board.metrics.handler())
+		public.Handle("GET /{$}", &page{board: s.board, details: s.options.Details})
 		s.add(netutil.LimitListener(m, s.limits.scrapers), public)
 	}
 	return nil

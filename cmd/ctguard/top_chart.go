@@ -36,34 +36,6 @@ func glyphsFor(getenv func(string) string) glyphs {
 	return asciiGlyphs
 }
 
-// column is what one column of the chart stands for.
-type column struct {
-	fill  float64
-	level int
-	drops uint64
-	known bool
-}
-
-// columns cuts the last so long into n columns: the highest fill and level of each, and what was refused in it.
-// Where a point is longer than a column, it is in all of them.
-func columns(points []control.Point, window time.Duration, n int) []column {
-	list := make([]column, n)
-	if len(points) == 0 || n == 0 {
-		return list
-	}
-	newest := points[len(points)-1]
-	begin := newest.Time.Add(time.Duration(newest.Seconds * float64(time.Second))).Add(-window)
-	place := func(at time.Time) int { return int(float64(n) * float64(at.Sub(begin)) / float64(window)) }
-	for _, p := range points {
-		from, to := place(p.Time), place(p.Time.Add(time.Duration(p.Seconds*float64(time.Second))))
-		for i := max(0, from); i < min(n, max(to, from+1)); i++ {
-			c := &list[i]
-			c.fill, c.level, c.drops, c.known = max(c.fill, p.Fill), max(c.level, p.Level), c.drops+p.Drops, true
-		}
-	}
-	return list
-}
-
 // chart draws fill over time with the marks of the steps at its right, and below it the level of each column.
 func (m *topView) chart(width, rows int) []string {
 	labels := markLabels(m.status.Steps, rows)
@@ -73,7 +45,7 @@ func (m *topView) chart(width, rows int) []string {
 	}
 	const axis = 5
 	n := max(1, width-axis-1-side)
-	cols := columns(m.points, topWindows[m.window], n)
+	cols := control.Columns(m.points, topWindows[m.window], n)
 	lines := make([]string, 0, rows+2)
 	for row := range rows {
 		line := strings.Repeat(" ", axis)
@@ -89,7 +61,7 @@ func (m *topView) chart(width, rows int) []string {
 	levels, refused := "", ""
 	for _, c := range cols {
 		levels += levelGlyph(c)
-		if c.drops > 0 {
+		if c.Drops > 0 {
 			refused += "!"
 		} else {
 			refused += " "
@@ -103,11 +75,11 @@ func (m *topView) chart(width, rows int) []string {
 }
 
 // cell draws one cell: what of the fill is in it, or the mark that goes through it.
-func (m *topView) cell(c column, row, rows int, marked bool) string {
+func (m *topView) cell(c control.Column, row, rows int, marked bool) string {
 	parts := len(m.glyphs.eighths)
-	filled := int(c.fill/100*float64(rows*parts)+0.5) - (rows-1-row)*parts
+	filled := int(c.Fill/100*float64(rows*parts)+0.5) - (rows-1-row)*parts
 	switch {
-	case c.known && c.fill > 0 && row == rows-1 && filled < 1:
+	case c.Known && c.Fill > 0 && row == rows-1 && filled < 1:
 		return m.glyphs.eighths[0] // a little is not nothing
 	case filled >= 1:
 		return m.glyphs.eighths[min(filled, parts)-1]
@@ -118,16 +90,16 @@ func (m *topView) cell(c column, row, rows int, marked bool) string {
 }
 
 // levelGlyph is the level of a column; a dot for level 0.
-func levelGlyph(c column) string {
+func levelGlyph(c control.Column) string {
 	switch {
-	case !c.known:
+	case !c.Known:
 		return " "
-	case c.level == 0:
+	case c.Level == 0:
 		return "."
-	case c.level > 9:
+	case c.Level > 9:
 		return "+"
 	}
-	return fmt.Sprint(c.level)
+	return fmt.Sprint(c.Level)
 }
 
 // markLabels names the steps at the row where each is entered; those that are skipped have no mark.

@@ -13,28 +13,6 @@ import (
 	"ctguard/policy"
 )
 
-// A column of the chart has the peak of its time, however short that was, and a coarse point is in all of its
-// columns; what is not known is empty.
-func TestColumns(t *testing.T) {
-	begun := time.Unix(1000, 0)
-	points := []control.Point{
-		{Time: begun, Seconds: 20, Fill: 10, Level: 1, Drops: 5},
-		{Time: begun.Add(20 * time.Second), Seconds: 1, Fill: 90, Level: 7},
-		{Time: begun.Add(21 * time.Second), Seconds: 1, Fill: 20},
-		{Time: begun.Add(22 * time.Second), Seconds: 8, Fill: 30},
-	}
-	got := columns(points, 40*time.Second, 4) // the first ten seconds are not known
-	want := []column{{}, {10, 1, 5, true}, {10, 1, 5, true}, {90, 7, 0, true}}
-	for i := range want {
-		if got[i] != want[i] {
-			t.Errorf("column %d is %+v, want %+v", i, got[i], want[i])
-		}
-	}
-	if empty := columns(nil, time.Minute, 3); len(empty) != 3 || empty[0].known {
-		t.Errorf("without history: %v", empty)
-	}
-}
-
 // Whatever the terminal's size and whatever is told, the screen fits, shows the fill, and has no character that a
 // terminal would obey.
 func TestScreenFits(t *testing.T) {
