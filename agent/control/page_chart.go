@@ -45,8 +45,8 @@ type (
 )
 
 // windows are the spans that a chart may have.
-var windows = []time.Duration{5 * time.Minute, 15 * time.Minute, time.Hour, 3 * time.Hour, 6 * time.Hour,
-	12 * time.Hour}
+var windows = []time.Duration{time.Minute, 3 * time.Minute, 5 * time.Minute, 15 * time.Minute, time.Hour,
+	3 * time.Hour, 6 * time.Hour, 12 * time.Hour}
 
 // windowOf is the span of a chart: the first that has all of the history.
 func windowOf(points []Point) time.Duration {
@@ -63,10 +63,12 @@ func windowOf(points []Point) time.Duration {
 
 // spanName writes the span of a chart for people.
 func spanName(d time.Duration) string {
-	if d < time.Hour {
+	switch {
+	case d == time.Minute:
+		return "minute"
+	case d < time.Hour:
 		return fmt.Sprintf("%.0f minutes", d.Minutes())
-	}
-	if d == time.Hour {
+	case d == time.Hour:
 		return "hour"
 	}
 	return fmt.Sprintf("%.0f hours", d.Hours())

@@ -40,6 +40,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await":    await,
+			"browse":   browse,
 			"climb":    climb,
 			"exits":    exits,
 			"fill":     fill,
@@ -57,7 +58,9 @@ func TestScripts(t *testing.T) {
 			"netns":    netns,
 			"notify":   notify,
 			"oneway":   oneway,
+			"page":     page,
 			"peer":     peer,
+			"pixel":    pixel,
 			"resize":   resize,
 			"screen":   screen,
 			"served":   served,
