@@ -40,6 +40,11 @@ func (b *Board) Tell(e policy.Event) {
 	b.metrics.events.WithLabelValues(string(e.Kind)).Inc()
 }
 
+// Noticed counts events for the operator by what became of them: "sent", "failed" or "left_out".
+func (b *Board) Noticed(result string, n int) {
+	b.metrics.notices.WithLabelValues(result).Add(float64(n))
+}
+
 // Points returns what the table was like over the last so long, oldest first.
 func (b *Board) Points(last time.Duration) []Point { return b.history.points(last) }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -24,7 +25,7 @@ var pageTemplate string
 var pageStyle string
 
 var pageHTML = template.Must(template.New("page").Funcs(template.FuncMap{
-	"clock": func(t time.Time) string { return t.Format("Jan 2 15:04:05") }, "state": stepState, "what": eventName,
+	"clock": func(t time.Time) string { return t.Format("Jan 2 15:04:05") }, "state": stepState, "what": eventName, "short": shortPrefix,
 	"seconds": func(s *float64) string { return fmt.Sprintf("%.0f", *s) },
 }).Parse(pageTemplate))
 
@@ -137,10 +138,18 @@ func eventName(e NumberedEvent, details bool) string {
 		text += " " + string(e.Step)
 	}
 	if details && e.Prefix.IsValid() {
-		text += " " + e.Prefix.String()
+		text += " " + shortPrefix(e.Prefix)
 	}
 	if e.DryRun {
 		text += " (dry run)"
 	}
 	return text
+}
+
+// shortPrefix writes a prefix that is one address as that address.
+func shortPrefix(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -117,13 +118,16 @@ func newChart(class string, width, height int, s *Status, points []Point, events
 // marks are where steps are entered. Of two that would be written over each other the higher one is named.
 func marks(steps []policy.StepStatus, x int, y func(float64) int) []place {
 	var list []place
+	named := math.MinInt32 // where the last name stands
 	for _, s := range slices.Backward(steps) {
 		if s.Skipped != "" {
 			continue
 		}
 		m := place{x, y(s.Enter), fmt.Sprintf("%g %s", s.Enter, s.Name)}
-		if n := len(list); n > 0 && m.Y-list[n-1].Y < 12 {
-			continue
+		if m.Y-named < 10 {
+			m.Text = ""
+		} else {
+			named = m.Y
 		}
 		list = append(list, m)
 	}
