@@ -13,6 +13,7 @@ import (
 	"ctguard/agent/config"
 	"ctguard/agent/conntrack"
 	"ctguard/agent/control"
+	"ctguard/agent/notify"
 	"ctguard/agent/record"
 	"ctguard/agent/state"
 	"ctguard/agent/survey"
@@ -82,7 +83,8 @@ func New(c config.Config, o Options) (*Agent, error) {
 func newLoop(c config.Config, o Options, board *control.Board) *loop {
 	return &loop{config: c, dryRun: o.DryRun, ready: o.Ready, alive: o.Alive, calm: func(bool) {},
 		machine: policy.New(c.Policy),
-		teller:  teller{log: o.Log, board: board, troubles: make(map[string]string)}}
+		teller: teller{log: o.Log, board: board, troubles: make(map[string]string),
+			notifier: notify.New(c.Notify, c.Namespace.String(), o.Log, board.Noticed)}}
 }
 
 // open does the work of New.

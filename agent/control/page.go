@@ -25,7 +25,8 @@ var pageTemplate string
 var pageStyle string
 
 var pageHTML = template.Must(template.New("page").Funcs(template.FuncMap{
-	"clock": func(t time.Time) string { return t.Format("Jan 2 15:04:05") }, "state": stepState, "what": eventName, "short": shortPrefix,
+	"clock": func(t time.Time) string { return t.Format("Jan 2 15:04:05") }, "state": stepState,
+	"what": eventName, "short": shortPrefix,
 	"seconds": func(s *float64) string { return fmt.Sprintf("%.0f", *s) },
 }).Parse(pageTemplate))
 

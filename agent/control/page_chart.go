@@ -2,7 +2,6 @@ package control
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -118,7 +117,7 @@ func newChart(class string, width, height int, s *Status, points []Point, events
 // marks are where steps are entered. Of two that would be written over each other the higher one is named.
 func marks(steps []policy.StepStatus, x int, y func(float64) int) []place {
 	var list []place
-	named := math.MinInt32 // where the last name stands
+	named := -chartTop // where the last name stands
 	for _, s := range slices.Backward(steps) {
 		if s.Skipped != "" {
 			continue

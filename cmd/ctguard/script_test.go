@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -135,10 +136,15 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// tableSize is for whoever changes the size of every namespace's table, and for audits that judge it meanwhile.
+var tableSize sync.RWMutex
+
 // keepmax sees to it that the size of every namespace's table, which a script is about to change, is put back
 // however the script ends. It sets $initial to the network namespace that the tests were started in.
 func keepMax(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Defer(aloneWithTheTable(ts))
+	tableSize.Lock()
+	ts.Defer(tableSize.Unlock)
 	initial := fmt.Sprintf("/proc/%d/ns/net", os.Getppid())
 	ts.Setenv("initial", initial)
 	for _, path := range []string{"/proc/sys/net/netfilter/nf_conntrack_max",
