@@ -67,6 +67,7 @@ func TestScripts(t *testing.T) {
 			"screen":    screen,
 			"served":    served,
 			"signal":    sendSignal,
+			"slowline":  slowline,
 			"snapshot":  snapshot,
 			"terminal":  terminal,
 			"traffic":   traffic,
