@@ -13,6 +13,7 @@ import (
 	"ctguard/agent/config"
 	"ctguard/agent/conntrack"
 	"ctguard/agent/control"
+	"ctguard/agent/notify"
 	"ctguard/agent/record"
 	"ctguard/agent/state"
 	"ctguard/agent/survey"
@@ -69,7 +70,8 @@ type Options struct {
 // back what an earlier process left behind. Nothing else is changed before [Agent.Run].
 func New(c config.Config, o Options) (*Agent, error) {
 	board := control.NewBoard()
-	a := &Agent{board: board, control: control.Options{Socket: c.Socket, Group: c.Group, Metrics: c.Metrics}}
+	a := &Agent{board: board, control: control.Options{Socket: c.Socket, Group: c.Group,
+		Metrics: c.Metrics, Details: c.Details}}
 	a.loop = newLoop(c, o, board)
 	if err := a.open(o); err != nil {
 		return nil, errors.Join(err, a.opened.close())
@@ -81,7 +83,8 @@ func New(c config.Config, o Options) (*Agent, error) {
 func newLoop(c config.Config, o Options, board *control.Board) *loop {
 	return &loop{config: c, dryRun: o.DryRun, ready: o.Ready, alive: o.Alive, calm: func(bool) {},
 		machine: policy.New(c.Policy),
-		teller:  teller{log: o.Log, board: board, troubles: make(map[string]string)}}
+		teller: teller{log: o.Log, board: board, troubles: make(map[string]string),
+			notifier: notify.New(c.Notify, c.Namespace.String(), o.Log, board.Noticed)}}
 }
 
 // open does the work of New.

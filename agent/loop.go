@@ -66,6 +66,7 @@ func (a *Agent) Run(ctx context.Context, hup <-chan os.Signal) error {
 	defer a.watch()()
 	group.Go(func() error { return a.walker.run(ctx, ch.walks, ch.walked) })
 	go surveyLoop(ctx, a.surveyor, ch.reload, ch.surveys) // a survey that hangs keeps nobody from taking everything back
+	go func() { _ = a.loop.notifier.Run(ctx) }()          // and neither does a notice
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return a.loop.run(ctx, ch) })
 	err = group.Wait()

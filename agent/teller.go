@@ -6,19 +6,22 @@ import (
 	"time"
 
 	"ctguard/agent/control"
+	"ctguard/agent/notify"
 	"ctguard/policy"
 )
 
-// teller is how the loop tells what happens: in the log, and on the board for clients.
+// teller is how the loop tells what happens: in the log, on the board for clients, and to whom the operator wants told.
 type teller struct {
 	log      *slog.Logger
 	board    *control.Board
+	notifier *notify.Notifier  // nil where nobody is to be told
 	troubles map[string]string // what does not work now, by part of the loop
 }
 
 // tell logs and publishes an event.
 func (t *teller) tell(e policy.Event) {
 	t.board.Tell(e)
+	t.notifier.Tell(e)
 	level := slog.LevelInfo
 	if e.Kind == policy.DegradedEvent {
 		level = slog.LevelWarn

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ctguard/agent/conntrack"
+	"ctguard/agent/control"
 	"ctguard/policy"
 )
 
@@ -72,12 +73,13 @@ func (w walker) run(ctx context.Context, walks <-chan walk, walked chan<- func(*
 // walks is what the loop knows of its walks over the table. Only one is under way at a time.
 type walks struct {
 	walking    bool
-	setOutAt   time.Time      // when that began
-	census     *policy.Census // the newest scan
-	fresh      bool           // no tick has seen census yet
-	learnt     int            // scans that taught something so far
-	learning   time.Time      // when the last scan to learn from began
-	caps       []policy.Cap   // what capsOf decided: kept until it is carried out
+	setOutAt   time.Time              // when that began
+	census     *policy.Census         // the newest scan
+	fresh      bool                   // no tick has seen census yet
+	holders    *control.HoldersStatus // of it, for clients
+	learnt     int                    // scans that taught something so far
+	learning   time.Time              // when the last scan to learn from began
+	caps       []policy.Cap           // what capsOf decided: kept until it is carried out
 	capsOf     *policy.Census
 	evictedFor *policy.Census
 	evicting   time.Duration // how long evictions since that census took

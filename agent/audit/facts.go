@@ -82,7 +82,7 @@ type PortUse struct {
 // Daemon is what a ctguard that runs here says.
 type Daemon struct {
 	Level int
-	Peak  int // the most entries in its events
+	Peak  int // the most entries of its history
 }
 
 // Assignment is one line of a sysctl file.

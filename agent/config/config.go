@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
+	"net/url"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"ctguard/agent/notify"
 	"ctguard/policy"
 )
 
@@ -37,7 +40,9 @@ type Config struct {
 	GrowMemory float64           // percent of the machine's memory that the table may grow to
 	V4Bits     int               // prefix length that makes a source
 	V6Bits     int
-	Metrics    string            // address to serve Prometheus metrics on besides the socket; empty: none
+	Metrics    string            // address to serve Prometheus metrics and the page on; empty: none
+	Details    bool              // the page also names sources, reasons and what was found of this host
+	Notify     notify.Config     // whom to tell of what should wake somebody
 	Namespaces []Namespace       // those that `ctguard run` guards, an agent each; none means its own
 	Capacities map[Namespace]int // of those that have one of their own
 	Namespace  Namespace         // the one that this configuration is for: see [Config.In]
@@ -60,6 +65,7 @@ type rawConfig struct {
 	Sources    rawSources         `toml:"sources"`
 	Manage     rawManagement      `toml:"management"`
 	Metrics    rawMetrics         `toml:"metrics"`
+	Notify     rawNotify          `toml:"notify"`
 	Steps      map[string]rawStep `toml:"steps"`
 	Notrack    rawNotrack         `toml:"notrack"`
 	Tighten    rawTighten         `toml:"tighten"`
@@ -75,7 +81,13 @@ type (
 		Capacity int `toml:"capacity"`
 	}
 	rawMetrics struct {
-		Listen string `toml:"listen"`
+		Listen  string `toml:"listen"`
+		Details bool   `toml:"page_details"`
+	}
+	rawNotify struct {
+		Command []string `toml:"command"`
+		Webhook string   `toml:"webhook"`
+		Level   *int     `toml:"level"`
 	}
 	rawTick struct {
 		Calm    *duration `toml:"calm"`
@@ -244,6 +256,7 @@ func (raw *rawConfig) config(fault func(key, format string, args ...any)) Config
 		StateDir: cmp.Or(raw.StateDir, "/var/lib/ctguard"),
 		Capacity: raw.Table.Capacity,
 		Metrics:  raw.Metrics.Listen,
+		Details:  raw.Metrics.Details,
 		Ports:    []uint16{22},
 		V4Bits:   32, V6Bits: 64,
 		GrowMemory: 3,
@@ -271,9 +284,26 @@ func (raw *rawConfig) config(fault func(key, format string, args ...any)) Config
 		c.Proxied = append(c.Proxied, policy.Selector{Protocol: policy.TCP, Port: port})
 	}
 	raw.namespaces(&c, fault)
+	raw.notices(&c, fault)
 	raw.safeTraffic(&c, fault)
 	raw.policy(&c.Policy, fault)
 	return c
+}
+
+// notices writes what the file says of notices into a configuration.
+func (raw *rawConfig) notices(c *Config, fault func(key, format string, args ...any)) {
+	n := notify.Config{Command: raw.Notify.Command, Webhook: raw.Notify.Webhook, Level: 1}
+	if set(&n.Level, raw.Notify.Level); n.Level < 1 || n.Level > len(policy.StepNames()) {
+		fault("notify.level", "%d is not between 1 and %d", n.Level, len(policy.StepNames()))
+	}
+	if len(n.Command) > 0 && !filepath.IsAbs(n.Command[0]) {
+		fault("notify.command", "%q is no path from the root: no program is searched for", n.Command[0])
+	}
+	if u, err := url.Parse(n.Webhook); n.Webhook != "" && (err != nil || u.Host == "" ||
+		u.Scheme != "http" && u.Scheme != "https") {
+		fault("notify.webhook", "is no URL of http or https") // which may have a secret in it
+	}
+	c.Notify = n
 }
 
 // safeTraffic writes what the file says of safe traffic into a configuration.

@@ -74,7 +74,7 @@ func (c Config) In(n Namespace) Config {
 // Faults of a file that can't be taken while an agent runs.
 var (
 	ErrOtherNamespaces = errors.New("namespaces change only with a restart")
-	ErrNeedsRestart    = errors.New("socket, group, state_dir and metrics.listen change only with a restart")
+	ErrNeedsRestart    = errors.New("socket, group, state_dir, metrics and notify change only with a restart")
 )
 
 // Reload reads the file again for the agent that runs with c, and returns its new configuration. A file
@@ -87,7 +87,8 @@ func (c Config) Reload() (Config, error) {
 		return Config{}, err
 	case !slices.Equal(next.Namespaces, c.Namespaces):
 		return Config{}, ErrOtherNamespaces
-	case next.Socket != c.Socket || next.StateDir != c.StateDir || next.Metrics != c.Metrics || next.Group != c.Group:
+	case next.Socket != c.Socket || next.StateDir != c.StateDir || next.Group != c.Group,
+		next.Metrics != c.Metrics || next.Details != c.Details || !next.Notify.Equal(c.Notify):
 		return Config{}, ErrNeedsRestart
 	}
 	return next, nil

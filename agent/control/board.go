@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"sync/atomic"
+	"time"
 
 	"ctguard/policy"
 )
@@ -10,7 +11,8 @@ import (
 // Board is what the loop publishes and what clients ask of it. It is safe for concurrent use.
 type Board struct {
 	status    atomic.Pointer[Status]
-	events    history
+	events    eventLog
+	history   history
 	metrics   *metrics
 	questions chan Question
 }
@@ -25,17 +27,26 @@ func NewBoard() *Board {
 // Publish makes the state after a tick visible. Nobody changes s or what it refers to from now on.
 func (b *Board) Publish(s *Status) {
 	b.status.Store(s)
+	b.history.add(s)
 	b.metrics.update(s)
 }
 
 // Status returns what was published last, nil before the first tick. It must not be changed.
 func (b *Board) Status() *Status { return b.status.Load() }
 
-// Tell adds an event to the history and counts it.
+// Tell keeps an event, among the last ones, and counts it.
 func (b *Board) Tell(e policy.Event) {
 	b.events.add(e)
 	b.metrics.events.WithLabelValues(string(e.Kind)).Inc()
 }
+
+// Noticed counts events for the operator by what became of them: "sent", "failed" or "left_out".
+func (b *Board) Noticed(result string, n int) {
+	b.metrics.notices.WithLabelValues(result).Add(float64(n))
+}
+
+// Points returns what the table was like over the last so long, oldest first.
+func (b *Board) Points(last time.Duration) []Point { return b.history.points(last) }
 
 // Recent returns the last events, n at most, oldest first.
 func (b *Board) Recent(n int) []NumberedEvent { return b.events.recent(n) }

@@ -2,9 +2,9 @@
 // address of their own, and the client that commands ask it with.
 //
 // The server knows nothing of the agent's loop. What anybody may read the loop publishes on a [Board]: the
-// [Status] after each tick, which nobody changes from then on, the history of events, metrics. What needs the
-// loop itself goes to it as a typed [Request] in a [Question], and comes back as its answer; a client that
-// leaves meanwhile leaves an answer that nobody reads.
+// [Status] after each tick, which nobody changes from then on, events, the history of the last hours, metrics.
+// What needs the loop itself goes to it as a typed [Request] in a [Question], and comes back as its answer; a
+// client that leaves meanwhile leaves an answer that nobody reads.
 //
 // Reading is for everybody who may open the socket; changing is for root and the members of one group, judged
 // by the credentials of the process at the other end. What others than root may hold of the server at a time

@@ -1,82 +1,100 @@
 package control
 
 import (
-	"encoding/json"
 	"sync"
-
-	"ctguard/policy"
+	"time"
 )
 
-// Bounds of the events that are kept: their number, and the bytes of their JSON.
-const (
-	historySize  = 1024
-	historyBytes = 1 << 20
-)
-
-// NumberedEvent is an event with its place in the agent's life.
-type NumberedEvent struct {
-	Number uint64 `json:"number"`
-	policy.Event
+// Point is what the table was like over one span of time: the highest value of each measure, so that a peak
+// stays a peak however coarse its span has become. Field names are stable.
+type Point struct {
+	Time     time.Time `json:"time"`    // when the span begins
+	Seconds  float64   `json:"seconds"` // how long it is; the newest goes on
+	Fill     float64   `json:"fill_percent"`
+	Pressure float64   `json:"pressure_percent"`
+	Level    int       `json:"level"`
+	Count    int       `json:"count"`
+	Capacity int       `json:"capacity"`     // at the end of the span
+	Drops    uint64    `json:"kernel_drops"` // new flows that the kernel refused within it
 }
 
-// told is an event and its JSON, which all clients share.
-type told struct {
-	NumberedEvent
-	text []byte
-}
+// grains are how the history gets coarser with age: so many spans of each length are kept, whatever happens.
+// Together they reach twelve hours back and take about a hundred kilobytes.
+var grains = []struct {
+	span time.Duration
+	kept int
+}{{time.Second, 300}, {10 * time.Second, 360}, {time.Minute, 720}}
 
-// history is the last events, numbered so that a reader can go on where it stopped.
+// history is what the table was like over the last hours. It goes by the monotonic clock, so that a clock that is
+// set moves the past as a whole, and neither tears a hole into it nor folds it.
 type history struct {
-	mu    sync.Mutex
-	list  []told
-	bytes int
-	next  uint64
-	news  chan struct{} // closed and replaced at each event; nil where nobody waits
+	mu     sync.Mutex
+	begun  time.Time   // the first moment; zero before it
+	latest time.Time   // the newest one
+	drops  uint64      // what the kernel had counted then
+	grains [][]segment // by grain, oldest first
 }
 
-// add appends an event and forgets the oldest beyond the bounds; the newest always stays.
-func (h *history) add(e policy.Event) {
+// segment is a point and where it begins, in spans since the first moment.
+type segment struct {
+	Point
+	number int64
+}
+
+// add takes a moment into all grains.
+func (h *history) add(s *Status) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.next++
-	one := told{NumberedEvent: NumberedEvent{h.next, e}}
-	one.text, _ = json.MarshalIndent(one.NumberedEvent, "  ", "  ") // it has nothing that JSON can't say
-	h.bytes += len(one.text)
-	old := 0
-	for old < len(h.list) && (len(h.list)-old >= historySize || h.bytes > historyBytes) {
-		h.bytes -= len(h.list[old].text)
-		old++
+	if h.begun.IsZero() {
+		h.begun, h.drops, h.grains = s.Time, s.KernelDrops, make([][]segment, len(grains))
+		for i, g := range grains {
+			h.grains[i] = make([]segment, 0, g.kept)
+		}
 	}
-	h.list = append(h.list[:0], h.list[old:]...)
-	h.list = append(h.list, one)
-	if h.news != nil {
-		close(h.news)
-		h.news = make(chan struct{})
+	moment := Point{Fill: s.Fill, Pressure: s.Pressure, Level: s.Level, Count: s.Count, Capacity: s.Capacity}
+	if s.KernelDrops > h.drops {
+		moment.Drops = s.KernelDrops - h.drops
+	}
+	h.latest, h.drops = s.Time, s.KernelDrops
+	for i, g := range grains {
+		h.grains[i] = taken(h.grains[i], moment, int64(s.Time.Sub(h.begun)/g.span))
 	}
 }
 
-// since returns the JSON of the events after a number, oldest first, and what is closed at the next event.
-func (h *history) since(number uint64) ([][]byte, <-chan struct{}) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	from := len(h.list)
-	for from > 0 && h.list[from-1].Number > number {
-		from--
+// taken puts a moment into the span of that number, which is the newest one or a new one; the oldest makes way.
+func taken(list []segment, moment Point, number int64) []segment {
+	if n := len(list); n == 0 || list[n-1].number < number {
+		if n == cap(list) {
+			list = append(list[:0], list[1:]...)
+		}
+		return append(list, segment{moment, number})
 	}
-	texts := make([][]byte, 0, len(h.list)-from)
-	for _, one := range h.list[from:] {
-		texts = append(texts, one.text)
-	}
-	return texts, h.news
+	last := &list[len(list)-1]
+	last.Fill, last.Pressure = max(last.Fill, moment.Fill), max(last.Pressure, moment.Pressure)
+	last.Level, last.Count = max(last.Level, moment.Level), max(last.Count, moment.Count)
+	last.Capacity, last.Drops = moment.Capacity, last.Drops+moment.Drops
+	return list
 }
 
-// recent returns the last events, n at most, oldest first.
-func (h *history) recent(n int) []NumberedEvent {
+// points returns the history of the last so long, oldest first: each moment once, in the finest grain that has it.
+func (h *history) points(last time.Duration) []Point {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	list := make([]NumberedEvent, 0, n)
-	for _, one := range h.list[max(0, len(h.list)-n):] {
-		list = append(list, one.NumberedEvent)
+	list := []Point{}
+	now := h.latest.Sub(h.begun)
+	for i := len(h.grains) - 1; i >= 0; i-- {
+		until := now + grains[i].span
+		if i > 0 { // the finer one goes on where its whole spans begin
+			until = time.Duration(h.grains[i-1][0].number) * grains[i-1].span
+		}
+		for _, s := range h.grains[i] {
+			begin := time.Duration(s.number) * grains[i].span
+			if begin+grains[i].span <= now-last || begin >= until {
+				continue
+			}
+			s.Time, s.Seconds = h.latest.Add(begin-now), min(grains[i].span, until-begin).Seconds()
+			list = append(list, s.Point)
+		}
 	}
 	return list
 }

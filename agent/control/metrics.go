@@ -2,8 +2,11 @@ package control
 
 import (
 	"net/http"
+	"runtime"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"ctguard/policy"
@@ -13,6 +16,10 @@ import (
 type metrics struct {
 	registry                                                           *prometheus.Registry
 	level, fill, pressure, count, capacity, rate, limited, tick, rules prometheus.Gauge
+	degraded                                                           prometheus.Gauge
+	build, profile, mode                                               *info
+	skipped                                                            *prometheus.GaugeVec
+	notices                                                            *prometheus.CounterVec
 	drops, evicted                                                     *counter
 	engaged                                                            *prometheus.GaugeVec
 	work                                                               map[policy.StepName]*counter
@@ -31,6 +38,21 @@ func (c *counter) to(value uint64) {
 		c.Add(float64(value - c.last))
 	}
 	c.last = value
+}
+
+// info is a metric that is always 1 and says something by its labels.
+type info struct {
+	*prometheus.GaugeVec
+	last string
+}
+
+// says sets the labels; those that it had before are gone.
+func (i *info) says(values ...string) {
+	if now := strings.Join(values, "\n"); now != i.last {
+		i.Reset()
+		i.WithLabelValues(values...).Set(1)
+		i.last = now
+	}
 }
 
 // newMetrics registers everything.
@@ -65,8 +87,27 @@ func newMetrics() *metrics {
 		Help: "Whether a step is engaged."}, []string{"step"})
 	m.events = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctguard_events_total", Help: "Events by kind."},
 		[]string{"event"})
-	m.registry.MustRegister(m.engaged, m.events)
+	m.skipped = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ctguard_step_skipped",
+		Help: "Whether a step can do nothing on this host."}, []string{"step"})
+	m.notices = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ctguard_notices_total",
+		Help: "Events for the operator by what became of them."}, []string{"result"})
+	for _, result := range []string{"sent", "failed", "left_out"} {
+		m.notices.WithLabelValues(result)
+	}
+	m.degraded = gauge("degraded_parts", "Parts of ctguard that do not work now.")
+	m.build = m.info("build_info", "The version that runs.", "version", "goversion")
+	m.profile = m.info("profile_info", "What kind of host this is.", "profile")
+	m.mode = m.info("mode_info", "Who decides: auto, hold or dry-run.", "mode")
+	m.registry.MustRegister(m.engaged, m.skipped, m.events, m.notices, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// info registers a metric that says something by its labels.
+func (m *metrics) info(name, help string, labels ...string) *info {
+	vec := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ctguard_" + name, Help: help}, labels)
+	m.registry.MustRegister(vec)
+	return &info{GaugeVec: vec}
 }
 
 // update takes the state after a tick.
@@ -80,16 +121,25 @@ func (m *metrics) update(s *Status) {
 	m.limited.Set(float64(len(s.Limited)))
 	m.tick.Set(s.TickSeconds)
 	m.rules.Set(s.RulesSeconds)
+	m.degraded.Set(float64(len(s.Degraded)))
+	m.build.says(s.Version, runtime.Version())
+	m.profile.says(string(s.Profile))
+	m.mode.says(s.Mode)
 	m.drops.to(s.KernelDrops)
 	m.evicted.to(s.Evicted)
 	for _, step := range s.Steps {
 		m.work[step.Name].to(step.Work)
-		engaged := 0.0
-		if step.Engaged {
-			engaged = 1
-		}
-		m.engaged.WithLabelValues(string(step.Name)).Set(engaged)
+		m.engaged.WithLabelValues(string(step.Name)).Set(one(step.Engaged))
+		m.skipped.WithLabelValues(string(step.Name)).Set(one(step.Skipped != ""))
 	}
+}
+
+// one is 1 for what is true.
+func one(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 // handler serves the metrics.

@@ -27,7 +27,8 @@ const maxHeader = 16 << 10
 type Options struct {
 	Socket  string // path of the control socket
 	Group   string // group whose members may change things, besides root; empty: none
-	Metrics string // address that serves metrics, and nothing else, to everybody; empty: none
+	Metrics string // address that serves metrics and the page, and nothing else, to everybody; empty: none
+	Details bool   // the page there also names sources, reasons and what was found of this host
 }
 
 // Server is the control socket, and the metrics address if there is one.
@@ -87,6 +88,7 @@ func (s *Server) open() error {
 		}
 		public := http.NewServeMux()
 		public.Handle("/metrics", s.board.metrics.handler())
+		public.Handle("GET /{$}", &page{board: s.board, details: s.options.Details})
 		s.add(netutil.LimitListener(m, s.limits.scrapers), public)
 	}
 	return nil
@@ -153,6 +155,7 @@ func (s *Server) handler() http.Handler {
 	local := http.NewServeMux()
 	local.HandleFunc("GET /v1/status", s.sendStatus)
 	local.HandleFunc("GET /v1/events", s.sendEvents)
+	local.HandleFunc("GET /v1/history", s.sendHistory)
 	local.HandleFunc("POST /v1/hold", change(s, hold))
 	local.HandleFunc("POST /v1/revert", change(s, baseline))
 	local.HandleFunc("POST /v1/auto", change(s, auto))
@@ -170,6 +173,23 @@ func (s *Server) sendStatus(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	sendJSON(w, status)
+}
+
+// allHistory is more than any history reaches back.
+const allHistory = 24 * time.Hour
+
+// sendHistory answers with what the table was like over the ?last=DURATION, or as long as it is known.
+func (s *Server) sendHistory(w http.ResponseWriter, r *http.Request) {
+	last := allHistory
+	if text := r.URL.Query().Get("last"); text != "" {
+		var err error
+		if last, err = time.ParseDuration(text); err != nil {
+			http.Error(w, fmt.Sprintf("last: %.32q is no duration, such as 10m", text), http.StatusBadRequest)
+			return
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(s.board.Points(last)) // where the other side is gone there is nobody to tell
 }
 
 // sendEvents answers with the events after ?since=N; with &wait=1 it waits until there are any. What it sends

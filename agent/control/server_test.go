@@ -544,7 +544,7 @@ func TestFollowersAreBounded(t *testing.T) {
 // Followers that never read what they asked for cost no memory and are cut off.
 func TestFollowersThatNeverRead(t *testing.T) {
 	r := start(t, Options{}, hasty())
-	for range historySize {
+	for range eventsKept {
 		r.Tell(policy.Event{Kind: policy.ConfigEvent, Reason: strings.Repeat("x", 400)})
 	}
 	text := controltest.MustAsk(t, r.socket, "/v1/events", http.StatusOK)

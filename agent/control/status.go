@@ -25,6 +25,7 @@ type Status struct {
 	Selectors     []policy.SelectorStatus `json:"selectors"` // candidates for notrack
 	Limited       []LimitedStatus         `json:"limited"`
 	Ordinary      policy.DayStatus        `json:"ordinary"` // what was learnt in calm
+	Holders       *HoldersStatus          `json:"holders"`  // who holds the table; null before the first census
 	Allow         []netip.Prefix          `json:"allow"`
 	Override      *policy.Override        `json:"override"`
 	Words         []policy.Word           `json:"words"`    // what the operator said of single prefixes
@@ -45,4 +46,25 @@ type LimitedStatus struct {
 	Entries int          `json:"entries"` // what it held when the last scan saw it
 	Until   time.Time    `json:"until"`
 	Reason  string       `json:"reason"`
+}
+
+// HoldersStatus is who holds the table, as the newest census found it; numbers of entries are estimates for the
+// whole table where it saw a part.
+type HoldersStatus struct {
+	Time      time.Time      `json:"time"`
+	Sampled   bool           `json:"sampled"` // it saw a part of the table
+	Distinct  int            `json:"distinct_sources"`
+	States    map[string]int `json:"states"`    // entries by state
+	Protocols map[string]int `json:"protocols"` // entries by protocol
+	Sources   []HolderStatus `json:"sources"`   // the largest, at most [MostHolders]
+}
+
+// MostHolders is how many of the largest sources the status names.
+const MostHolders = 20
+
+// HolderStatus is one of the largest sources.
+type HolderStatus struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	Entries int          `json:"entries"`
+	Usual   int          `json:"usual_entries"` // what it holds on an ordinary day; 0 for a newcomer
 }

@@ -88,8 +88,8 @@ func (p *program) daemonFacts(ctx context.Context) *audit.Daemon {
 		return nil
 	}
 	d := &audit.Daemon{Level: s.Level, Peak: s.Count}
-	for _, e := range s.Events {
-		d.Peak = max(d.Peak, int(e.Fill/100*float64(s.Capacity)))
+	if h, ok := p.highest(ctx); ok {
+		d.Peak = max(d.Peak, h.Count)
 	}
 	return d
 }

@@ -59,12 +59,6 @@ func (f *entryFlags) given(c *cobra.Command) (n int) {
 	return n
 }
 
-// protocols are the names that people use for IP protocol numbers; see protocols(5).
-var protocols = map[string]uint8{
-	"icmp": unix.IPPROTO_ICMP, "tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "dccp": unix.IPPROTO_DCCP,
-	"gre": unix.IPPROTO_GRE, "icmpv6": unix.IPPROTO_ICMPV6, "sctp": unix.IPPROTO_SCTP, "udplite": unix.IPPROTO_UDPLITE,
-}
-
 // filter turns the flags into a filter. either is a prefix that one of the ends must be in; it may be empty.
 func (f *entryFlags) filter(c *cobra.Command, either string) (filter conntrack.EntryFilter, err error) {
 	for _, one := range []struct {
@@ -109,7 +103,7 @@ func (f *entryFlags) filter(c *cobra.Command, either string) (filter conntrack.E
 
 // protocolNumber reads a protocol; none is 0.
 func protocolNumber(text string) (uint8, error) {
-	if n, ok := protocols[text]; ok || text == "" {
+	if n, ok := conntrack.Protocols[text]; ok || text == "" {
 		return n, nil
 	}
 	n, err := strconv.ParseUint(text, 10, 8)
@@ -162,7 +156,7 @@ func endpoint(e netip.AddrPort) string {
 
 func newFlowReport(e conntrack.Entry) flowReport {
 	return flowReport{
-		Protocol: protocolName(e.Protocol), State: e.State,
+		Protocol: conntrack.ProtocolName(e.Protocol), State: e.State,
 		Source: endpoint(e.Source), Destination: endpoint(e.Destination),
 		ReplySource: endpoint(e.ReplySource), ReplyDestination: endpoint(e.ReplyDestination),
 		Replied: e.Replied, Assured: e.Assured, NAT: e.Translated, Helper: e.Helped, Offloaded: e.Offloaded,

@@ -113,7 +113,8 @@ func newCommand() *cobra.Command {
 	root.PersistentFlags().StringVar(&p.configPath, "config", config.DefaultPath, "configuration file")
 	root.PersistentFlags().StringVar(&p.netns, "netns", "",
 		"network namespace: a name of ip-netns(8), or a path such as /proc/PID/ns/net (default the one this is started in)")
-	root.AddCommand(p.runCommand(), p.statusCommand(), p.sourcesCommand(), p.flowsCommand(), p.sizeCommand(),
+	root.AddCommand(p.runCommand(), p.statusCommand(), p.topCommand(), p.sourcesCommand(),
+		p.flowsCommand(), p.sizeCommand(),
 		p.auditCommand(),
 		p.planCommand(), p.holdCommand(),
 		p.autoCommand(),

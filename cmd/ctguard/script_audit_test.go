@@ -35,7 +35,9 @@ func findings(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 || !slices.Contains(names, args[0]) {
 		ts.Fatalf("usage: findings [--quick] SEVERITY [ID...]")
 	}
+	tableSize.RLock()
 	err := ts.Exec("ctguard", ask...)
+	tableSize.RUnlock()
 	code := 0
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {

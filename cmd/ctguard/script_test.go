@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,7 +27,7 @@ import (
 // its own state directory and socket. What they claim about the kernel is seen with nft and /proc.
 func TestScripts(t *testing.T) {
 	if os.Getenv("CTGUARD_REQUIRE_PRIVILEGED") == "1" {
-		conntracktest.Privileged(t, "nft", "ip", "unshare", "setpriv", "promtool", "iptables-nft", "iptables-legacy",
+		conntracktest.Privileged(t, "nft", "ip", "unshare", "setpriv", "promtool", "tmux", "iptables-nft", "iptables-legacy",
 			"ufw", "firewalld", "dbus-daemon")
 	}
 	testscript.Run(t, testscript.Params{
@@ -39,28 +40,38 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"await":    await,
-			"climb":    climb,
-			"exits":    exits,
-			"fill":     fill,
-			"findings": findings,
-			"flood":    flood,
-			"handles":  handles,
-			"hold":     hold,
-			"hostfile": hostfile,
-			"keepmax":  keepMax,
-			"listen":   listen,
-			"listing":  listing,
-			"listings": listings,
-			"metrics":  metrics,
-			"netns":    netns,
-			"notify":   notify,
-			"oneway":   oneway,
-			"peer":     peer,
-			"served":   served,
-			"signal":   sendSignal,
-			"snapshot": snapshot,
-			"traffic":  traffic,
+			"await":     await,
+			"browse":    browse,
+			"climb":     climb,
+			"dashboard": dashboard,
+			"exits":     exits,
+			"fill":      fill,
+			"findings":  findings,
+			"flood":     flood,
+			"handles":   handles,
+			"hold":      hold,
+			"hostfile":  hostfile,
+			"keepmax":   keepMax,
+			"keys":      keys,
+			"listen":    listen,
+			"listing":   listing,
+			"listings":  listings,
+			"metrics":   metrics,
+			"netns":     netns,
+			"notify":    notify,
+			"oneway":    oneway,
+			"page":      page,
+			"peer":      peer,
+			"pixel":     pixel,
+			"resize":    resize,
+			"screen":    screen,
+			"served":    served,
+			"signal":    sendSignal,
+			"slowline":  slowline,
+			"snapshot":  snapshot,
+			"terminal":  terminal,
+			"traffic":   traffic,
+			"wrote":     wrote,
 		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
@@ -84,6 +95,11 @@ func setUp(env *testscript.Env) error {
 			return err
 		}
 	}
+	examples, err := filepath.Abs(filepath.Join(top, "docs/examples"))
+	if err != nil {
+		return err
+	}
+	env.Setenv("EXAMPLES", examples)
 	if os.Geteuid() != 0 {
 		return nil
 	}
@@ -121,10 +137,15 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// tableSize is for whoever changes the size of every namespace's table, and for audits that judge it meanwhile.
+var tableSize sync.RWMutex
+
 // keepmax sees to it that the size of every namespace's table, which a script is about to change, is put back
 // however the script ends. It sets $initial to the network namespace that the tests were started in.
 func keepMax(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Defer(aloneWithTheTable(ts))
+	tableSize.Lock()
+	ts.Defer(tableSize.Unlock)
 	initial := fmt.Sprintf("/proc/%d/ns/net", os.Getppid())
 	ts.Setenv("initial", initial)
 	for _, path := range []string{"/proc/sys/net/netfilter/nf_conntrack_max",

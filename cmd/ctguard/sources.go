@@ -93,26 +93,16 @@ func newSourcesReport(census *policy.Census) sourcesReport {
 	r := sourcesReport{Total: census.Total, Seen: census.Seen, Whole: census.Whole, Distinct: census.Distinct,
 		Classes: states(census.Classes), Protocols: make(map[string]int), Ports: []portReport{}, Sources: []sourceReport{}}
 	for number, seen := range census.Protocols {
-		r.Protocols[protocolName(number)] = mid(seen)
+		r.Protocols[conntrack.ProtocolName(number)] = mid(seen)
 	}
 	for _, port := range census.Ports {
-		r.Ports = append(r.Ports, portReport{protocolName(port.Protocol), port.Port, mid(port.Entries)})
+		r.Ports = append(r.Ports, portReport{conntrack.ProtocolName(port.Protocol), port.Port, mid(port.Entries)})
 	}
 	for _, s := range census.Sources {
 		m, low, high := census.Estimate(s.Entries)
 		r.Sources = append(r.Sources, sourceReport{s.Prefix, m, low, high, states(s.Classes)})
 	}
 	return r
-}
-
-// protocolName returns the name of an IP protocol number; see protocols(5).
-func protocolName(number uint8) string {
-	for name, n := range protocols {
-		if n == number {
-			return name
-		}
-	}
-	return fmt.Sprint(number)
 }
 
 // printSources prints a report for people.

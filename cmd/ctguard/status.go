@@ -24,10 +24,14 @@ func (p *program) statusCommand() *cobra.Command {
 				if err := p.call(c.Context(), "status", nil, &s); err != nil || c.Context().Err() != nil {
 					return err
 				}
+				past := ""
+				if !asJSON {
+					past = p.past(c.Context())
+				}
 				if watch && !asJSON {
 					fmt.Fprint(c.OutOrStdout(), "\x1b[H\x1b[2J")
 				}
-				if err := show(c.OutOrStdout(), asJSON, s, func(w io.Writer) { printStatus(w, s) }); err != nil || !watch {
+				if err := show(c.OutOrStdout(), asJSON, s, func(w io.Writer) { printStatus(w, s, past) }); err != nil || !watch {
 					return err
 				}
 				select {
@@ -54,14 +58,17 @@ func show(w io.Writer, asJSON bool, v any, text func(io.Writer)) error {
 	return e.Encode(v)
 }
 
-// printStatus prints the status for people.
-func printStatus(w io.Writer, s control.Status) {
+// printStatus prints the status for people, with a line on the past unless that is empty.
+func printStatus(w io.Writer, s control.Status, past string) {
 	full := "not filling"
 	if s.SecondsToFull != nil {
 		full = fmt.Sprintf("full in %.0f s", *s.SecondsToFull)
 	}
 	fmt.Fprintf(w, "level %d of %d%s (%s)   fill %.1f %% (%d of %d)   %+.0f/s, %s   kernel drops %d\n",
 		s.Level, len(s.Steps), named(s), s.Mode, s.Fill, s.Count, s.Capacity, s.Rate, full, s.KernelDrops)
+	if past != "" {
+		fmt.Fprintln(w, past)
+	}
 	if s.Override != nil {
 		fmt.Fprintf(w, "override: %s, until %s\n", s.Override, s.Override.Until.Format(time.DateTime))
 	}

@@ -1,0 +1,28 @@
+package agent
+
+import (
+	"ctguard/agent/conntrack"
+	"ctguard/agent/control"
+	"ctguard/policy"
+)
+
+// holders tells clients who holds the table, beside what each usually holds.
+func holders(c *policy.Census, day *policy.OrdinaryDay) *control.HoldersStatus {
+	mid := func(seen int) int { n, _, _ := c.Estimate(seen); return n }
+	h := &control.HoldersStatus{Time: c.Time, Sampled: !c.Whole, Distinct: c.Distinct, States: make(map[string]int),
+		Protocols: make(map[string]int), Sources: []control.HolderStatus{}}
+	for class, seen := range c.Classes {
+		if seen > 0 {
+			h.States[policy.Class(class).String()] = mid(seen)
+		}
+	}
+	for number, seen := range c.Protocols {
+		h.Protocols[conntrack.ProtocolName(number)] = mid(seen)
+	}
+	for _, s := range c.Sources[:min(control.MostHolders, len(c.Sources))] {
+		usual := day.Usual(s.Prefix)
+		h.Sources = append(h.Sources, control.HolderStatus{Prefix: s.Prefix, Entries: mid(s.Entries),
+			Usual: int(usual.Assured + usual.Transient + 0.5)})
+	}
+	return h
+}
