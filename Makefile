@@ -10,7 +10,7 @@ LINT_VERSION := v2.6.2
 LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
 
 # What the tests and the lab use besides Go: program names and the Debian packages they are in.
-PROGRAMS := nft:nftables conntrack:conntrack ip:iproute2 iptables-legacy:iptables ufw:ufw promtool:prometheus rsvg-convert:librsvg2-bin firewalld:firewalld fail2ban-server:fail2ban
+PROGRAMS := nft:nftables conntrack:conntrack ip:iproute2 iptables-legacy:iptables ufw:ufw promtool:prometheus rsvg-convert:librsvg2-bin firewalld:firewalld fail2ban-server:fail2ban systemd-analyze:systemd
 
 .PHONY: help
 help: ## print the targets
@@ -85,6 +85,8 @@ deb: build ## a Debian package in bin/
 	install -D bin/ctguard $(DEB)/usr/sbin/ctguard
 	install -D -m 644 docs/examples/ctguard.service $(DEB)/usr/lib/systemd/system/ctguard.service
 	install -D -m 644 docs/examples/ctguard.toml $(DEB)/etc/ctguard/ctguard.toml
+	install -D -m 644 docs/examples/sysusers.conf $(DEB)/usr/lib/sysusers.d/ctguard.conf
+	install -D -m 755 docs/examples/debian/postinst $(DEB)/DEBIAN/postinst
 	install -D -m 755 docs/examples/debian/prerm $(DEB)/DEBIAN/prerm
 	install -D -m 644 docs/examples/debian/conffiles $(DEB)/DEBIAN/conffiles
 	sed -e 's/@VERSION@/0.1.0+$(VERSION)/' -e "s/@ARCH@/$$(dpkg --print-architecture)/" docs/examples/debian/control > $(DEB)/DEBIAN/control
