@@ -65,6 +65,11 @@ fuzz: ## fuzz every parser for FUZZTIME (30s) each
 		for name in $$(grep -oE '^func Fuzz[A-Za-z0-9]*' $$f | cut -d' ' -f2); do \
 			$(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x ./$$(dirname $$f) || exit 1; done; done
 
+CRASHES ?= 1000
+.PHONY: crash
+crash: deps ## end the daemon in every way at CRASHES (1000) random moments: needs root, ten minutes
+	CTGUARD_REQUIRE_PRIVILEGED=1 CTGUARD_CRASH_POINTS=$(CRASHES) $(GO) test -count=1 -timeout 60m -v -run '^TestCrashes$$' ./cmd/ctguard
+
 .PHONY: bench
 bench: deps build ## every figure of docs/performance.md: needs root
 	bin/ctlab bench-table

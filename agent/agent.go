@@ -130,6 +130,9 @@ func (a *Agent) open(o Options) error {
 	l.adoptOrphans(a.walker)
 	l.namespace.others = here.OtherNamespaces
 	a.surveyor = survey.NewSurveyor(here, l.config, kernel.Lacking)
+	logins, err := l.state.Logins(time.Now())
+	l.trouble("logins", err)
+	a.surveyor.RecallLogins(logins)
 	l.recallDay()
 	if o.Record != "" {
 		l.recorder, err = record.New(o.Record, Version, l.config.Policy, *l.machine.OrdinaryDay())

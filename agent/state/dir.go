@@ -24,10 +24,13 @@ type Dir struct {
 	keptAt  time.Time // when it was last written, or tried to be
 
 	keepFault error // what went wrong then
+
+	newer      map[string]int // versions of files that a newer ctguard wrote
+	keptLogins keptLogins     // the last that were written; the surveyor's
 }
 
 // At returns the state directory at path, which need not exist yet.
-func At(path string) *Dir { return &Dir{path: path} }
+func At(path string) *Dir { return &Dir{path: path, newer: make(map[string]int)} }
 
 // Lock makes the directory, sees that it can be written, locks it until the closer is closed, and removes
 // what a kill left of files that were being replaced.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,10 +18,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ctguard/agent/conntrack"
+	"ctguard/agent/conntrack/conntrackfill"
 )
 
 // crash is one point of the crash matrix: how a daemon ends, when, with which state directory, and what comes after.
 type crash struct {
+	entries  int           // so many others than those of conversations are in the table;
 	from, to int           // it is on its way from one level to another,
 	after    time.Duration // so long after it was asked to go there
 	end      string        // how it ends
@@ -30,8 +35,8 @@ type crash struct {
 }
 
 func (c crash) String() string {
-	return fmt.Sprintf("%s %s after it went from level %d to %d, state directory %s, then %s, foreign writer %t",
-		c.end, c.after, c.from, c.to, c.disk, c.recovery, c.foreign)
+	return fmt.Sprintf("%s %s after it went from level %d to %d, %d entries, state directory %s, then %s, foreign writer %t",
+		c.end, c.after, c.from, c.to, c.entries, c.disk, c.recovery, c.foreign)
 }
 
 const (
@@ -61,7 +66,7 @@ func randomCrash(r *rand.Rand, oom bool) crash {
 		ends = append(ends, byOOM)
 	}
 	pick := func(list []string) string { return list[r.IntN(len(list))] }
-	c := crash{from: r.IntN(9), to: r.IntN(9), after: time.Duration(r.IntN(400_000)) * time.Microsecond, end: pick(ends),
+	c := crash{entries: r.IntN(capacity * 2 / 5), from: r.IntN(9), to: r.IntN(9), after: time.Duration(r.IntN(400_000)) * time.Microsecond, end: pick(ends),
 		disk: pick([]string{fine, fine, full, readOnly, tornFile}), recovery: pick([]string{byStart, byRevert}),
 		foreign: r.IntN(4) == 0}
 	if c.disk == readOnly || c.disk == full {
@@ -220,12 +225,14 @@ func (m *matrix) try(c crash) {
 		m.launch(m.program, nil)
 	}
 	m.ready()
+	m.fill(c.entries)
 	m.hold(c.from)
 	m.spoilDisk(c)
 	_ = m.ask(c.to) // a full disk can't keep it, but it goes there
 	time.Sleep(c.after)
 	m.end(c, trigger)
 	_ = os.Remove(trigger)
+	m.empty()
 	expected := maps.Clone(m.before)
 	if c.foreign {
 		expected[foreign] = m.writeForeign()
@@ -243,6 +250,42 @@ func (m *matrix) try(c crash) {
 	key := [2]string{c.end, c.disk}
 	m.tried[key]++
 	m.slowest[key] = max(m.slowest[key], took)
+}
+
+// crowd are the sources that entries are made of.
+var crowd = netip.MustParsePrefix("203.0.113.0/24")
+
+// empty takes away what fill made: the daemon that starts next is to find calm.
+func (m *matrix) empty() {
+	m.Helper()
+	table, err := conntrack.Open()
+	if err == nil {
+		_, err = table.EvictPrefix(m.Context(), crowd, nil)
+		err = errors.Join(err, table.Close())
+	}
+	if err != nil {
+		m.Fatal(err)
+	}
+}
+
+// fill makes entries of a few sources, which hold more than their share.
+func (m *matrix) fill(n int) {
+	m.Helper()
+	src, dst := crowd.Addr(), netip.MustParseAddr("198.51.100.1")
+	_, err := conntrackfill.Fill(func(yield func(conntrackfill.Flow) bool) {
+		for i := range n {
+			if i%200 == 0 {
+				src = src.Next()
+			}
+			if !yield(conntrackfill.Flow{Src: src, Dst: dst, Proto: unix.IPPROTO_TCP, SrcPort: uint16(1024 + i), DstPort: 80,
+				State: 3, Status: conntrackfill.SeenReply | conntrackfill.Assured, Timeout: 3600}) {
+				return
+			}
+		}
+	})
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		m.Fatal(err)
+	}
 }
 
 // spoilDisk does to the state directory what a point asks for, before the daemon goes to its last level.
@@ -292,7 +335,7 @@ func (m *matrix) end(c crash, trigger string) {
 		err = m.runOutOfMemory()
 	default:
 		err = os.WriteFile(trigger, nil, 0o600)
-		_ = m.ask(c.from) // the walker has work again
+		_ = m.daemon.Process.Signal(unix.SIGHUP) // the surveyor has work at once
 	}
 	if err != nil {
 		m.Fatal(err)

@@ -55,7 +55,10 @@ func build(dir string, arguments ...string) (string, error) {
 	return program, nil
 }
 
-// newHost makes a host for the test. A table of 1000 entries is its share.
+// capacity is the share of the table that a host of the tests has.
+const capacity = 1000
+
+// newHost makes a host for the test.
 func newHost(t *testing.T) *host {
 	t.Helper()
 	conntracktest.Own(t, "nft", "ip", "setpriv")
@@ -71,7 +74,7 @@ func newHost(t *testing.T) *host {
 	h := &host{T: t, dir: conntracktest.Shared(t), peer: peer, program: program}
 	h.state, h.config = filepath.Join(h.dir, "state"), filepath.Join(h.dir, "ctguard.toml")
 	socket := filepath.Join(h.dir, "ctguard.sock")
-	text := fmt.Sprintf("socket = %q\nstate_dir = %q\n[table]\ncapacity = 1000\n", socket, h.state)
+	text := fmt.Sprintf("socket = %q\nstate_dir = %q\n[table]\ncapacity = %d\n", socket, h.state, capacity)
 	if err := errors.Join(os.Mkdir(h.state, 0o755), os.WriteFile(h.config, []byte(text), 0o644)); err != nil {
 		t.Fatal(err)
 	}
