@@ -59,6 +59,47 @@ $(LINT):
 	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 	mv $(TOOLS)/golangci-lint $@
 
+# What is known of faults in dependencies, as a module: it needs the registry of modules, and nothing else.
+VULN_VERSION    := v1.9.0
+VULN_DATA       := golang.org/x/vulndb
+VULN_DATE       := v0.0.0-20261105234957-e22db6528018
+VULN_DB         := $(TOOLS)/vulndb-$(VULN_DATE)
+VULN            := $(TOOLS)/govulncheck-$(VULN_VERSION)
+SBOM_VERSION    := v1.10.0
+SBOM            := $(TOOLS)/cyclonedx-gomod-$(SBOM_VERSION)
+# Licences under which what is linked into ctguard may be passed on with it. BSD-Source-Code is what the tool takes
+# golang.org/x's BSD-3-Clause with its Google names for.
+LICENCES        := Apache-2.0 BSD-2-Clause BSD-3-Clause BSD-Source-Code ISC MIT
+
+.PHONY: deps-check
+deps-check: $(VULN) $(VULN_DB) sbom ## dependencies: as they were published, without known faults that reach ctguard, with licences that allow it
+	$(GO) mod verify
+	@# Faults of Go itself are mended by building with a newer one: they are shown, and are no reason to fail.
+	@$(VULN) -db file://$(VULN_DB) ./... > $(TOOLS)/vulnerabilities.txt; code=$$?; \
+	grep -E '^Vulnerability|Found in|Fixed in|^Your code|^No vuln' $(TOOLS)/vulnerabilities.txt; \
+	if [ $$code -ne 0 ] && ! grep -qE 'affected by [0-9]+ vulnerabilit(y|ies) from the Go standard library' $(TOOLS)/vulnerabilities.txt; then \
+		cat $(TOOLS)/vulnerabilities.txt; exit 1; fi
+	@found=$$(grep -A2 '"license": {' bin/ctguard.cdx.json | sed -n 's/.*"id": "\(.*\)".*/\1/p' | sort -u); echo "licences:" $$found; \
+	for one in $$found; do case " $(LICENCES) " in *" $$one "*) ;; *) echo "$$one is not among $(LICENCES)"; exit 1;; esac; done; \
+	components=$$(grep -c '"type": "library"' bin/ctguard.cdx.json); licences=$$(grep -c '"license": {' bin/ctguard.cdx.json); \
+	[ $$licences -ge $$components ] || { echo "$$components components, but $$licences licences are known"; exit 1; }
+
+.PHONY: sbom
+sbom: build $(SBOM) ## what is linked into bin/ctguard, with licences: bin/ctguard.cdx.json (CycloneDX)
+	$(SBOM) bin -json -licenses -version $(VERSION) -output bin/ctguard.cdx.json bin/ctguard 2>/dev/null
+
+$(VULN):
+	GOBIN=$(TOOLS) $(GO) install golang.org/x/vuln/cmd/govulncheck@$(VULN_VERSION)
+	mv $(TOOLS)/govulncheck $@
+
+$(SBOM):
+	GOBIN=$(TOOLS) $(GO) install github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(SBOM_VERSION)
+	mv $(TOOLS)/cyclonedx-gomod $@
+
+$(VULN_DB):
+	data=$$($(GO) mod download -json $(VULN_DATA)@$(VULN_DATE) | sed -n 's/.*"Dir": "\(.*\)".*/\1/p') && \
+	$(GO) run $(VULN_DATA)/cmd/indexdb@$(VULN_DATE) -vulns $$data/data/osv -out $@.new && mv $@.new $@
+
 .PHONY: fuzz
 fuzz: ## fuzz every parser for FUZZTIME (30s) each
 	@for f in $$(grep -rlE '^func Fuzz' --include '*_test.go' .); do \
@@ -69,6 +110,11 @@ CRASHES ?= 1000
 .PHONY: crash
 crash: deps ## end the daemon in every way at CRASHES (1000) random moments: needs root, ten minutes
 	CTGUARD_REQUIRE_PRIVILEGED=1 CTGUARD_CRASH_POINTS=$(CRASHES) $(GO) test -count=1 -timeout 60m -v -run '^TestCrashes$$' ./cmd/ctguard
+
+SPARED ?= 1000
+.PHONY: spared
+spared: deps ## SPARED (1000) random floods, of which those who must be spared may feel nothing: needs root, a quarter of an hour
+	CTGUARD_REQUIRE_PRIVILEGED=1 CTGUARD_SPARED_CASES=$(SPARED) $(GO) test -count=1 -timeout 60m -v -run '^TestWhoIsSpared$$' ./cmd/ctguard
 
 .PHONY: bench
 bench: deps build ## every figure of docs/performance.md: needs root

@@ -65,7 +65,8 @@ func (a *Agent) Run(ctx context.Context, hup <-chan os.Signal) error {
 	a.loop.learn(a.surveyor.Survey())
 	defer a.watch()()
 	group.Go(func() error { return a.walker.run(ctx, ch.walks, ch.walked) })
-	go surveyLoop(ctx, a.surveyor, a.loop.state, ch.reload, ch.surveys) // a survey that hangs keeps nobody from taking everything back
+	// A survey that hangs keeps nobody from taking everything back.
+	go surveyLoop(ctx, a.surveyor, a.loop.state, ch.reload, ch.surveys)
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return a.loop.run(ctx, ch) })
 	err = group.Wait()

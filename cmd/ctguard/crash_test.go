@@ -35,8 +35,8 @@ type crash struct {
 }
 
 func (c crash) String() string {
-	return fmt.Sprintf("%s %s after it went from level %d to %d, %d entries, state directory %s, then %s, foreign writer %t",
-		c.end, c.after, c.from, c.to, c.entries, c.disk, c.recovery, c.foreign)
+	return fmt.Sprintf("%s %s after it went from level %d to %d, %d entries, state directory %s, then %s, "+
+		"foreign writer %t", c.end, c.after, c.from, c.to, c.entries, c.disk, c.recovery, c.foreign)
 }
 
 const (
@@ -66,7 +66,8 @@ func randomCrash(r *rand.Rand, oom bool) crash {
 		ends = append(ends, byOOM)
 	}
 	pick := func(list []string) string { return list[r.IntN(len(list))] }
-	c := crash{entries: r.IntN(capacity * 2 / 5), from: r.IntN(9), to: r.IntN(9), after: time.Duration(r.IntN(400_000)) * time.Microsecond, end: pick(ends),
+	c := crash{entries: r.IntN(capacity * 2 / 5), from: r.IntN(9), to: r.IntN(9),
+		after: time.Duration(r.IntN(400_000)) * time.Microsecond, end: pick(ends),
 		disk: pick([]string{fine, fine, full, readOnly, tornFile}), recovery: pick([]string{byStart, byRevert}),
 		foreign: r.IntN(4) == 0}
 	if c.disk == readOnly || c.disk == full {
@@ -365,7 +366,8 @@ func (m *matrix) runOutOfMemory() error {
 		return err
 	}
 	// Another process of the group takes the memory. The kernel takes the daemon first, and then that one.
-	_ = exec.Command("sh", "-c", "echo $$ >"+filepath.Join(m.memory, "cgroup.procs")+"; head -c 100m /dev/zero | tail").Run()
+	_ = exec.Command("sh", "-c",
+		"echo $$ >"+filepath.Join(m.memory, "cgroup.procs")+"; head -c 100m /dev/zero | tail").Run()
 	return nil
 }
 

@@ -111,7 +111,9 @@ func (h *host) launch(program string, env []string, prefix ...string) {
 // ready waits until the daemon answers.
 func (h *host) ready() {
 	h.Helper()
-	h.until("the daemon answers", func() bool { return h.client.Call(h.Context(), "status", nil, new(control.Status)) == nil })
+	h.until("the daemon answers", func() bool {
+		return h.client.Call(h.Context(), "status", nil, new(control.Status)) == nil
+	})
 }
 
 // until waits for something that must happen.
