@@ -42,10 +42,10 @@ func dropPrivileges() error {
 		// Without it a program that this one starts would have them again.
 		_, _, errno = syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0)
 	}
-	switch errno {
-	case 0:
+	switch {
+	case errno == 0:
 		return nil
-	case unix.ENOTSUP:
+	case errors.Is(errno, unix.ENOTSUP):
 		return errors.New("give up privileges: a ctguard that was built with cgo can't (CGO_ENABLED=0): run it as root")
 	}
 	return fmt.Errorf("give up privileges: %w", errno)

@@ -46,12 +46,12 @@ func topPosture(now time.Time) policy.Posture {
 }
 
 // tryRules makes the rules of the top level and takes them back.
-func tryRules(options []nft.Option) error {
+func tryRules(options []nft.Option) (err error) {
 	table, err := nft.Open(options...)
 	if err != nil {
 		return err
 	}
-	defer table.Close()
+	defer func() { err = errors.Join(err, table.Close()) }()
 	now := time.Now()
 	posture := topPosture(now)
 	if err := table.Apply(nft.Desired{Posture: posture, Allow: posture.Allow}, now); err != nil {

@@ -47,8 +47,8 @@ func groupID(name string) (int, error) {
 var errNobody = errors.New("nobody knows who you are")
 
 // mayRead returns why whoever has these credentials may not read; nil for root, for the user that the daemon runs as,
-// and for members of the socket's group, which is the one that may change things, if one is named. The socket's rights say the same, but
-// somebody may change those.
+// and for members of the socket's group, which is the one that may change things, if one is named. The socket's rights
+// say the same, but somebody may change those.
 func mayRead(cred *state.Credentials, daemon, group int) error {
 	switch {
 	case cred == nil:

@@ -90,7 +90,8 @@ func (s *Server) open() error {
 	return nil
 }
 
-// share lets the members of a group, or of the maker's where none is named, connect to a socket, and returns its number.
+// share lets the members of a group, or of the maker's where none is named, connect to a socket, and returns the
+// group's number.
 func share(path, group string) (gid int, err error) {
 	if gid, err = groupID(group); err != nil {
 		return 0, err

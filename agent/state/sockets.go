@@ -47,8 +47,8 @@ func instances() ([]uint32, error) {
 	return agents, nil
 }
 
-// instance returns the inode of a socket if it is an agent's, which one of the users runs. Kernels before 5.3 don't say whose a socket is: there
-// the lock of the state directory must do.
+// instance returns the inode of a socket if it is an agent's, which one of the users runs. Kernels before 5.3 don't
+// say whose a socket is: there the lock of the state directory must do.
 func instance(b []byte, users []uint32) (inode uint32, ok bool) {
 	if len(b) < sizeofMessage || b[0] != unix.AF_UNIX {
 		return 0, false

@@ -327,12 +327,12 @@ func immutable(dir string, yes bool) error {
 func (m *matrix) end(c crash, trigger string) {
 	m.Helper()
 	var err error
-	switch {
-	case c.end == byKill:
+	switch c.end {
+	case byKill:
 		err = m.daemon.Process.Kill()
-	case c.end == byTerm:
+	case byTerm:
 		err = m.daemon.Process.Signal(unix.SIGTERM)
-	case c.end == byOOM:
+	case byOOM:
 		err = m.runOutOfMemory()
 	default:
 		err = os.WriteFile(trigger, nil, 0o600)
