@@ -141,7 +141,8 @@ func (l *loop) eviction() walk {
 		return nil // what a newer census says is decided at the next tick
 	}
 	l.evictedFor = l.census
-	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce()}
+	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce(),
+		OneSided: l.decision.Posture.OneSided}
 	return evictWalk{e, l.census, policy.Evict,
 		fmt.Sprintf("%%d entries of %d heavy sources above their fair share", len(caps))}
 }

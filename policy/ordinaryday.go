@@ -73,6 +73,21 @@ func (d *OrdinaryDay) Usual(source netip.Prefix) Usual {
 	return *u
 }
 
+// ordinaryInvalid is the part of a host's new work that may be INVALID packets: late ones of connections that are over.
+const ordinaryInvalid = 0.01
+
+// invalidIsOrdinary reports whether more than atMost INVALID packets a second are part of an ordinary day: where this
+// host sees one direction of connections, all but their first packets are.
+func (d *OrdinaryDay) invalidIsOrdinary(atMost float64) bool {
+	return d.Invalid > max(atMost, ordinaryInvalid*d.Opens)
+}
+
+// oneSided reports whether TCP without answers is conversations here, as far as is known: this host sees one direction of
+// them (direct server return, asymmetric routes).
+func (d *OrdinaryDay) oneSided(atMost float64) bool {
+	return d.OneWay > 0 || d.invalidIsOrdinary(atMost)
+}
+
 // DayStatus is what is known of an ordinary day, for status.
 type DayStatus struct {
 	Known      bool       `json:"known"`

@@ -53,8 +53,11 @@ func buildOneWay(s *site) error {
 			return err
 		}
 	}
-	if err := s.protected.Sysctl(map[string]string{"net.ipv4.ip_forward": "1"}); err != nil {
-		return fmt.Errorf("make the router forward: %w", err)
+	// What is seen one way keeps its entry for this long. It is short, so that the few seconds of calm are an ordinary day.
+	short := map[string]string{"net.ipv4.ip_forward": "1", "net.netfilter.nf_conntrack_tcp_timeout_syn_sent": "3",
+		"net.netfilter.nf_conntrack_tcp_timeout_unacknowledged": "30"}
+	if err := s.protected.Sysctl(short); err != nil {
+		return fmt.Errorf("set the router up: %w", err)
 	}
 	if err := nft(servers, silentRules); err != nil {
 		return err
