@@ -82,8 +82,8 @@ func (d *OrdinaryDay) invalidIsOrdinary(atMost float64) bool {
 	return d.Invalid > max(atMost, ordinaryInvalid*d.Opens)
 }
 
-// oneSided reports whether TCP without answers is conversations here, as far as is known: this host sees one direction of
-// them (direct server return, asymmetric routes).
+// oneSided reports whether TCP without answers is conversations here, as far as is known: this host sees one direction
+// of them (direct server return, asymmetric routes).
 func (d *OrdinaryDay) oneSided(atMost float64) bool {
 	return d.OneWay > 0 || d.invalidIsOrdinary(atMost)
 }
