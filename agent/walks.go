@@ -30,7 +30,8 @@ const (
 	purgePause     = 20 * time.Millisecond
 	purgeRest      = 2 * time.Second // the longest pause of purges that bring nothing
 	retirePause    = time.Second
-	retireShare    = 20               // one part in this many of the time goes into retiring finished entries at most
+	retireShare    = 60               // one part in this many of the time goes into retiring finished entries at most
+	retireHurry    = 20               // the same while the table is about to fill up
 	retireRest     = 30 * time.Second // the longest pause where there are none
 	learnSize      = 50_000           // entries of a scan to learn from: all of most tables
 	learnShare     = 1000             // one part in this many of the time goes into those
