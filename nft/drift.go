@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -112,6 +113,7 @@ func (t *Table) sameSets() (bool, error) {
 		want = append(want, s.name)
 	}
 	want = append(want, serviceSets()...)
+	want = slices.AppendSeq(want, maps.Keys(t.have.flowSets()))
 	slices.Sort(names)
 	slices.Sort(want)
 	return slices.Equal(names, want), nil

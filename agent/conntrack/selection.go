@@ -32,8 +32,8 @@ type wide struct {
 	asks        bool // what this host asks itself is part of it
 }
 
-// newSelection leaves out selectors that name an interface: an entry does not say by which one its packets
-// come, so it may be that of a flow which is tracked still. Their entries end by themselves, as no
+// newSelection leaves out forwarded services, and selectors that name an interface: an entry does not say by which
+// one its packets come, so it may be that of a flow which is tracked still. Their entries end by themselves, as no
 // packet of theirs comes to conntrack any more.
 func newSelection(selectors []policy.Selector, local func(netip.Addr) bool) selection {
 	s := selection{ports: make(map[servicePort][]ends), local: local}
@@ -42,7 +42,7 @@ func newSelection(selectors []policy.Selector, local func(netip.Addr) bool) sele
 		between := ends{sel.Remote, sel.Local}
 		first, last := sel.Ports()
 		switch {
-		case sel.Device != "":
+		case sel.Device != "" || sel.Forwarded():
 		case sel.Group:
 			s.group = true
 		case sel.Protocol == policy.ICMP:

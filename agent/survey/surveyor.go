@@ -69,6 +69,11 @@ func (s *Surveyor) Survey() Facts {
 		f.Services, f.Lane = nil, nil // unknown NAT: nothing goes untracked
 	}
 	s.excepted(&f)
+	inside, refused, err := s.forwarded()
+	if note(err); err == nil && f.Refused != nil {
+		f.Services = append(f.Services, inside...)
+		maps.Copy(f.Refused, refused)
+	}
 	for _, one := range s.managed(f.Services) {
 		if f.Refused[one] == "" {
 			f.Refused[one] = "a management port: the host's own limits on new connections stay in force; " +
