@@ -201,5 +201,8 @@ func newLive(rules ruleset, settings keeper, table entries, connections connecti
 		adopting: rate.NewLimiter(adoptionsPerSecond, adoptionsPerSecond)}
 }
 
-// surveyPause is how often the agent looks at the host it runs on.
-const surveyPause = 5 * time.Second
+// surveyPause is how often the agent looks at the host it runs on, changePause how often it asks whether rules changed.
+const (
+	surveyPause = 5 * time.Second
+	changePause = 500 * time.Millisecond
+)

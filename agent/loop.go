@@ -193,11 +193,13 @@ func (l *loop) turn() error {
 	return nil
 }
 
-// surveyLoop looks at the host every few seconds.
+// surveyLoop looks at the host every few seconds, and at once where its rules change while something is untracked.
 func surveyLoop(ctx context.Context, s *survey.Surveyor, reload <-chan config.Config,
 	surveys chan<- survey.Facts) {
 	timer := time.NewTicker(surveyPause)
 	defer timer.Stop()
+	often := time.NewTicker(changePause)
+	defer often.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -205,6 +207,10 @@ func surveyLoop(ctx context.Context, s *survey.Surveyor, reload <-chan config.Co
 		case c := <-reload:
 			s.Reconfigure(c)
 		case <-timer.C:
+		case <-often.C:
+			if !s.Stale() {
+				continue
+			}
 		}
 		select {
 		case surveys <- s.Survey():

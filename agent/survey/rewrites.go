@@ -92,11 +92,7 @@ func (h *Host) nftRewrites() (rewrites, error) {
 	if c.watch.changed() {
 		c.known = false
 	}
-	pause := min(c.rest*c.took, mostRest)
-	if c.calm.Load() {
-		pause = min(calmRest*c.took, mostCalmRest)
-	}
-	if c.known || c.reads > 0 && time.Since(c.ended) < pause {
+	if c.known || c.resting() {
 		return c.answer, c.failed
 	}
 	began := time.Now()
@@ -104,6 +100,30 @@ func (h *Host) nftRewrites() (rewrites, error) {
 	c.known, c.ended = c.failed == nil, time.Now()
 	c.took = c.ended.Sub(began)
 	return c.answer, c.failed
+}
+
+// resting says whether it is too soon to read the rules again.
+func (c *ruleCache) resting() bool {
+	pause := min(c.rest*c.took, mostRest)
+	if c.calm.Load() {
+		pause = min(calmRest*c.took, mostCalmRest)
+	}
+	return c.reads > 0 && time.Since(c.ended) < pause
+}
+
+// Stale says whether rules of this host changed since they were read, while something is untracked: what is repeated of
+// them has to follow at once.
+func (h *Host) Stale() bool {
+	c := &h.read
+	c.Lock()
+	defer c.Unlock()
+	if c.calm.Load() || c.watch == nil {
+		return false
+	}
+	if c.watch.changed() {
+		c.known = false
+	}
+	return !c.known && !c.resting()
 }
 
 // Somebody may change rules while they are read. Then it is soon known whether that matters, and they are read again.

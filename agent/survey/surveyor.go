@@ -37,6 +37,9 @@ func NewSurveyor(h *Host, c config.Config, lacking map[policy.StepName]string) *
 // Reconfigure makes another configuration count. Who has logged in has not left because of it.
 func (s *Surveyor) Reconfigure(c config.Config) { s.config = c }
 
+// Stale says whether rules of the host changed in a way that matters since the last survey; see [Host.Stale].
+func (s *Surveyor) Stale() bool { return s.host.Stale() }
+
 // tooGenerous says that the configured allowlist leaves nobody to be limited.
 func (s *Surveyor) tooGenerous() error {
 	for _, p := range s.config.Allow {

@@ -40,13 +40,14 @@ var (
 	onServer  = []string{"server"}
 	onShared  = []string{"shared-address"}
 	onGateway = []string{"nat-gateway"}
+	atService = []string{"server", "forwarded"}
 )
 
 // Attacks is the catalogue, in the order in which it is shown.
 var Attacks = []Attack{
 	{
 		Name: "handshake", Summary: "200 sources complete 5 000 handshakes a second and hold them",
-		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+		Topologies: atService, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
 	},
 	{
 		Name: "handshake-wide", Summary: "the same from 1 000 sources, below most per-source limits",
@@ -83,7 +84,7 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "udp-spoofed", Summary: "UDP to an open port, each packet from a random address",
-		Topologies: onServer, kind: flood.UDP, rate: 50000, port: service.UDPPort,
+		Topologies: atService, kind: flood.UDP, rate: 50000, port: service.UDPPort,
 	},
 	{
 		Name:       "udp-ports",
@@ -92,7 +93,7 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "syn-spoofed", Summary: "SYNs to an open port, each from a random address",
-		Topologies: onServer, kind: flood.SYN, rate: 50000, port: service.HTTPPort,
+		Topologies: atService, kind: flood.SYN, rate: 50000, port: service.HTTPPort,
 	},
 	{
 		Name: "ack", Summary: "stray ACKs to an open port, each from a random address",

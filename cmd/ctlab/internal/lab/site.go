@@ -68,12 +68,14 @@ var topologies = map[string]func(*site) error{
 	"server":         buildServer,
 	"shared-address": buildShared,
 	"nat-gateway":    buildGateway,
+	"forwarded":      buildForwarded,
 }
 
 // Topologies says what each topology is.
 var Topologies = map[string]string{
 	"nat-gateway": "a gateway that masquerades a network of thousands and forwards a port into it; " +
 		"attackers on both sides",
+	"forwarded": "a gateway whose services are on a host behind it; attackers and clients behind one uplink",
 	"shared-address": "the server, where all clients come from one address (CGNAT): " +
 		"300 lasting connections and 60 new ones a second",
 	"server": "a host with a stateful ruleset and services of its own; attackers on one side, clients on the other",
