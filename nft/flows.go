@@ -3,7 +3,9 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -99,15 +101,15 @@ func (r *ruleset) flowSets() map[string]flowSet {
 
 // changeFlowSets adds and deletes flow sets. It comes after the rules that used them are gone.
 func (b *batch) changeFlowSets(have, want map[string]flowSet) {
-	for name, s := range have {
+	for _, name := range slices.Sorted(maps.Keys(have)) {
 		if _, ok := want[name]; !ok {
-			b.conn.DelSet(b.flowSet(s))
+			b.conn.DelSet(b.flowSet(have[name]))
 			b.note(nil)
 		}
 	}
-	for name, s := range want {
+	for _, name := range slices.Sorted(maps.Keys(want)) {
 		if _, ok := have[name]; !ok {
-			b.note(b.conn.AddSet(b.flowSet(s), nil))
+			b.note(b.conn.AddSet(b.flowSet(want[name]), nil))
 		}
 	}
 }

@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"math/big"
 	"net/netip"
 	"slices"
 
@@ -159,7 +160,7 @@ func (f forwarded) inner(s side, addr netip.Addr, first, last uint16) []statemen
 		list = []statement{f.raw(innerPacket+6, 1, uint64(number))}
 	}
 	list = append(list, f.icmp(statement{
-		text:  fmt.Sprintf("@th,%d,%d %#x", 8*offset, 8*length, addr.AsSlice()),
+		text:  fmt.Sprintf("@th,%d,%d %s", 8*offset, 8*length, hex(addr.AsSlice())),
 		exprs: []expr.Any{loadHeader(expr.PayloadBaseTransportHeader, offset, length), equal(addr.AsSlice())},
 	}))
 	port := f.innerPort(s)
@@ -167,7 +168,7 @@ func (f forwarded) inner(s side, addr netip.Addr, first, last uint16) []statemen
 		return append(list, f.raw(port, 2, uint64(first)))
 	}
 	return append(list, f.icmp(statement{
-		text: fmt.Sprintf("@th,%d,16 %d-%d", 8*port, first, last),
+		text: fmt.Sprintf("@th,%d,16 %#x-%#x", 8*port, first, last),
 		exprs: []expr.Any{loadHeader(expr.PayloadBaseTransportHeader, port, 2), &expr.Range{Op: expr.CmpOpEq, Register: reg,
 			FromData: binary.BigEndian.AppendUint16(nil, first), ToData: binary.BigEndian.AppendUint16(nil, last)}},
 	}))
@@ -192,12 +193,15 @@ func (f forwarded) innerRewrites(s side, to netip.AddrPort) []statement {
 // write writes into an ICMP message, whose length from offset on is that of data.
 func (f forwarded) write(offset, length, checksum uint32, data []byte) statement {
 	return f.icmp(statement{
-		text: fmt.Sprintf("@th,%d,%d set %#x", 8*offset, 8*length, data),
+		text: fmt.Sprintf("@th,%d,%d set %s", 8*offset, 8*length, hex(data)),
 		exprs: []expr.Any{&expr.Immediate{Register: reg, Data: data}, &expr.Payload{OperationType: expr.PayloadWrite,
 			SourceRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: length,
 			CsumType: expr.CsumTypeInet, CsumOffset: checksum}},
 	})
 }
+
+// hex writes a number as nft does.
+func hex(data []byte) string { return "0x" + new(big.Int).SetBytes(data).Text(16) }
 
 // raw matches one number of one or two bytes in an ICMP message.
 func (f forwarded) raw(offset, length uint32, value uint64) statement {
