@@ -32,7 +32,8 @@ func forwardedFlows(ending map[policy.Selector][]netip.AddrPort) []conntrack.For
 	var flows []conntrack.ForwardedFlow
 	for s, clients := range ending {
 		for _, client := range clients {
-			flows = append(flows, conntrack.ForwardedFlow{Client: client, Outside: outside(s), Inside: s.Inside})
+			flows = append(flows, conntrack.ForwardedFlow{Client: client, Outside: outside(s), Inside: s.Inside,
+				UDP: s.Protocol == policy.UDP})
 		}
 	}
 	return flows

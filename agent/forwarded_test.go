@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,6 +25,7 @@ const gatewayRules = `table inet gate {
 	chain nats {
 		type nat hook prerouting priority dstnat
 		iifname here0 ip daddr 192.0.2.1 tcp dport 443 dnat ip to 10.0.0.2:8443
+		iifname here0 ip daddr 192.0.2.1 udp dport 53 dnat ip to 10.0.0.2:5353
 	}
 	chain post {
 		type nat hook postrouting priority srcnat
@@ -236,5 +238,61 @@ func TestForwardedEnded(t *testing.T) {
 	}
 	if got, want := strings.Join(clients, ", "), fmt.Sprint(stays[0].LocalAddr()); got != want {
 		t.Errorf("remembered %s, want %s", got, want)
+	}
+}
+
+// A UDP flow whose inside host speaks first when the service is tracked again goes on with the port that the client
+// knows. Who has sent once only is given no entry.
+func TestForwardedDatagrams(t *testing.T) {
+	g := newGate(t)
+	var server, client, stranger net.PacketConn
+	var err error
+	open := func(peer *conntracktest.Peer, c *net.PacketConn, addr string) {
+		peer.Do(func() { *c, err = net.ListenPacket("udp4", addr) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { (*c).Close() })
+		if err := (*c).SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open(g.inner, &server, "10.0.0.2:5353")
+	open(g.outer, &client, "192.0.2.2:4000")
+	open(g.outer, &stranger, "192.0.2.2:4001")
+	service := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("192.0.2.1:53"))
+	send := func(from, to net.PacketConn, addr net.Addr) (seen net.Addr) {
+		t.Helper()
+		if _, err := from.WriteTo([]byte("word"), addr); err != nil {
+			t.Fatal(err)
+		}
+		_, seen, err := to.ReadFrom(make([]byte, 8))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seen
+	}
+	d := nft.Desired{Posture: policy.Posture{Notrack: []policy.Untracked{{Stage: policy.Freed,
+		Selector: selectorsOf(t, "udp/53 at 192.0.2.1/32 on here0 to 10.0.0.2:5353 by here0")[0]}}}}
+	if err := g.live.rules(d, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	send(stranger, server, service)
+	for range 2 {
+		send(client, server, service)
+	}
+	if err := g.live.rules(nft.Desired{}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if from := send(server, client, net.UDPAddrFromAddrPort(netip.MustParseAddrPort("192.0.2.2:4000"))); from.String() !=
+		service.String() {
+		t.Errorf("the client is answered from %s, want %s", from, service)
+	}
+	if from := send(client, server, service); from.String() != "192.0.2.2:4000" {
+		t.Errorf("the inside host is asked from %s", from)
+	}
+	if out, err := exec.Command("conntrack", "-L", "-p", "udp").CombinedOutput(); err != nil ||
+		strings.Contains(string(out), "sport=4001") {
+		t.Errorf("entries (%v):\n%s", err, out)
 	}
 }

@@ -18,22 +18,31 @@ import (
 // flowSet is a set of clients by address and port, to which packets add.
 type flowSet struct {
 	name   string
+	proto  policy.Protocol
 	v6     bool
 	life   time.Duration // how long after the last packet
 	delete bool          // a packet takes its client out instead
 }
 
-// Bounds of a flow set. A connection that is silent for longer than flowLife is forgotten, as one that has no room.
+// Bounds of a flow set. A flow that is silent for longer is forgotten, as one that has no room. UDP's are those that
+// conntrack itself would remember for about as long.
 const (
 	flowLife    = 2 * time.Hour
 	closingLife = 10 * time.Second
+	udpLife     = 3 * time.Minute
+	onceLife    = time.Minute
 	flowSetSize = 1 << 15
 )
 
-// sets returns where a service's connections are remembered, and those of them that are being closed.
-func (f forwarded) sets() (flows, closing flowSet) {
-	v6 := f.selector.Local.Addr().Is6()
-	return flowSet{f.counter("flows"), v6, flowLife, false}, flowSet{f.counter("closing"), v6, closingLife, false}
+// sets returns where a service's flows are remembered, and besides those of TCP connections that are being closed, or
+// who has sent a UDP datagram.
+func (f forwarded) sets() (flows, other flowSet) {
+	v6, proto := f.selector.Local.Addr().Is6(), f.selector.Protocol
+	if proto == policy.UDP {
+		return flowSet{f.counter("flows"), proto, v6, udpLife, false}, flowSet{f.counter("once"), proto, v6, onceLife, false}
+	}
+	return flowSet{f.counter("flows"), proto, v6, flowLife, false},
+		flowSet{f.counter("closing"), proto, v6, closingLife, false}
 }
 
 // without is the set as one that packets take clients out of.
@@ -43,22 +52,22 @@ func (s flowSet) without() flowSet {
 }
 
 // key loads a client's address and port.
-func (s side) key(v6 bool) statement {
-	c, next := s.loadAddr(v6), uint32(regNext)
-	if v6 {
+func (s side) key(set flowSet) statement {
+	c, next := s.loadAddr(set.v6), uint32(regNext)
+	if set.v6 {
 		next = unix.NFT_REG32_04
 	}
 	port := loadHeader(expr.PayloadBaseTransportHeader, s.th, 2)
 	port.DestRegister = next
 	c.exprs = append(c.exprs, port)
-	c.text += " . tcp " + s.port
-	c.l4 = unix.IPPROTO_TCP
+	c.text += " . " + string(set.proto) + " " + s.port
+	c.l4 = ipProtocols[set.proto]
 	return c
 }
 
 // remember adds a packet's client on side s to a set, or takes it out.
 func (s side) remember(set flowSet) statement {
-	c := s.key(set.v6)
+	c := s.key(set)
 	const deletes = 2 // NFT_DYNSET_OP_DELETE
 	op, word := uint32(unix.NFT_DYNSET_OP_UPDATE), "update"
 	if set.delete {
@@ -69,9 +78,17 @@ func (s side) remember(set flowSet) statement {
 	return c
 }
 
+// known matches packets whose client on side s is in a set.
+func (s side) known(set flowSet) statement {
+	c := s.key(set)
+	c.text += " @" + set.name
+	c.exprs = append(c.exprs, &expr.Lookup{SourceRegister: reg, SetName: set.name})
+	return c
+}
+
 // unknown matches packets whose client on side s is not in a set.
 func (s side) unknown(set flowSet) statement {
-	c := s.key(set.v6)
+	c := s.key(set)
 	c.text += " != @" + set.name
 	c.exprs = append(c.exprs, &expr.Lookup{SourceRegister: reg, SetName: set.name, Invert: true})
 	return c
@@ -91,9 +108,9 @@ func (b *batch) flowSet(s flowSet) *nftables.Set {
 func (r *ruleset) flowSets() map[string]flowSet {
 	list := map[string]flowSet{}
 	for _, f := range r.forwardedOf() {
-		if f.untracked && f.selector.OfTCP() {
-			flows, closing := f.sets()
-			list[flows.name], list[closing.name] = flows, closing
+		if f.followed() {
+			flows, other := f.sets()
+			list[flows.name], list[other.name] = flows, other
 		}
 	}
 	return list
@@ -114,8 +131,8 @@ func (b *batch) changeFlowSets(have, want map[string]flowSet) {
 	}
 }
 
-// Ending returns the forwarded TCP services that are untracked and would be no longer if d were applied, with the
-// clients that have connections to them, as far as that is known; see [policy.Selector.Forwarded].
+// Ending returns the forwarded services that are untracked and would be no longer if d were applied, with the
+// clients that have flows to them, as far as that is known; see [policy.Selector.Forwarded].
 func (t *Table) Ending(d Desired) (map[policy.Selector][]netip.AddrPort, error) {
 	if t.have == nil || t.broken {
 		return nil, nil
@@ -126,7 +143,7 @@ func (t *Table) Ending(d Desired) (map[policy.Selector][]netip.AddrPort, error) 
 	}
 	var ending map[policy.Selector][]netip.AddrPort
 	for _, f := range t.have.forwardedOf() {
-		if still[f.selector] || !f.untracked || !f.selector.OfTCP() {
+		if still[f.selector] || !f.followed() {
 			continue
 		}
 		flows, _ := f.sets()

@@ -196,21 +196,29 @@ func (f forwarded) own() []rule {
 	return append(list, f.errorsOut()...)
 }
 
-// follows returns rules that remember who has a connection, so that it can be given an entry when the service is
-// tracked again: who is answered by more than a handshake. A spoofed address never is.
+// follows returns rules that remember who has a flow, so that it can be given an entry when the service is tracked
+// again. Spoofed addresses have none: of TCP a flow is one that is answered by more than a handshake, of UDP one whose
+// client has sent twice.
 func (f forwarded) follows(packets []statement, client side) []rule {
-	if !f.selector.OfTCP() {
+	if !f.followed() {
 		return nil
 	}
-	flows, closing := f.sets()
-	list := []rule{newRule(append(packets[:len(packets):len(packets)],
-		closes(), client.remember(closing), client.remember(flows.without()))...)}
-	if client == destination {
-		list = append(list, newRule(append(packets[:len(packets):len(packets)],
-			goesOn(), client.unknown(closing), client.remember(flows))...))
+	flows, other := f.sets()
+	when := func(then ...statement) rule { return newRule(append(packets[:len(packets):len(packets)], then...)...) }
+	switch {
+	case f.selector.OfTCP() && client == destination:
+		return []rule{when(closes(), client.remember(other), client.remember(flows.without())),
+			when(goesOn(), client.unknown(other), client.remember(flows))}
+	case f.selector.OfTCP():
+		return []rule{when(closes(), client.remember(other), client.remember(flows.without()))}
+	case client == destination:
+		return []rule{when(client.known(flows), client.remember(flows))}
 	}
-	return list
+	return []rule{when(client.known(other), client.remember(flows)), when(client.remember(other))}
 }
+
+// followed reports whether it is remembered who has a flow. One of several ports would have to be remembered by port.
+func (f forwarded) followed() bool { return f.untracked && f.selector.Last == 0 }
 
 // forwardedOf returns the forwarded services among the selectors, in a fixed order.
 func (r *ruleset) forwardedOf() []forwarded {

@@ -10,9 +10,15 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// ForwardedFlow is a live TCP connection of a client to a service of an inside host. Clients send to Outside, which is
-// Inside where the service is merely routed.
-type ForwardedFlow struct{ Client, Outside, Inside netip.AddrPort }
+// ForwardedFlow is a live TCP connection, or a UDP flow, of a client to a service of an inside host. Clients send to
+// Outside, which is Inside where the service is merely routed.
+type ForwardedFlow struct {
+	Client, Outside, Inside netip.AddrPort
+	UDP                     bool
+}
+
+// udpTimeout is how many seconds an answered entry of UDP lasts by default: nf_conntrack_udp_timeout_stream.
+const udpTimeout = 120
 
 // widestScale is the largest window scale there is (RFC 7323, section 2.3). Nobody knows which one the two ends agreed
 // on, and with this one nothing that they say is out of bounds.
@@ -40,9 +46,11 @@ func (t *Table) AdoptForwarded(ctx context.Context, flows []ForwardedFlow, r *ra
 		}
 		attributes := make([]byte, 0, 512)
 		for _, f := range flows {
-			attributes = f.appendUpdate(attributes[:0], uint32(timeout))
-			queue.flags = 0
-			queue.add(familyOf(f.Client.Addr()), attributes)
+			if !f.UDP {
+				attributes = f.appendUpdate(attributes[:0], uint32(timeout))
+				queue.flags = 0
+				queue.add(familyOf(f.Client.Addr()), attributes)
+			}
 			attributes = f.appendEntry(attributes[:0], uint32(timeout))
 			queue.flags = unix.NLM_F_CREATE | unix.NLM_F_EXCL
 			queue.add(familyOf(f.Client.Addr()), attributes)
@@ -63,9 +71,17 @@ func (t *Table) AdoptForwarded(ctx context.Context, flows []ForwardedFlow, r *ra
 
 // appendEntry appends the attributes of f's entry.
 func (f ForwardedFlow) appendEntry(b []byte, timeout uint32) []byte {
-	b = appendTuple(b, attrTupleOrig, f.Client, f.Outside)
-	b = appendTuple(b, attrTupleReply, f.Outside, f.Client) // the translation below makes it the inside host's
-	b = appendEstablished(b, timeout, tcpBeLiberal|tcpWindowScale)
+	protocol := byte(protoTCP)
+	if f.UDP {
+		protocol = protoUDP
+	}
+	b = appendTuple(b, attrTupleOrig, protocol, f.Client, f.Outside)
+	b = appendTuple(b, attrTupleReply, protocol, f.Outside, f.Client) // the translation below makes it the inside host's
+	if f.UDP {
+		b = appendAnswered(b, udpTimeout)
+	} else {
+		b = appendEstablished(b, timeout, tcpBeLiberal|tcpWindowScale)
+	}
 	if f.Inside == f.Outside {
 		return b
 	}
@@ -89,14 +105,19 @@ func (f ForwardedFlow) appendEntry(b []byte, timeout uint32) []byte {
 
 // appendUpdate appends the attributes by which an entry that f has already is brought up to date.
 func (f ForwardedFlow) appendUpdate(b []byte, timeout uint32) []byte {
-	b = appendTuple(b, attrTupleOrig, f.Client, f.Outside)
+	b = appendTuple(b, attrTupleOrig, protoTCP, f.Client, f.Outside)
 	return appendEstablished(b, timeout, tcpBeLiberal)
+}
+
+// appendAnswered appends what makes an entry one of a flow that both sides speak in.
+func appendAnswered(b []byte, timeout uint32) []byte {
+	b = appendAttr(b, attrStatus, 0, 0, 0, statusConfirmed|statusSeenReply|statusAssured)
+	return appendAttr(b, attrTimeout, binary.BigEndian.AppendUint32(nil, timeout)...)
 }
 
 // appendEstablished appends what makes an entry that of an open connection.
 func appendEstablished(b []byte, timeout uint32, flags byte) []byte {
-	b = appendAttr(b, attrStatus, 0, 0, 0, statusConfirmed|statusSeenReply|statusAssured)
-	b = appendAttr(b, attrTimeout, binary.BigEndian.AppendUint32(nil, timeout)...)
+	b = appendAnswered(b, timeout)
 	b, info := openNest(b, attrProtoInfo)
 	b, tcp := openNest(b, protoInfoTCP)
 	b = appendAttr(b, protoInfoState, tcpEstablished)

@@ -104,10 +104,11 @@ func (s *site) linkForwarded(inner *ns.Namespace) error {
 			return err
 		}
 	}
-	bridge := []string{"link add name wan0 address " + hw(s.near.gateway).String() + " type bridge", "link set cli0 master wan0",
-		"link set atk0 master wan0", "link set wan0 up"}
+	bridge := []string{"link add name wan0 address " + hw(s.near.gateway).String() + " type bridge",
+		"link set cli0 master wan0", "link set atk0 master wan0", "link set wan0 up"}
 	for _, p := range onLink(s.clientTargets) {
-		bridge = append(bridge, "address add "+p.String()+" dev wan0"+strings.Repeat(" nodad", strings.Count(p.String(), "::")))
+		nodad := strings.Repeat(" nodad", strings.Count(p.String(), "::"))
+		bridge = append(bridge, "address add "+p.String()+" dev wan0"+nodad)
 	}
 	for _, line := range bridge {
 		if err := ip(s.protected, line); err != nil {
