@@ -47,7 +47,7 @@ var (
 var Attacks = []Attack{
 	{
 		Name: "handshake", Summary: "200 sources complete 5 000 handshakes a second and hold them",
-		Topologies: atService, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
 	},
 	{
 		Name: "handshake-wide", Summary: "the same from 1 000 sources, below most per-source limits",
