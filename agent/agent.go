@@ -127,6 +127,7 @@ func (a *Agent) open(o Options) error {
 	l.adoptOrphans(a.walker)
 	l.namespace.others = here.OtherNamespaces
 	a.surveyor = survey.NewSurveyor(here, l.config, kernel.Lacking)
+	a.surveyor.KeepForwarded(kernel.Tracked)
 	l.recallDay()
 	if o.Record != "" {
 		l.recorder, err = record.New(o.Record, Version, l.config.Policy, *l.machine.OrdinaryDay())

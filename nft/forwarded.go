@@ -182,7 +182,8 @@ func (f forwarded) behind() []rule {
 }
 
 // own returns the rules for what this host itself sends. Rules of the host that answer what they don't know, as an
-// untracked packet, would end connections in the inside host's name: no such answer gets out.
+// untracked packet, would end connections in the inside host's or a client's name: no such answer gets out. What this
+// host says to the inside host in its own name is none of this.
 func (f forwarded) own() []rule {
 	if !f.untracked {
 		return nil
@@ -191,7 +192,7 @@ func (f forwarded) own() []rule {
 	var list []rule
 	if f.selector.OfTCP() {
 		list = append(list, newRule(append(f.at(source, destination, addr, first, last), resets(), drop())...),
-			newRule(append(f.at(destination, source, addr, first, last), resets(), drop())...))
+			newRule(append(f.at(destination, source, addr, first, last), fromElsewhere(), resets(), drop())...))
 	}
 	return append(list, f.errorsOut()...)
 }

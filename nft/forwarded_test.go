@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -515,5 +516,34 @@ func TestForwardedErrors6(t *testing.T) {
 	from, port := netip.AddrFrom16([16]byte(buf[16:32])), binary.BigEndian.Uint16(buf[48:])
 	if from.String() != inside6 || port != 8443 {
 		t.Errorf("the inside host hears about a packet from %s port %d, want %s port 8443", from, port, inside6)
+	}
+}
+
+// TestForwardedOwnConnections: what the gateway itself asks of the inside host stays tracked, and may be reset.
+func TestForwardedOwnConnections(t *testing.T) {
+	g := newGateway(t, fmt.Sprintf(hostRules, ""))
+	apply(t, open(t), stages(policy.Trial, "tcp/444 at 203.0.113.1/32 to 10.0.0.2:8444 by wan0"))
+	var listener net.Listener
+	var err error
+	g.in(g.server, func() { listener, err = net.Listen("tcp4", ":8444") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	c, err := net.DialTimeout("tcp4", inside4+":8444", patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	wantEntries(t, "10.0.0.1", 1)
+	c.(*net.TCPConn).SetLinger(0)
+	c.Close()
+	server.SetDeadline(time.Now().Add(patience))
+	if _, err := server.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the inside host reads %v, want a reset", err)
 	}
 }

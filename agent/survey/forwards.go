@@ -29,7 +29,7 @@ const (
 )
 
 // mostForwards is how many forwarded services are looked at: each costs every packet some rules.
-const mostForwards = 32
+const mostForwards = 16
 
 // forwards returns the rules that lead to inside hosts: those that translate the destination, and those of the
 // filter that let through what goes to one port of one address.

@@ -16,6 +16,11 @@ func (s *Surveyor) forwarded() ([]policy.Selector, map[policy.Selector]string, e
 		return nil, nil, nil
 	}
 	found, refused, err := s.host.Forwarded()
+	if s.tracked != "" {
+		for _, one := range found {
+			refused[one] = s.tracked
+		}
+	}
 	return slices.DeleteFunc(found, func(one policy.Selector) bool {
 		return slices.ContainsFunc(s.config.Except, func(except policy.Selector) bool {
 			return except == one || except.Protocol == policy.All || except.Protocol == one.Protocol && !except.Forwarded() &&

@@ -25,6 +25,7 @@ type Surveyor struct {
 	host    *Host
 	config  config.Config
 	lacking map[policy.StepName]string // steps that this kernel can't do
+	tracked string                     // why no forwarded service may go untracked; empty: some may
 	seen    map[Connection]time.Time   // management connections and when each was first seen
 }
 
@@ -33,6 +34,9 @@ type Surveyor struct {
 func NewSurveyor(h *Host, c config.Config, lacking map[policy.StepName]string) *Surveyor {
 	return &Surveyor{host: h, config: c, lacking: lacking}
 }
+
+// KeepForwarded has forwarded services stay tracked for a reason; an empty one lets those go that may.
+func (s *Surveyor) KeepForwarded(reason string) { s.tracked = reason }
 
 // Reconfigure makes another configuration count. Who has logged in has not left because of it.
 func (s *Surveyor) Reconfigure(c config.Config) { s.config = c }
