@@ -85,6 +85,7 @@ type walks struct {
 	evictedFor *policy.Census
 	evicting   time.Duration // how long evictions since that census took
 	freed      map[policy.Selector]bool
+	loosened   map[policy.Selector]bool // forwarded services whose entries check no windows
 	purged     backoff
 	finished   backoff
 	retired    uint64    // entries
@@ -98,6 +99,9 @@ type walks struct {
 // nextWalk picks the most urgent walk that is due; nil when none is.
 func (l *loop) nextWalk(now time.Time) walk {
 	if w := l.adoption(); w != nil {
+		return w
+	}
+	if w := l.loosening(); w != nil {
 		return w
 	}
 	if w := l.eviction(); w != nil { // it is due only where what is finished was not enough
