@@ -63,9 +63,13 @@ type gateway struct {
 	client, server chan func()
 }
 
+// noDetection has link-local addresses usable at once: nobody else is on these links.
+const noDetection = "sysctl -qw net.ipv6.conf.default.dad_transmits=0"
+
 func newGateway(t *testing.T, rules string) *gateway {
 	t.Helper()
 	inNewNetNS(t)
+	run(t, noDetection)
 	g := &gateway{t: t}
 	g.client = g.neighbour("wan0", []string{public4 + "/24", public6 + "/64"}, []string{outer4 + "/24", outer6 + "/64"})
 	g.server = g.neighbour("lan0", []string{"10.0.0.1/24", "fd00::1/64"}, []string{inside4 + "/24", inside6 + "/64"})
@@ -97,6 +101,7 @@ func (g *gateway) neighbour(device string, here, there []string) chan func() {
 	if !ok {
 		g.t.Fatal("unshare network namespace")
 	}
+	g.in(work, func() { run(g.t, noDetection) })
 	run(g.t, fmt.Sprintf("ip link add %s type veth peer name eth0 netns %d", device, tid))
 	setUp(g.t, device, here...)
 	g.in(work, func() { setUp(g.t, "eth0", there...) })
