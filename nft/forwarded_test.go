@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -550,5 +551,50 @@ func TestForwardedOwnConnections(t *testing.T) {
 	server.SetDeadline(time.Now().Add(patience))
 	if _, err := server.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the inside host reads %v, want a reset", err)
+	}
+}
+
+// TestForwardedPlainChecksums: where no device computes checksums, so that each packet carries its own, they are right
+// behind the gateway as well, in small packets and in large ones.
+func TestForwardedPlainChecksums(t *testing.T) {
+	g := newGateway(t, fmt.Sprintf(hostRules, "ct state invalid drop"))
+	apply(t, open(t), stages(policy.Freed, forwards...))
+	g.in(g.client, func() { plainChecksums(t, "eth0") })
+	g.in(g.server, func() { plainChecksums(t, "eth0") })
+	for _, network := range networks {
+		c := g.mustDial(network)
+		mustEcho(t, c)
+		if network[:3] == "udp" {
+			continue
+		}
+		c.SetDeadline(time.Now().Add(patience))
+		go c.Write(make([]byte, 256<<10))
+		if n, err := io.ReadFull(c, make([]byte, 256<<10)); err != nil {
+			t.Errorf("%s: %d bytes come back: %v", network, n, err)
+		}
+	}
+	wantEntries(t, outer4, 0)
+}
+
+// plainChecksums has the kernel compute checksums of what leaves by a device itself: ETHTOOL_STXCSUM of ethtool(8), see
+// include/uapi/linux/ethtool.h.
+func plainChecksums(t *testing.T, device string) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer unix.Close(fd)
+	value := struct{ command, data uint32 }{unix.ETHTOOL_STXCSUM, 0}
+	request := struct {
+		name  [unix.IFNAMSIZ]byte
+		value unsafe.Pointer
+		_     [16]byte
+	}{value: unsafe.Pointer(&value)}
+	copy(request.name[:], device)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request)))
+	if errno != 0 {
+		t.Errorf("checksums of %s: %v", device, errno)
 	}
 }
