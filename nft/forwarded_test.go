@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -63,9 +64,13 @@ type gateway struct {
 	client, server chan func()
 }
 
+// noDetection has link-local addresses usable at once: nobody else is on these links.
+const noDetection = "sysctl -qw net.ipv6.conf.default.dad_transmits=0"
+
 func newGateway(t *testing.T, rules string) *gateway {
 	t.Helper()
 	inNewNetNS(t)
+	run(t, noDetection)
 	g := &gateway{t: t}
 	g.client = g.neighbour("wan0", []string{public4 + "/24", public6 + "/64"}, []string{outer4 + "/24", outer6 + "/64"})
 	g.server = g.neighbour("lan0", []string{"10.0.0.1/24", "fd00::1/64"}, []string{inside4 + "/24", inside6 + "/64"})
@@ -97,6 +102,7 @@ func (g *gateway) neighbour(device string, here, there []string) chan func() {
 	if !ok {
 		g.t.Fatal("unshare network namespace")
 	}
+	g.in(work, func() { run(g.t, noDetection) })
 	run(g.t, fmt.Sprintf("ip link add %s type veth peer name eth0 netns %d", device, tid))
 	setUp(g.t, device, here...)
 	g.in(work, func() { setUp(g.t, "eth0", there...) })
@@ -545,5 +551,50 @@ func TestForwardedOwnConnections(t *testing.T) {
 	server.SetDeadline(time.Now().Add(patience))
 	if _, err := server.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the inside host reads %v, want a reset", err)
+	}
+}
+
+// TestForwardedPlainChecksums: where no device computes checksums, so that each packet carries its own, they are right
+// behind the gateway as well, in small packets and in large ones.
+func TestForwardedPlainChecksums(t *testing.T) {
+	g := newGateway(t, fmt.Sprintf(hostRules, "ct state invalid drop"))
+	apply(t, open(t), stages(policy.Freed, forwards...))
+	g.in(g.client, func() { plainChecksums(t, "eth0") })
+	g.in(g.server, func() { plainChecksums(t, "eth0") })
+	for _, network := range networks {
+		c := g.mustDial(network)
+		mustEcho(t, c)
+		if network[:3] == "udp" {
+			continue
+		}
+		c.SetDeadline(time.Now().Add(patience))
+		go c.Write(make([]byte, 256<<10))
+		if n, err := io.ReadFull(c, make([]byte, 256<<10)); err != nil {
+			t.Errorf("%s: %d bytes come back: %v", network, n, err)
+		}
+	}
+	wantEntries(t, outer4, 0)
+}
+
+// plainChecksums has the kernel compute checksums of what leaves by a device itself: ETHTOOL_STXCSUM of ethtool(8), see
+// include/uapi/linux/ethtool.h.
+func plainChecksums(t *testing.T, device string) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer unix.Close(fd)
+	value := struct{ command, data uint32 }{unix.ETHTOOL_STXCSUM, 0}
+	request := struct {
+		name  [unix.IFNAMSIZ]byte
+		value unsafe.Pointer
+		_     [16]byte
+	}{value: unsafe.Pointer(&value)}
+	copy(request.name[:], device)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request)))
+	if errno != 0 {
+		t.Errorf("checksums of %s: %v", device, errno)
 	}
 }
