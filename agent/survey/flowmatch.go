@@ -103,7 +103,8 @@ type exactRule struct {
 // included, and not about the rules before it.
 func (r *ruleset) flatten(at chainKey, match flowMatch, depth int, list []exactRule) []exactRule {
 	for _, rule := range r.exact[at] {
-		if len(list) > mostSteps || depth > deepest {
+		r.looks++
+		if len(list) > mostSteps || depth > deepest || r.looks > mostLooks {
 			return append(list, exactRule{flowMatch: match, verdict: scattered, where: at.where()})
 		}
 		rule.flowMatch = rule.and(match)
@@ -121,8 +122,12 @@ func (r *ruleset) flatten(at chainKey, match flowMatch, depth int, list []exactR
 	return list
 }
 
-// mostSteps bounds how many rules are followed: with more of them nothing is repeated.
-const mostSteps = 4096
+// Bounds of what is followed: how many rules, and how many looks at one, as chains may be come to by many ways. With more
+// of them nothing is repeated.
+const (
+	mostSteps = 4096
+	mostLooks = 1 << 17
+)
 
 // stepsAt returns what the chains of one kind at a hook do, in order.
 func (r *ruleset) stepsAt(kind string, at hook) []exactRule {
@@ -136,6 +141,7 @@ func (r *ruleset) stepsAt(kind string, at hook) []exactRule {
 		return strings.Compare(a.where(), b.where())
 	})
 	var list []exactRule
+	r.looks = 0
 	for _, base := range bases {
 		list = r.flatten(base, flowMatch{exact: true}, 0, list)
 	}

@@ -163,3 +163,19 @@ func TestForwardedByIptables(t *testing.T) {
 		}
 	}
 }
+
+// Chains that are come to by more ways than can be followed are given up, soon, and nothing that comes after is repeated.
+func TestManyWaysAreGivenUp(t *testing.T) {
+	r := &ruleset{exact: make(map[chainKey][]exactRule)}
+	at := func(level int) chainKey { return chainKey{name: fmt.Sprint("c", level)} }
+	for level := range 14 {
+		for range 4 {
+			r.exact[at(level)] = append(r.exact[at(level)], exactRule{flowMatch: flowMatch{exact: true}, verdict: jumped,
+				chain: at(level + 1).name})
+		}
+	}
+	list := r.flatten(at(0), flowMatch{exact: true}, 0, nil)
+	if r.looks > 2*mostLooks || len(list) == 0 || list[0].verdict != scattered {
+		t.Errorf("%d looks, %d steps", r.looks, len(list))
+	}
+}

@@ -16,7 +16,8 @@ type ruleset struct {
 	chains map[chainKey]*chain
 	bases  []chainKey
 	sets   map[setKey]*nftSet
-	exact  map[chainKey][]exactRule // of tables that translate or forward
+	exact  map[chainKey][]exactRule // what each rule decides on
+	looks  int                      // at rules, while ways through chains are followed
 
 	interrupted bool // something changed meanwhile, be it only an element of a set
 }
