@@ -74,12 +74,16 @@ func (b builder) early() []rule {
 	return afterFirst(newRule(inLoopback(), back()), list)
 }
 
-// closed drops packets for this host that no socket waits for.
+// closed drops packets for this host that no socket waits for, above a rate that the host answers as ever.
 func (b builder) closed() []rule {
 	if !b.posture.ClosedPorts {
 		return nil
 	}
-	return []rule{newRule(awaited(), back()), newRule(count(closedDropped), drop())}
+	drops := []statement{count(closedDropped), drop()}
+	if b.posture.ClosedRate > 0 {
+		drops = append([]statement{aboveRate(b.posture.ClosedRate)}, drops...)
+	}
+	return []rule{newRule(awaited(), back()), newRule(drops...)}
 }
 
 // budgets drops what comes of a class above its budget: TCP before conntrack, where its first packet tells
