@@ -276,8 +276,8 @@ func (b builder) passedOut() []rule {
 }
 
 // invalid drops what conntrack could not place. Traffic that is going untracked or was until a
-// moment ago is spared, and so are the ICMP errors about it: conntrack calls them invalid because it
-// does not know the flow, and path MTU discovery needs them.
+// moment ago is spared. So are ICMP errors: conntrack calls those invalid that are about a flow which it does not know,
+// because the flow is untracked or goes by another route, path MTU discovery needs them, and they make no entries.
 func (b builder) invalid() []rule {
 	if !b.posture.DropInvalid {
 		return nil
@@ -286,17 +286,13 @@ func (b builder) invalid() []rule {
 	if b.untracks {
 		list = append(list, newRule(going(toLocal), destination.serviceIn(untracked), back()))
 	}
-	spared := b.untracks
 	for _, s := range b.custom {
 		if s.untracked {
-			spared = true
 			list = append(list, rules(s.received(), back())...)
 		}
 	}
-	if spared {
-		for _, kind := range []icmpKind{unreachable[0], unreachable[1], packetTooBig} {
-			list = append(list, newRule(kind.statement(), back()))
-		}
+	for _, kind := range []icmpKind{unreachable[0], unreachable[1], packetTooBig} {
+		list = append(list, newRule(kind.statement(), back()))
 	}
 	list = append(list, rememberStrays()...)
 	return append(list, newRule(count(invalidDropped), drop()))
