@@ -30,6 +30,7 @@ func (b builder) chains(keep *retained) []chain {
 		{"passed_out", &hook{"output", nftables.ChainHookOutput, last}, b.passedOut()},
 		{"arrive", nil, b.arrive()},
 		{"service", nil, b.service()},
+		{"leave", nil, b.leave()},
 		{"invalid", nil, b.invalid()},
 		{"opening", nil, b.opening()},
 		{"refuse", nil, b.refuse()},
@@ -208,6 +209,9 @@ func (b builder) hasLocal() bool {
 // service sees packets for this host's own addresses.
 func (b builder) service() []rule {
 	var list []rule
+	if b.leaves() {
+		list = rememberNarrow()
+	}
 	if b.services {
 		list = append(list,
 			newRule(fromSomebody(), destination.serviceIn(requests)),
@@ -237,7 +241,7 @@ func (b builder) outgoing() []rule {
 	if b.services {
 		list = append(list,
 			newRule(source.serviceIn(replies)),
-			newRule(source.serviceIn(untracked), notrack()))
+			newRule(source.serviceIn(untracked), jump("leave")))
 	}
 	for _, s := range b.custom {
 		list = append(list, s.counting(replies, s.outgoing(), true)...)

@@ -15,8 +15,9 @@ func (*closedPorts) want(s situation, p *Posture) []Event {
 }
 
 // closedRate is how many packets to closed ports are let through a second, which fill a twentieth of the capacity
-// as long as they come. Somebody waits for what is said of a closed port: a balancer whose first backend is down turns to
-// the second upon a reset, a mail server that asks for ident goes on upon one, and who knocks is let in by it.
+// as long as they come. Somebody waits for what is said of a closed port: a balancer whose first backend is down
+// turns to the second upon a reset, a mail server that asks for ident goes on upon one, and who knocks is let in by
+// it.
 func closedRate(capacity int) int { return max(1, int(budgetPart*float64(capacity)/unrepliedLife)) }
 
 func (*closedPorts) done(o Observation) uint64 { return o.Work.ClosedDropped }

@@ -10,9 +10,9 @@ import (
 // Tighten is the step that shortens timeouts, of new entries and of those that there are.
 const Tighten StepName = "tighten"
 
-// timeoutFloors returns the shortest timeout, in seconds, that tighten sets for each state. What is
-// not listed is left alone. TCP that carries a conversation keeps what RFC 5382 asks of a NAT (REQ-5: 2 h 4 min). UDP
-// streams keep up to an hour: the kernel's own 2 min are the least that RFC 4787 allows (REQ-5), and who raised them did it
+// timeoutFloors returns the shortest timeout, in seconds, that tighten sets for each state. What is not listed is
+// left alone. TCP that carries a conversation keeps what RFC 5382 asks of a NAT (REQ-5: 2 h 4 min). UDP streams
+// keep up to an hour: the kernel's own 2 min are the least that RFC 4787 allows (REQ-5), and who raised them did it
 // for phones, which register once an hour (RFC 3261, 10.2), or for tunnels.
 //
 // UDP that is not a stream keeps 30 s, the kernel's default: WireGuard's PersistentKeepalive, SIP registrations and
@@ -20,9 +20,10 @@ const Tighten StepName = "tighten"
 // half closed may wait for its answer in silence, so FIN_WAIT and CLOSE_WAIT keep a minute; who raised CLOSE_WAIT, as
 // kube-proxy does to an hour, did it for such connections.
 //
-// A connection whose path is gone for a while repeats itself ever more seldom, every two minutes in the end (TCP_RTO_MAX
-// in include/net/tcp.h), and goes on when the path is back. Protocols without ports, such as ESP and 6in4, have one
-// timeout for whatever they carry, and tunnels are silent for minutes: they keep the kernel's default.
+// A connection whose path is gone for a while repeats itself ever more seldom, every two minutes in the end
+// (TCP_RTO_MAX in include/net/tcp.h), and goes on when the path is back. Protocols without ports, such as ESP and
+// 6in4, have one timeout for whatever they carry, and tunnels are silent for minutes: they keep the kernel's
+// default.
 func timeoutFloors(p Profile) map[string]int {
 	floors := map[string]int{
 		"nf_conntrack_tcp_timeout_syn_sent":           10,

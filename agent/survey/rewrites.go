@@ -171,9 +171,10 @@ func (r rewrites) needOf(s policy.Selector, multicast bool, routesByMark func() 
 	return ""
 }
 
-// openedBy says why s must stay tracked for rules that see new connections only; empty if for nothing. No trial would
-// find out: what such a rule accepts may be a small part of what comes, as all of IPv6 or VRRP among multicast, and what it
-// limits or refuses would get in. The few allowlisted remote sides of the management lane get in anyway.
+// openedBy says why s must stay tracked for rules that see new connections only; empty if for nothing. No trial
+// would find out: what such a rule accepts may be a small part of what comes, as all of IPv6 or VRRP among
+// multicast, and what it limits or refuses would get in. The few allowlisted remote sides of the management lane
+// get in anyway.
 func (r rewrites) openedBy(s policy.Selector, multicast bool) string {
 	if s.Remote.IsValid() {
 		return ""
