@@ -195,11 +195,13 @@ func (l *loop) turn() error {
 	return nil
 }
 
-// surveyLoop looks at the host every few seconds.
+// surveyLoop looks at the host every few seconds, and at once where its rules change while something is untracked.
 func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, reload <-chan config.Config,
 	surveys chan<- survey.Facts) {
 	timer := time.NewTicker(surveyPause)
 	defer timer.Stop()
+	often := time.NewTicker(changePause)
+	defer often.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -207,6 +209,10 @@ func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, reload <-
 		case c := <-reload:
 			s.Reconfigure(c)
 		case <-timer.C:
+		case <-often.C:
+			if !s.Stale() {
+				continue
+			}
 		}
 		facts := s.Survey()
 		now := time.Now()

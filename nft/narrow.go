@@ -32,8 +32,8 @@ const (
 	tooBigTo6 = 8 + 24
 )
 
-// tooBig matches errors that say that a packet needs to be smaller.
-func tooBig(v6 bool) statement {
+// saysSmaller matches errors that say that a packet needs to be smaller.
+func saysSmaller(v6 bool) statement {
 	if v6 {
 		return packetTooBig.statement()
 	}
@@ -59,7 +59,7 @@ func rememberTo(set addressSet) statement {
 
 // rememberNarrow are rules that remember to whom packets need to be smaller. Packets for this host come there.
 func rememberNarrow() []rule {
-	return []rule{newRule(tooBig(false), rememberTo(narrow[0])), newRule(tooBig(true), rememberTo(narrow[1]))}
+	return []rule{newRule(saysSmaller(false), rememberTo(narrow[0])), newRule(saysSmaller(true), rememberTo(narrow[1]))}
 }
 
 // leave leaves what this host sends untracked, except to those.

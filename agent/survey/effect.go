@@ -33,6 +33,7 @@ const (
 	measures            // the packets or bytes of a connection
 	synproxies          // opens connections in place of a service
 	judgesNew           // accepts, drops or sorts the first packet of a connection, and untracked ones not
+	offloads            // takes forwarded flows past all other rules
 	unknown             // an expression or extension that is not known here
 )
 
@@ -54,6 +55,7 @@ var reasons = map[kind]string{
 	measures:       "what its connections carry is counted by %s",
 	synproxies:     "its connections are opened by synproxy in %s",
 	judgesNew:      "its new connections are told apart by their state in %s",
+	offloads:       "its connections may be offloaded by %s",
 	unknown:        "it is not known what is done with it in %s",
 }
 
@@ -83,7 +85,7 @@ type hook uint32
 const (
 	prerouting  = hook(unix.NF_INET_PRE_ROUTING)
 	input       = hook(unix.NF_INET_LOCAL_IN)
-	forward     = hook(unix.NF_INET_FORWARD)
+	forwarding  = hook(unix.NF_INET_FORWARD)
 	output      = hook(unix.NF_INET_LOCAL_OUT)
 	postrouting = hook(unix.NF_INET_POST_ROUTING)
 )
