@@ -93,7 +93,7 @@ func (b *batch) change(have, want *ruleset, now time.Time) {
 	b.changeCounters(have.counters, want.counters)
 	b.changeFlowSets(have.flowSets(), want.flowSets())
 	for _, s := range addressSets() {
-		if s.kind != metering {
+		if s.kind != metering && s.kind != remembering {
 			want.addresses[s.name] = b.changeAddresses(s, have.addresses[s.name], want.addresses[s.name], now)
 		}
 	}
@@ -172,6 +172,9 @@ func (b *batch) addressSet(s addressSet) *nftables.Set {
 	case directing:
 		set.Interval, set.HasTimeout = true, true
 		set.IsMap, set.DataType = true, nftables.TypeVerdict
+	case remembering:
+		set.Dynamic, set.Size = true, narrowSize
+		set.HasTimeout, set.Timeout = true, narrowTimeout
 	case metering:
 		set.Dynamic, set.Size = true, meterSize
 		set.HasTimeout, set.Timeout = true, meterTimeout

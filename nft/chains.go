@@ -31,6 +31,7 @@ func (b builder) chains(keep *retained) []chain {
 		{"passed_out", &hook{"output", nftables.ChainHookOutput, last}, b.passedOut()},
 		{"arrive", nil, b.arrive()},
 		{"service", nil, b.service()},
+		{"leave", nil, b.leave()},
 		{"invalid", nil, b.invalid()},
 		{"opening", nil, b.opening()},
 		{"refuse", nil, b.refuse()},
@@ -80,12 +81,16 @@ func (b builder) early() []rule {
 	return afterFirst(newRule(inLoopback(), back()), list)
 }
 
-// closed drops packets for this host that no socket waits for.
+// closed drops packets for this host that no socket waits for, above a rate that the host answers as ever.
 func (b builder) closed() []rule {
 	if !b.posture.ClosedPorts {
 		return nil
 	}
-	return []rule{newRule(awaited(), back()), newRule(count(closedDropped), drop())}
+	drops := []statement{count(closedDropped), drop()}
+	if b.posture.ClosedRate > 0 {
+		drops = append([]statement{aboveRate(b.posture.ClosedRate)}, drops...)
+	}
+	return []rule{newRule(awaited(), back()), newRule(drops...)}
 }
 
 // budgets drops what comes of a class above its budget: TCP before conntrack, where its first packet tells
@@ -213,6 +218,9 @@ func (b builder) hasLocal() bool {
 // service sees packets for this host's own addresses.
 func (b builder) service() []rule {
 	var list []rule
+	if b.leaves() {
+		list = rememberNarrow()
+	}
 	if b.services {
 		list = append(list,
 			newRule(fromSomebody(), destination.serviceIn(requests)),
@@ -245,7 +253,7 @@ func (b builder) outgoing() []rule {
 	if b.services {
 		list = append(list,
 			newRule(source.serviceIn(replies)),
-			newRule(source.serviceIn(untracked), notrack()))
+			newRule(source.serviceIn(untracked), jump("leave")))
 	}
 	for _, s := range b.custom {
 		list = append(list, s.counting(replies, s.outgoing(), true)...)
@@ -302,8 +310,8 @@ func (b builder) behind() []rule {
 }
 
 // invalid drops what conntrack could not place. Traffic that is going untracked or was until a
-// moment ago is spared, and so are the ICMP errors about it: conntrack calls them invalid because it
-// does not know the flow, and path MTU discovery needs them.
+// moment ago is spared. So are ICMP errors: conntrack calls those invalid that are about a flow which it does not know,
+// because the flow is untracked or goes by another route, path MTU discovery needs them, and they make no entries.
 func (b builder) invalid() []rule {
 	if !b.posture.DropInvalid {
 		return nil
@@ -312,17 +320,13 @@ func (b builder) invalid() []rule {
 	if b.untracks {
 		list = append(list, newRule(going(toLocal), destination.serviceIn(untracked), back()))
 	}
-	spared := b.untracks
 	for _, s := range b.custom {
 		if s.untracked {
-			spared = true
 			list = append(list, rules(s.received(), back())...)
 		}
 	}
-	if spared {
-		for _, kind := range []icmpKind{unreachable[0], unreachable[1], packetTooBig} {
-			list = append(list, newRule(kind.statement(), back()))
-		}
+	for _, kind := range []icmpKind{unreachable[0], unreachable[1], packetTooBig} {
+		list = append(list, newRule(kind.statement(), back()))
 	}
 	list = append(list, rememberStrays()...)
 	return append(list, newRule(count(invalidDropped), drop()))

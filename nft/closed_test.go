@@ -53,6 +53,26 @@ func TestClosedPorts(t *testing.T) {
 	}
 }
 
+// A few packets to closed ports are answered as ever: somebody may wait for the answer.
+func TestFewClosedPorts(t *testing.T) {
+	l := newLink(t)
+	apply(t, open(t), Desired{Posture: policy.Posture{ClosedPorts: true, ClosedRate: 2}})
+	var answered, silent int
+	for range 5 {
+		switch _, err := l.dial("tcp", client2, 81, refuses); {
+		case refused(err):
+			answered++
+		case timedOut(err):
+			silent++
+		default:
+			t.Fatal(err)
+		}
+	}
+	if answered < 2 || silent < 1 {
+		t.Errorf("%d attempts refused and %d not answered, want at least 2 and 1", answered, silent)
+	}
+}
+
 // asks sends a question from a socket of the host that listens nowhere, and one over TCP, to a service
 // of the client's.
 func asks(t *testing.T, l *link) {

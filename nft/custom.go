@@ -172,7 +172,10 @@ func (s custom) counting(kind string, matches [][]statement, untrack bool) []rul
 			matches[i] = append(matches[i][:len(matches[i]):len(matches[i])], fromSomebody())
 		}
 	}
-	if untrack && s.untracked {
+	switch {
+	case untrack && s.untracked && kind == replies && !s.selector.Group:
+		return rules(matches, count(s.counter(kind)), jump("leave"))
+	case untrack && s.untracked:
 		return rules(matches, count(s.counter(kind)), notrack())
 	}
 	return rules(matches, count(s.counter(kind)))

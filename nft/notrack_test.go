@@ -457,26 +457,22 @@ func TestDropInvalid(t *testing.T) {
 	mustEcho(t, l.mustDial("tcp", client2, 80)) // the valid go on
 }
 
-// TestDropInvalidSparesErrors: conntrack does not know the flow that an ICMP error about untracked
-// traffic is about and calls the error invalid. Path MTU discovery needs it.
+// TestDropInvalidSparesErrors: conntrack does not know the flow that an ICMP error is about which goes untracked or by
+// another route, and calls the error invalid. Path MTU discovery needs it.
 func TestDropInvalidSparesErrors(t *testing.T) {
-	for _, c := range []struct {
-		notrack []policy.Untracked
-		dropped uint64
-	}{
-		{nil, 1},
-		{tracked(policy.Watched, "tcp/80"), 1},
-		{tracked(policy.Trial, "tcp/80"), 0},
-		{tracked(policy.Freed, "tcp/80 with 192.0.2.2/32"), 0},
+	for _, notrack := range [][]policy.Untracked{
+		nil,
+		tracked(policy.Trial, "tcp/80"),
+		tracked(policy.Freed, "tcp/80 with 192.0.2.2/32"),
 	} {
 		l := newLink(t)
 		l.serve(80)
 		table := open(t)
-		apply(t, table, Desired{Posture: policy.Posture{DropInvalid: true, Notrack: c.notrack}})
+		apply(t, table, Desired{Posture: policy.Posture{DropInvalid: true, Notrack: notrack}})
 		l.tooBig(client2, 80)
 		mustEcho(t, l.mustDial("udp", client2, 80)) // what came before it has been through
-		if w := work(t, table); w.InvalidDropped != c.dropped {
-			t.Errorf("%+v: %d invalid packets dropped, want %d", c.notrack, w.InvalidDropped, c.dropped)
+		if w := work(t, table); w.InvalidDropped > 0 {
+			t.Errorf("%+v: %d invalid packets dropped, want none", notrack, w.InvalidDropped)
 		}
 	}
 }

@@ -59,6 +59,8 @@ func (s addressSet) render(w *strings.Builder, elements []element, now time.Time
 		fmt.Fprint(w, "\t\tflags interval\n")
 	case ending, directing:
 		fmt.Fprint(w, "\t\tflags interval,timeout\n")
+	case remembering:
+		fmt.Fprintf(w, "\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %s\n", narrowSize, spell(narrowTimeout))
 	case metering:
 		fmt.Fprintf(w, "\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %s\n", meterSize, spell(meterTimeout))
 	}

@@ -35,10 +35,11 @@ type addressSet struct {
 type addressKind uint8
 
 const (
-	permanent addressKind = iota // prefixes without an end
-	ending                       // prefixes with an end
-	directing                    // prefixes with an end, and the chain to go to
-	metering                     // sources that the kernel itself adds, each with its rate
+	permanent   addressKind = iota // prefixes without an end
+	ending                         // prefixes with an end
+	directing                      // prefixes with an end, and the chain to go to
+	metering                       // sources that the kernel itself adds, each with its rate
+	remembering                    // addresses that the kernel itself adds
 )
 
 // bits returns the length of the set's addresses.
@@ -58,7 +59,9 @@ var (
 )
 
 // addressSets lists the address sets in the order in which they are made.
-func addressSets() []addressSet { return slices.Concat(allow[:], blocked[:], limited[:], meters[:]) }
+func addressSets() []addressSet {
+	return slices.Concat(allow[:], blocked[:], limited[:], meters[:], narrow[:])
+}
 
 // A meter holds one element for each limited prefix that was active within meterTimeout. It is the only
 // set that the kernel itself adds to. The size is twice the most limits that a posture may have

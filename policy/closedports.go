@@ -8,9 +8,17 @@ const ClosedPorts StepName = "closed-ports"
 type closedPorts struct{ plain }
 
 func (*closedPorts) want(s situation, p *Posture) []Event {
-	p.ClosedPorts = s.works
+	if p.ClosedPorts = s.works; s.works {
+		p.ClosedRate = closedRate(s.Capacity)
+	}
 	return nil
 }
+
+// closedRate is how many packets to closed ports are let through a second, which fill a twentieth of the capacity
+// as long as they come. Somebody waits for what is said of a closed port: a balancer whose first backend is down
+// turns to the second upon a reset, a mail server that asks for ident goes on upon one, and who knocks is let in by
+// it.
+func closedRate(capacity int) int { return max(1, int(budgetPart*float64(capacity)/unrepliedLife)) }
 
 func (*closedPorts) done(o Observation) uint64 { return o.Work.ClosedDropped }
 

@@ -119,8 +119,14 @@ func TestFloorsOutlastKeepalives(t *testing.T) {
 			"nf_conntrack_udp_timeout":             30,   // WireGuard, SIP, STUN: 25 s
 			"nf_conntrack_udp_timeout_stream":      3600, // RFC 3261, 10.2
 			"nf_conntrack_tcp_timeout_established": 7440, // RFC 5382, REQ-5
-			"nf_conntrack_tcp_timeout_close_wait":  60,   // half closed, and waiting for its answer
-			"nf_conntrack_tcp_timeout_fin_wait":    60,
+			"nf_conntrack_tcp_timeout_fin_wait":    60,   // half closed, and waiting for its answer
+			"nf_conntrack_tcp_timeout_close_wait":  3600, // who raised it did it for such connections
+
+			// The longest wait between two packets that repeat what was lost, TCP_RTO_MAX.
+			"nf_conntrack_tcp_timeout_unacknowledged": 120,
+			"nf_conntrack_tcp_timeout_max_retrans":    120,
+
+			"nf_conntrack_generic_timeout": 600, // tunnels without ports: ESP, 6in4
 		} {
 			if got := timeoutFloors(p)[name]; got < least {
 				t.Errorf("%s: %s goes down to %d, want at least %d", p, name, got, least)

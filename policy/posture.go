@@ -22,6 +22,7 @@ type Posture struct {
 	Handshake   Handshake   // what synproxy says of this host
 	LastCookies bool        // synproxy answers no more handshakes, and only takes the cookies that are on their way
 	ClosedPorts bool        // drop local TCP and UDP packets that no socket waits for
+	ClosedRate  int         // so many of them a second are let through
 	Budgets     []Budget
 	Allow       []netip.Prefix // never limited, evicted or refused: the allowlist and what an operator released
 	Retire      Retirement     // finished entries that go

@@ -11,31 +11,37 @@ import (
 // Tighten is the step that shortens timeouts, of new entries and of those that there are.
 const Tighten StepName = "tighten"
 
-// timeoutFloors returns the shortest timeout, in seconds, that tighten sets for each state. What is
-// not listed is left alone. TCP that carries a conversation keeps what RFC 5382 asks of a NAT (REQ-5: 2 h 4 min). UDP
-// streams keep up to an hour: the kernel's own 2 min are the least that RFC 4787 allows (REQ-5), and who raised them
-// did it for phones, which register once an hour (RFC 3261, 10.2), or for tunnels.
+// timeoutFloors returns the shortest timeout, in seconds, that tighten sets for each state. What is not listed is
+// left alone. TCP that carries a conversation keeps what RFC 5382 asks of a NAT (REQ-5: 2 h 4 min). UDP streams
+// keep up to an hour: the kernel's own 2 min are the least that RFC 4787 allows (REQ-5), and who raised them did it
+// for phones, which register once an hour (RFC 3261, 10.2), or for tunnels.
 //
 // UDP that is not a stream keeps 30 s, the kernel's default: WireGuard's PersistentKeepalive, SIP registrations and
 // STUN (RFC 8445, 11) keep their mappings alive every 25 s or so, and calls come in just before. A connection that is
-// half closed may wait for its answer in silence, so FIN_WAIT and CLOSE_WAIT keep a minute.
+// half closed may wait for its answer in silence, so FIN_WAIT and CLOSE_WAIT keep a minute; who raised CLOSE_WAIT, as
+// kube-proxy does to an hour, did it for such connections.
+//
+// A connection whose path is gone for a while repeats itself ever more seldom, every two minutes in the end
+// (TCP_RTO_MAX in include/net/tcp.h), and goes on when the path is back. Protocols without ports, such as ESP and
+// 6in4, have one timeout for whatever they carry, and tunnels are silent for minutes: they keep the kernel's
+// default.
 func timeoutFloors(p Profile) map[string]int {
 	floors := map[string]int{
 		"nf_conntrack_tcp_timeout_syn_sent":           10,
 		"nf_conntrack_tcp_timeout_syn_recv":           10,
 		"nf_conntrack_tcp_timeout_established":        7440,
 		"nf_conntrack_tcp_timeout_fin_wait":           60,
-		"nf_conntrack_tcp_timeout_close_wait":         60,
+		"nf_conntrack_tcp_timeout_close_wait":         3600,
 		"nf_conntrack_tcp_timeout_last_ack":           10,
 		"nf_conntrack_tcp_timeout_time_wait":          10,
 		"nf_conntrack_tcp_timeout_close":              5,
-		"nf_conntrack_tcp_timeout_max_retrans":        60,
-		"nf_conntrack_tcp_timeout_unacknowledged":     60,
+		"nf_conntrack_tcp_timeout_max_retrans":        150,
+		"nf_conntrack_tcp_timeout_unacknowledged":     150,
 		"nf_conntrack_udp_timeout":                    30,
 		"nf_conntrack_udp_timeout_stream":             3600,
 		"nf_conntrack_icmp_timeout":                   5,
 		"nf_conntrack_icmpv6_timeout":                 5,
-		"nf_conntrack_generic_timeout":                60,
+		"nf_conntrack_generic_timeout":                600,
 		"nf_conntrack_gre_timeout":                    10,
 		"nf_conntrack_gre_timeout_stream":             120,
 		"nf_conntrack_sctp_timeout_closed":            5,

@@ -256,8 +256,9 @@ func (w *world) bound(p Posture) int {
 // budgets and synproxy.
 func (w *world) passBefore(g *group, p Posture, flows, dt float64) float64 {
 	if g.closed && p.ClosedPorts {
-		w.work.ClosedDropped += uint64(math.Ceil(flows))
-		return 0
+		pass := min(flows, float64(p.ClosedRate)*dt/float64(len(g.sources)))
+		w.work.ClosedDropped += uint64(math.Ceil(flows - pass))
+		return pass
 	}
 	if loose, set := p.Settings[tcpLoose]; g.stray && set && loose == 0 {
 		w.kernel.Invalid += uint64(math.Ceil(flows))

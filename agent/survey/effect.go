@@ -32,6 +32,7 @@ const (
 	limits              // by the number of connections there are
 	measures            // the packets or bytes of a connection
 	synproxies          // opens connections in place of a service
+	judgesNew           // accepts, drops or sorts the first packet of a connection, and untracked ones not
 	offloads            // takes forwarded flows past all other rules
 	unknown             // an expression or extension that is not known here
 )
@@ -53,6 +54,7 @@ var reasons = map[kind]string{
 	limits:         "its connections are counted by %s",
 	measures:       "what its connections carry is counted by %s",
 	synproxies:     "its connections are opened by synproxy in %s",
+	judgesNew:      "its new connections are told apart by their state in %s",
 	offloads:       "its connections may be offloaded by %s",
 	unknown:        "it is not known what is done with it in %s",
 }
@@ -206,6 +208,10 @@ func (r *ruleset) all() []effect {
 				}
 			case translates:
 				if !nat {
+					continue
+				}
+			case judgesNew:
+				if nat || base.hook != prerouting && base.hook != input {
 					continue
 				}
 			case proxies:

@@ -25,6 +25,8 @@ var harmless = []string{
 // target is what a rule of iptables does. The layouts are those of include/uapi/linux/netfilter/xt_*.h.
 func (m *reader) target(name string, revision uint32, info []byte) {
 	switch name {
+	case "REJECT", "TARPIT", "STEAL", "CHAOS", "DELUDE":
+		m.judges(true)
 	case "DNAT", "REDIRECT":
 		m.add(m.rangeOf(name, revision, info))
 	case "SNAT", "NETMAP":
@@ -133,9 +135,15 @@ func (m *reader) rangeOf(name string, revision uint32, info []byte) effect {
 
 // match takes a match of iptables into account. The layouts are those of xt_tcpudp.h, xt_addrtype.h and so on.
 func (m *reader) match(name string, revision uint32, info []byte) {
+	if name == "conntrack" || name == "state" {
+		m.stateMatch(name, revision, info)
+	} else {
+		m.narrow = true
+	}
 	switch name {
 	case "tcp":
 		m.portMatch(info, 11)
+		m.flagsMatch(info)
 	case "udp":
 		m.portMatch(info, 8)
 	case "multiport":

@@ -54,7 +54,8 @@ func (h *Host) legacyNeeds() []effect {
 				c.effects = append(c.effects, effect{kind: unknown})
 			}
 			for _, e := range c.effects {
-				if e.kind == translates || e.kind == proxies || e.kind == marks && !e.byConnection {
+				if e.kind == translates || e.kind == proxies || e.kind == marks && !e.byConnection ||
+					e.kind == judgesNew { // of which the verdicts are not read
 					continue
 				}
 				all = append(all, effect{kind: e.kind, everything: true, where: where})

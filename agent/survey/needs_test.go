@@ -145,6 +145,7 @@ func TestRefusedForConnection(t *testing.T) {
 			" ct expectation data {\n protocol tcp;\n dport 9876;\n timeout 2m;\n size 12;\n l3proto ip;\n}\n" +
 			" counter hits {\n}\n}\n"
 		limited = "its connections are counted by chain "
+		newOnly = "its new connections are told apart by their state in chain in"
 	)
 	for _, c := range []struct{ name, rules, want, reason string }{
 		{"a mark that nobody writes", chainPre + "meta mark set ct mark\n}}", "", ""},
@@ -195,14 +196,33 @@ func TestRefusedForConnection(t *testing.T) {
 				chainIn + "tcp dport 21 add @s { ip saddr } drop\n}}", ftp, limited + "in"},
 		{"a set that packets fill",
 			tableHome + " set s {\n type ipv4_addr\n size 100\n flags dynamic\n}\n}\n" +
-				chainIn + "tcp dport 21 ct state new add @s { ip saddr limit rate over 3/minute } drop\n}}", "", ""},
+				chainIn + "tcp dport 21 add @s { ip saddr limit rate over 3/minute } drop\n}}", "", ""},
+		{"a limit for new connections",
+			tableHome + " set s {\n type ipv4_addr\n size 100\n flags dynamic\n}\n}\n" +
+				chainIn + "tcp dport 21 ct state new add @s { ip saddr limit rate over 3/minute } drop\n}}", "tcp/21, all",
+			newOnly},
+		{"new connections of one family",
+			chainIn + "tcp dport 21 meta nfproto ipv6 ct state new accept\n}}", "tcp/21, all", newOnly},
+		{"new connections, sorted by a chain",
+			tableHome + " chain fresh {\n}\n}\n" + chainIn + "udp dport 69 ct state new jump fresh\n}}",
+			"udp/69, multicast, all", newOnly},
+		{"new connections that are refused",
+			chainIn + "ip saddr 192.0.2.7 tcp dport 21 ct state new reject\n}}", "tcp/21, all", newOnly},
+		{"VRRP", chainIn + "ip protocol vrrp ct state new accept\n}}", "multicast, all", newOnly},
+		{"untracked packets, too",
+			chainIn + "tcp dport 21 ct state new,untracked accept\nct state { new, untracked } accept\n}}", "", ""},
+		{"whatever is new", chainIn + "ct state new accept\n}}", "", ""},
+		{"segments that open nothing",
+			chainIn + "ct state new tcp flags & (fin|syn|rst|ack) != syn drop\nct state new tcp flags != syn drop\n}}", "",
+			""},
+		{"new connections to elsewhere", chainFwd + "tcp dport 21 ct state new accept\n}}", "", ""},
 		{"bytes",
 			chainIn + "tcp dport 21 ct bytes > 100000 drop\n}}",
 			ftp, "what its connections carry is counted by chain in"},
 		{"states",
 
 			chainIn + "ct state vmap { established : accept, related : accept, invalid : drop }\n" +
-				"tcp dport 21 ct state new limit rate 5/second accept\nct status dnat accept\n}}", "", ""},
+				"ct state established,related accept\nct status dnat accept\n}}", "", ""},
 		{"addresses of the connection",
 			chainIn + "meta l4proto tcp ct original proto-dst 21 accept\nct direction reply accept\n}}", "", ""},
 		{"the host's own notrack",
@@ -333,6 +353,14 @@ func TestRefusedForIptablesExtensions(t *testing.T) {
 			"tcp/21", "what its connections carry is counted by " + in("filter", "INPUT")},
 		{"filter -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT + " +
 			"filter -A INPUT -m state --state NEW -j ACCEPT", "", ""},
+		{"filter -A INPUT -p tcp --dport 21 -m state --state NEW -m recent --name x --update --hitcount 4 -j DROP",
+			"tcp/21", "its new connections are told apart by their state in " + in("filter", "INPUT")},
+		{"filter -A INPUT -p tcp --dport 21 -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT",
+			"tcp/21", "its new connections are told apart by their state in " + in("filter", "INPUT")},
+		{"6 filter -A INPUT -p tcp --dport 21 -m conntrack --ctstate NEW -j REJECT",
+			"tcp/21", "its new connections are told apart by their state in " + in("filter", "INPUT")},
+		{"filter -A INPUT -p tcp --dport 21 -m conntrack --ctstate NEW,UNTRACKED -j ACCEPT", "", ""},
+		{"filter -A INPUT -p tcp ! --syn -m conntrack --ctstate NEW -j DROP", "", ""},
 		{"filter -A INPUT -p tcp --dport 21 -m recent --name x --set + " +
 			"filter -A INPUT -p tcp -j REJECT --reject-with tcp-reset", "", ""},
 		{"mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu + " +

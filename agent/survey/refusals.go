@@ -44,6 +44,8 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 			refused[s] = "NAT on this host: " + nat
 		case need != "":
 			refused[s] = need
+		case found.openedBy(s, multicast) != "":
+			refused[s] = found.openedBy(s, multicast)
 		case announced(s) != "":
 			refused[s] = "a conntrack helper may expect connections to this ephemeral port: " + announced(s)
 		case module != "":

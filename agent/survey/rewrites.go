@@ -15,6 +15,7 @@ import (
 type rewrites struct {
 	nat      []effect
 	needs    []effect    // what else needs the entry: marks, helpers, zones and so on
+	opens    []effect    // what tells new connections apart by their state
 	forwards []forward   // what leads to inside hosts
 	sources  []exactRule // what translates the source of forwarded packets
 	proxied  string      // which rule hands packets to sockets that they are not addressed to; empty where none does
@@ -170,6 +171,8 @@ func sorted(all []effect) (found rewrites) {
 		switch e.kind {
 		case translates:
 			found.nat = append(found.nat, e)
+		case judgesNew:
+			found.opens = append(found.opens, e)
 		case proxies:
 			if found.proxied == "" {
 				found.proxied = e.where
@@ -180,7 +183,7 @@ func sorted(all []effect) (found rewrites) {
 			}
 		}
 	}
-	found.nat, found.needs = distinct(found.nat), distinct(found.needs)
+	found.nat, found.needs, found.opens = distinct(found.nat), distinct(found.needs), distinct(found.opens)
 	return found
 }
 
@@ -188,6 +191,22 @@ func sorted(all []effect) (found rewrites) {
 func (r rewrites) needOf(s policy.Selector, multicast bool, routesByMark func() bool) string {
 	for _, e := range r.needs {
 		if e.kind != offloads && (e.everything || e.meets(s, e.hook, multicast)) && (e.kind != marks || routesByMark()) {
+			return e.reason()
+		}
+	}
+	return ""
+}
+
+// openedBy says why s must stay tracked for rules that see new connections only; empty if for nothing. No trial
+// would find out: what such a rule accepts may be a small part of what comes, as all of IPv6 or VRRP among
+// multicast, and what it limits or refuses would get in. The few allowlisted remote sides of the management lane
+// get in anyway.
+func (r rewrites) openedBy(s policy.Selector, multicast bool) string {
+	if s.Remote.IsValid() {
+		return ""
+	}
+	for _, e := range r.opens {
+		if e.meets(s, e.hook, multicast) {
 			return e.reason()
 		}
 	}

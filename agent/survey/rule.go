@@ -20,6 +20,7 @@ type reader struct {
 	held [registers]value
 	ipv4 bool // the packet is IPv4: fields of its header are where they should be
 	ipv6 bool
+	opening
 }
 
 // registers are 20 of four bytes each; see nft_parse_register in net/netfilter/nf_tables_api.c.
@@ -58,6 +59,8 @@ const (
 	theKind       // of the destination address: RTN_LOCAL and so on
 	theDevice     // the index of the interface by which the packet comes or leaves
 	theDeviceName //
+	theState      // of the connection; a mask where that was applied
+	theFlags      // of TCP, with or without a mask
 	constant      // what an immediate expression wrote, or a map of which all is known
 )
 
@@ -83,7 +86,9 @@ func (m *reader) add(e effect) {
 // expression takes the next step of a rule.
 func (m *reader) expression(name, b []byte) {
 	switch text(name) {
-	case "counter", "limit", "log", "quota", "last", "reject", "notrack", "queue", "dup", "fwd":
+	case "reject":
+		m.judges(true)
+	case "counter", "limit", "log", "quota", "last", "notrack", "queue", "dup", "fwd":
 		// Write no register and need no connection. What a host leaves untracked by itself is its own affair.
 	case "flow_offload":
 		m.does(offloads)
@@ -136,7 +141,9 @@ func (m *reader) expression(name, b []byte) {
 		if m.at.table.family != nftables.TableFamilyBridge { // those of ebtables know nothing of connections
 			m.target(extension(b))
 		}
-	case "bitwise", "byteorder", "exthdr", "hash", "inner", "numgen", "osf", "rt", "socket", "tunnel", "xfrm":
+	case "bitwise":
+		m.masked(b)
+	case "byteorder", "exthdr", "hash", "inner", "numgen", "osf", "rt", "socket", "tunnel", "xfrm":
 		m.forget()
 	default:
 		m.forget()
@@ -225,6 +232,8 @@ func (m *reader) payload(b []byte) {
 	switch number(b, unix.NFTA_PAYLOAD_BASE) {
 	case unix.NFT_PAYLOAD_TRANSPORT_HEADER:
 		switch {
+		case offset == 13 && length == 1:
+			v.what = theFlags
 		case offset == 0 && length == 2:
 			v.what = theSourcePort
 		case offset == 2 && length == 2:
@@ -242,6 +251,10 @@ func (m *reader) payload(b []byte) {
 
 // compare takes a comparison with what a register holds into account.
 func (m *reader) compare(held value, op uint32, data []byte) {
+	if m.compareState(held, op, data) {
+		return
+	}
+	m.narrow = true
 	var r ports
 	switch {
 	case (held.what == thePort || held.what == theSourcePort) && len(data) == 2:
@@ -296,6 +309,7 @@ func (m *reader) lookUp(b []byte) {
 	name := text(attribute(b, unix.NFTA_LOOKUP_SET))
 	key := m.register(number(b, unix.NFTA_LOOKUP_SREG))
 	to := attribute(b, unix.NFTA_LOOKUP_DREG)
+	m.narrow = true
 	if to != nil && number(b, unix.NFTA_LOOKUP_DREG) == unix.NFT_REG_VERDICT {
 		m.branch(name, key)
 		return

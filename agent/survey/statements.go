@@ -16,6 +16,9 @@ func (m *reader) immediate(b []byte) {
 		return
 	}
 	verdict := attribute(data, unix.NFTA_DATA_VERDICT)
+	if code := int32(number(verdict, unix.NFTA_VERDICT_CODE)); code != unix.NFT_RETURN {
+		m.judges(code == 0) // NF_DROP
+	}
 	switch int32(number(verdict, unix.NFTA_VERDICT_CODE)) {
 	case unix.NFT_JUMP, unix.NFT_GOTO:
 		m.add(effect{kind: jumps, chain: text(attribute(verdict, unix.NFTA_VERDICT_CHAIN))})
@@ -45,8 +48,11 @@ func (m *reader) ofConnection(b []byte) {
 	case unix.NFT_CT_PKTS, unix.NFT_CT_BYTES, unix.NFT_CT_AVGPKT:
 		m.does(measures)
 		m.byConnection = true
+	case unix.NFT_CT_STATE:
+		m.load(number(b, unix.NFTA_CT_DREG), value{what: theState})
+		m.byConnection = true
 	default:
-		// State, direction, addresses: no untracked packet matches. Where that decides whether packets pass, the
+		// Direction, addresses: no untracked packet matches. Where that decides whether packets pass, the
 		// trial finds out; where it decides on their mark, it would not.
 		m.byConnection = true
 	}

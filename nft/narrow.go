@@ -1,0 +1,89 @@
+package nft
+
+import (
+	"time"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Path MTU discovery needs ICMP errors that say how large a packet may be (RFC 1191; RFC 8201). Filters let them in
+// as related to a connection, and to an untracked one they are not: whoever sits behind a tunnel or a DSL line with
+// a small MTU would get the first page of nothing. So the addresses that such an error says are hard to get to are
+// remembered for a moment, and what this host sends them is tracked meanwhile. It sends the packet again within a
+// second, the error comes again, is related to that packet's entry and gets in; then the kernel knows the MTU for
+// ten minutes.
+//
+// Anybody can forge such an error. Then answers to an address are tracked for a moment: of a flood's SYNs and stray
+// segments none makes an entry, because a SYN-ACK or a reset begins no connection for conntrack.
+var narrow = [2]addressSet{{"narrow4", false, remembering}, {"narrow6", true, remembering}}
+
+// A connection that waits repeats itself after 0.2, 0.6, 1.4, 3 and 6 seconds. The set is small: what does not fit
+// stays untracked.
+const (
+	narrowTimeout = 10 * time.Second
+	narrowSize    = 4096
+)
+
+// Where the packet that an error is about begins in the error's message, behind its header of eight bytes, and the
+// destination in that packet's own header: RFC 792, RFC 4443 3.2, RFC 791 3.1, RFC 8200 3.
+const (
+	tooBigTo4 = 8 + 16
+	tooBigTo6 = 8 + 24
+)
+
+// saysSmaller matches errors that say that a packet needs to be smaller.
+func saysSmaller(v6 bool) statement {
+	if v6 {
+		return packetTooBig.statement()
+	}
+	const fragmentationNeeded = 4
+	s := unreachable[0].statement()
+	s.text += " icmp code frag-needed"
+	s.exprs = append(s.exprs, loadHeader(expr.PayloadBaseTransportHeader, 1, 1), equal([]byte{fragmentationNeeded}))
+	return s
+}
+
+// rememberTo adds the address that the packet in question was sent to.
+func rememberTo(set addressSet) statement {
+	load, text := loadHeader(expr.PayloadBaseTransportHeader, tooBigTo4, 4), "@th,192,32"
+	if set.v6 {
+		load, text = loadHeader(expr.PayloadBaseTransportHeader, tooBigTo6, 16), "@th,256,128"
+	}
+	return statement{
+		text: "update @" + set.name + " { " + text + " }",
+		exprs: []expr.Any{load,
+			&expr.Dynset{SrcRegKey: reg, SetName: set.name, Operation: unix.NFT_DYNSET_OP_UPDATE}},
+	}
+}
+
+// rememberNarrow are rules that remember to whom packets need to be smaller. Packets for this host come there.
+func rememberNarrow() []rule {
+	return []rule{newRule(saysSmaller(false), rememberTo(narrow[0])), newRule(saysSmaller(true), rememberTo(narrow[1]))}
+}
+
+// leave leaves what this host sends untracked, except to those.
+func (b builder) leave() []rule {
+	if !b.leaves() {
+		return nil
+	}
+	return []rule{newRule(destinationIn(narrow[0]), back()), newRule(destinationIn(narrow[1]), back()), newRule(notrack())}
+}
+
+// leaves reports whether something goes untracked.
+func (b builder) leaves() bool {
+	for _, s := range b.custom {
+		if s.untracked && !s.selector.Group {
+			return true
+		}
+	}
+	return b.untracks
+}
+
+// destinationIn matches destinations in an address set.
+func destinationIn(set addressSet) statement {
+	c := destination.loadAddr(set.v6)
+	c.text += " @" + set.name
+	c.exprs = append(c.exprs, &expr.Lookup{SourceRegister: reg, SetName: set.name})
+	return c
+}
