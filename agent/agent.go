@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -89,8 +88,8 @@ func newLoop(c config.Config, o Options, board *control.Board) *loop {
 
 // open does the work of New.
 func (a *Agent) open(o Options) error {
-	if os.Geteuid() != 0 {
-		return errors.New("ctguard needs root, or CAP_NET_ADMIN in a user namespace of its own: run it with sudo")
+	if err := checkPrivileges(); err != nil {
+		return err
 	}
 	l := a.loop
 	if err := a.lock(); err != nil {
@@ -101,6 +100,10 @@ func (a *Agent) open(o Options) error {
 		return err
 	}
 	l.missing = kernel.Missing
+	l.trouble("self-test", selfTest(o.Root, kernel.Rules))
+	if err := dropPrivileges(); err != nil {
+		return err
+	}
 	rules, err := nft.Open(kernel.Rules...)
 	if err != nil {
 		return err
@@ -130,6 +133,9 @@ func (a *Agent) open(o Options) error {
 	l.adoptOrphans(a.walker)
 	l.namespace.others = here.OtherNamespaces
 	a.surveyor = survey.NewSurveyor(here, l.config, kernel.Lacking)
+	logins, err := l.state.Logins(time.Now())
+	l.trouble("logins", err)
+	a.surveyor.RecallLogins(logins)
 	l.recallDay()
 	if o.Record != "" {
 		l.recorder, err = record.New(o.Record, Version, l.config.Policy, *l.machine.OrdinaryDay())

@@ -65,8 +65,9 @@ func (a *Agent) Run(ctx context.Context, hup <-chan os.Signal) error {
 	a.loop.learn(a.surveyor.Survey())
 	defer a.watch()()
 	group.Go(func() error { return a.walker.run(ctx, ch.walks, ch.walked) })
-	go surveyLoop(ctx, a.surveyor, ch.reload, ch.surveys) // a survey that hangs keeps nobody from taking everything back
-	go func() { _ = a.loop.notifier.Run(ctx) }()          // and neither does a notice
+	// Neither a survey that hangs nor a notice keeps anybody from taking everything back.
+	go surveyLoop(ctx, a.surveyor, a.loop.state, ch.reload, ch.surveys)
+	go func() { _ = a.loop.notifier.Run(ctx) }()
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return a.loop.run(ctx, ch) })
 	err = group.Wait()
@@ -195,7 +196,7 @@ func (l *loop) turn() error {
 }
 
 // surveyLoop looks at the host every few seconds.
-func surveyLoop(ctx context.Context, s *survey.Surveyor, reload <-chan config.Config,
+func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, reload <-chan config.Config,
 	surveys chan<- survey.Facts) {
 	timer := time.NewTicker(surveyPause)
 	defer timer.Stop()
@@ -207,8 +208,13 @@ func surveyLoop(ctx context.Context, s *survey.Surveyor, reload <-chan config.Co
 			s.Reconfigure(c)
 		case <-timer.C:
 		}
+		facts := s.Survey()
+		now := time.Now()
+		if err := d.KeepLogins(s.Logins(now), now); err != nil {
+			facts.Faults = append(facts.Faults, err)
+		}
 		select {
-		case surveys <- s.Survey():
+		case surveys <- facts:
 		case <-ctx.Done():
 			return
 		}

@@ -12,8 +12,8 @@ const Tighten StepName = "tighten"
 
 // timeoutFloors returns the shortest timeout, in seconds, that tighten sets for each state. What is
 // not listed is left alone. TCP that carries a conversation keeps what RFC 5382 asks of a NAT (REQ-5: 2 h 4 min). UDP
-// streams keep up to an hour: the kernel's own 2 min are the least that RFC 4787 allows (REQ-5), and who raised them did it
-// for phones, which register once an hour (RFC 3261, 10.2), or for tunnels.
+// streams keep up to an hour: the kernel's own 2 min are the least that RFC 4787 allows (REQ-5), and who raised them
+// did it for phones, which register once an hour (RFC 3261, 10.2), or for tunnels.
 //
 // UDP that is not a stream keeps 30 s, the kernel's default: WireGuard's PersistentKeepalive, SIP registrations and
 // STUN (RFC 8445, 11) keep their mappings alive every 25 s or so, and calls come in just before. A connection that is

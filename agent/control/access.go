@@ -6,10 +6,9 @@ import (
 	"fmt"
 	"net"
 	"os/user"
-	"slices"
 	"strconv"
 
-	"golang.org/x/sys/unix"
+	"ctguard/agent/state"
 )
 
 // peerKey finds the credentials of a control connection's peer in a request's context.
@@ -24,13 +23,13 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 }
 
 // peerOf returns who asks; nil where nobody knows.
-func peerOf(ctx context.Context) *unix.Ucred {
-	cred, _ := ctx.Value(peerKey{}).(*unix.Ucred)
+func peerOf(ctx context.Context) *state.Credentials {
+	cred, _ := ctx.Value(peerKey{}).(*state.Credentials)
 	return cred
 }
 
 // isRoot reports whether credentials are root's.
-func isRoot(cred *unix.Ucred) bool { return cred != nil && cred.Uid == 0 }
+func isRoot(cred *state.Credentials) bool { return cred != nil && cred.UID == 0 }
 
 // groupID returns the id of a group, or -1, which changes nothing, without a name.
 func groupID(name string) (int, error) {
@@ -44,13 +43,29 @@ func groupID(name string) (int, error) {
 	return strconv.Atoi(g.Gid)
 }
 
-// mayChange returns why whoever has these credentials may not change things; nil for root and the members of
-// the group, if one is named.
-func mayChange(cred *unix.Ucred, group string) error {
-	if cred == nil {
-		return errors.New("nobody knows who you are")
+// errNobody refuses those of whom the kernel says nothing.
+var errNobody = errors.New("nobody knows who you are")
+
+// mayRead returns why whoever has these credentials may not read; nil for root, for the user that the daemon runs as,
+// and for members of the socket's group, which is the one that may change things, if one is named. The socket's rights
+// say the same, but somebody may change those.
+func mayRead(cred *state.Credentials, daemon, group int) error {
+	switch {
+	case cred == nil:
+		return errNobody
+	case cred.UID == 0, cred.UID == daemon, cred.In(group):
+		return nil
 	}
-	if cred.Uid == 0 {
+	return errors.New("only root and members of the socket's group may read here")
+}
+
+// mayChange returns why whoever has these credentials may not change things; nil for root and the members of
+// the group, if one is named: in the groups that the kernel knows their process to be in, not those of a user database.
+func mayChange(cred *state.Credentials, group string) error {
+	if cred == nil {
+		return errNobody
+	}
+	if cred.UID == 0 {
 		return nil
 	}
 	if group == "" {
@@ -60,13 +75,8 @@ func mayChange(cred *unix.Ucred, group string) error {
 	if err != nil {
 		return err
 	}
-	if int(cred.Gid) == gid {
+	if cred.In(gid) {
 		return nil
-	}
-	if u, err := user.LookupId(strconv.Itoa(int(cred.Uid))); err == nil {
-		if groups, err := u.GroupIds(); err == nil && slices.Contains(groups, strconv.Itoa(gid)) {
-			return nil
-		}
 	}
 	return fmt.Errorf("only root and members of group %s may change things here", group)
 }

@@ -7,8 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
+
+	"ctguard/agent/state"
 )
 
 // Whatever root asks, the answer is one of those that are documented, and what reaches the loop has a reason and an end.
@@ -22,7 +23,7 @@ func FuzzRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, path, body string) {
 		b := NewBoard()
 		s := &Server{limits: usual, board: b, followers: newPlaces(8, 4), changes: rate.NewLimiter(rate.Inf, 1)}
-		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), peerKey{}, &unix.Ucred{}))
+		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), peerKey{}, &state.Credentials{}))
 		defer cancel()
 		go func() {
 			for {

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"ctguard/agent/state"
@@ -82,7 +81,7 @@ func newBoundedListener(l net.Listener, lim limits) *boundedListener {
 // boundedConn is a control connection that has a place.
 type boundedConn struct {
 	net.Conn
-	peer *unix.Ucred
+	peer *state.Credentials
 	free func()
 }
 

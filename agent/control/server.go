@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -39,6 +40,7 @@ type Server struct {
 	followers *places
 	changes   *rate.Limiter // of others than root
 	services  []service
+	group     int // whose members may read
 }
 
 // service is one listener and what serves it.
@@ -74,11 +76,7 @@ func (s *Server) open() error {
 		return fmt.Errorf("control socket: %w", err)
 	}
 	s.add(newBoundedListener(l, s.limits), s.handler())
-	gid, err := groupID(s.options.Group)
-	if err == nil {
-		err = errors.Join(os.Chown(path, -1, gid), os.Chmod(path, 0o660))
-	}
-	if err != nil {
+	if s.group, err = share(path, s.options.Group); err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
 	if s.options.Metrics != "" {
@@ -92,6 +90,23 @@ func (s *Server) open() error {
 		s.add(netutil.LimitListener(m, s.limits.scrapers), public)
 	}
 	return nil
+}
+
+// share lets the members of a group, or of the maker's where none is named, connect to a socket, and returns the
+// group's number.
+func share(path, group string) (gid int, err error) {
+	if gid, err = groupID(group); err != nil {
+		return 0, err
+	}
+	err = os.Chown(path, -1, gid)
+	if errors.Is(err, fs.ErrPermission) {
+		return 0, fmt.Errorf("group %s: the user that runs ctguard must be one of its members "+
+			"(in the unit: SupplementaryGroups)", group)
+	}
+	if gid < 0 {
+		gid = os.Getegid()
+	}
+	return gid, errors.Join(err, os.Chmod(path, 0o660))
 }
 
 // add makes a service of a listener. Whoever is too slow, to ask, to take the answer or to ask again, is cut
@@ -153,16 +168,27 @@ func (s *Server) Serve(ctx context.Context) error {
 // handler routes the control socket's requests.
 func (s *Server) handler() http.Handler {
 	local := http.NewServeMux()
-	local.HandleFunc("GET /v1/status", s.sendStatus)
-	local.HandleFunc("GET /v1/events", s.sendEvents)
-	local.HandleFunc("GET /v1/history", s.sendHistory)
+	local.HandleFunc("GET /v1/status", s.read(s.sendStatus))
+	local.HandleFunc("GET /v1/events", s.read(s.sendEvents))
+	local.HandleFunc("GET /v1/history", s.read(s.sendHistory))
 	local.HandleFunc("POST /v1/hold", change(s, hold))
 	local.HandleFunc("POST /v1/revert", change(s, baseline))
 	local.HandleFunc("POST /v1/auto", change(s, auto))
 	local.HandleFunc("POST /v1/prefix", change(s, word))
-	local.HandleFunc("GET /v1/explain", s.explain)
-	local.Handle("GET /metrics", s.board.metrics.handler())
+	local.HandleFunc("GET /v1/explain", s.read(s.explain))
+	local.HandleFunc("GET /metrics", s.read(s.board.metrics.handler().ServeHTTP))
 	return local
+}
+
+// read makes a handler of what only reads: it checks who asks.
+func (s *Server) read(answer http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := mayRead(peerOf(r.Context()), os.Geteuid(), s.group); err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		answer(w, r)
+	}
 }
 
 // sendStatus answers with the state after the last tick.

@@ -41,12 +41,12 @@ func stranger(request string) int {
 }
 
 // asUser asks as another user, by running this test program.
-func asUser(t *testing.T, uid, gid uint32, socket, request string) string {
+func asUser(t *testing.T, uid, gid uint32, socket, request string, groups ...uint32) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), conntracktest.Reachable(t))
 	cmd.Env = []string{"CTGUARD_TEST_REQUEST=" + socket + "|" + request}
 	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: gid}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: gid, Groups: groups}}
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("as user %d: %v: %s", uid, err, out)
@@ -206,8 +206,17 @@ func TestPeers(t *testing.T) {
 				t.Errorf("nobody asks %s: %s", request, got)
 			}
 		}
-		if got := asUser(t, nobody, nobody, socket, "/v1/status"); !strings.HasPrefix(got, "200 ") {
-			t.Errorf("nobody reads: %s", got)
+		for _, path := range []string{"/v1/status", "/v1/events", "/metrics", "/v1/explain?prefix=192.0.2.1"} {
+			if got := asUser(t, nobody, nobody, socket, path); !strings.HasPrefix(got, "403 only root and members") {
+				t.Errorf("a stranger reads %s: %s", path, got)
+			}
+		}
+		// The socket's group is that of whoever made it: here root's.
+		if got := asUser(t, nobody, nobody, socket, "/v1/status", 0); !strings.HasPrefix(got, "200 ") {
+			t.Errorf("a member of the socket's group reads: %s", got)
+		}
+		if got := asUser(t, nobody, nobody, socket, hold, 0); !strings.HasPrefix(got, "403 only root may change") {
+			t.Errorf("a member of the socket's group holds, though none is named: %s", got)
 		}
 	})
 	t.Run("with a group", func(t *testing.T) {
@@ -221,8 +230,18 @@ func TestPeers(t *testing.T) {
 		if got := asUser(t, nobody, daemon, socket, hold); got != "204" {
 			t.Errorf("a member holds: %s", got)
 		}
-		if got := asUser(t, daemon, nobody, socket, hold); got != "204" {
-			t.Errorf("a member whose group at present is another holds: %s", got)
+		if got := asUser(t, nobody, nobody, socket, hold, 4, daemon); got != "204" {
+			t.Errorf("a member by a supplementary group holds: %s", got)
+		}
+		if got := asUser(t, nobody, nobody, socket, "/v1/status", 4); !strings.HasPrefix(got, "403 ") {
+			t.Errorf("a stranger with some other group reads: %s", got)
+		}
+		if got := asUser(t, nobody, nobody, socket, "/v1/status", daemon); !strings.HasPrefix(got, "200 ") {
+			t.Errorf("a member reads: %s", got)
+		}
+		// The user database may say so; the process is none all the same.
+		if got := asUser(t, daemon, nobody, socket, hold); !strings.HasPrefix(got, "403 ") {
+			t.Errorf("one whose process is in other groups holds: %s", got)
 		}
 	})
 }

@@ -12,7 +12,7 @@ import (
 // Whatever a recording says, it is refused or decided on.
 func FuzzReplay(f *testing.F) {
 	for _, o := range []policy.Observation{course()[0], course()[70]} {
-		first, _ := json.Marshal(head{"test", policy.Defaults(policy.Server), policy.OrdinaryDay{}})
+		first, _ := json.Marshal(head{format, "test", policy.Defaults(policy.Server), policy.OrdinaryDay{}})
 		second, _ := json.Marshal(frame{Observation: o, Host: &o.Host, Level: 3})
 		f.Add(append(append(first, '\n'), second...))
 	}

@@ -25,8 +25,12 @@ type frame struct {
 	Level       int                `json:"level"`
 }
 
+// format is the version of recordings. Version 0 said none.
+const format = 1
+
 // head is the first line of a recording.
 type head struct {
+	Format  int                `json:"format"`
 	Version string             `json:"version"`
 	Policy  policy.Config      `json:"policy"`
 	Day     policy.OrdinaryDay `json:"day"` // what was known when the recording began
@@ -50,7 +54,7 @@ func New(path, version string, c policy.Config, day policy.OrdinaryDay) (*Record
 	}
 	zip := gzip.NewWriter(f)
 	r := &Recorder{file: f, zip: zip, json: json.NewEncoder(zip)}
-	return r, r.json.Encode(head{version, c, day})
+	return r, r.json.Encode(head{format, version, c, day})
 }
 
 // ErrFull says that a recording has reached its bound.

@@ -2,11 +2,14 @@ package record
 
 import (
 	"bytes"
+	"compress/gzip"
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -175,6 +178,24 @@ func TestReplayOfDamagedConfig(t *testing.T) {
 		}
 		if err := Replay(bytes.NewReader(text), nil, func(Tick) {}); err == nil {
 			t.Errorf("%+v was replayed", c)
+		}
+	}
+}
+
+// A recording of a newer format is refused, with the version that can replay it; one without a format is understood.
+func TestFormats(t *testing.T) {
+	for version, want := range map[int]string{
+		0: "", format: "", format + 1: "format 2, and this ctguard knows formats up to 1: replay it with ctguard test",
+	} {
+		var text bytes.Buffer
+		zip := gzip.NewWriter(&text)
+		first := head{version, "test", policy.Defaults(policy.Server), policy.OrdinaryDay{}}
+		if err := errors.Join(json.NewEncoder(zip).Encode(first), zip.Close()); err != nil {
+			t.Fatal(err)
+		}
+		err := Replay(&text, nil, func(Tick) {})
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("format %d: %v, want %q", version, err, want)
 		}
 	}
 }

@@ -31,6 +31,10 @@ func Replay(in io.Reader, c *policy.Config, each func(Tick)) error {
 	if err := lines.Decode(&first); err != nil {
 		return fmt.Errorf("replay: read the recording's head: %w", err)
 	}
+	if first.Format > format {
+		return fmt.Errorf("replay: the recording has format %d, and this ctguard knows formats up to %d: "+
+			"replay it with ctguard %s, which made it", first.Format, format, first.Version)
+	}
 	if c == nil {
 		if faults := first.Policy.Validate(); len(faults) > 0 {
 			return fmt.Errorf("replay: the recording's configuration: %w", faults[0])

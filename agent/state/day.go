@@ -48,7 +48,7 @@ func (d *Dir) KeepDayNow(day *policy.OrdinaryDay) error {
 func (d *Dir) keep(day *policy.OrdinaryDay, now time.Time) error {
 	text, err := json.Marshal(keptDay{dayVersion, day})
 	if err == nil {
-		err = Replace(d.day(), append(text, '\n'))
+		err = d.replace(d.day(), append(text, '\n'))
 	}
 	d.keptAt = now // a full disk is not asked at each tick
 	if err != nil {
@@ -71,7 +71,7 @@ func (d *Dir) Day(now time.Time) (policy.OrdinaryDay, error) {
 	}
 	var kept keptDay
 	if err == nil {
-		err = json.Unmarshal(text, &kept)
+		err = d.read(d.day(), text, &kept, dayVersion)
 	}
 	switch {
 	case err != nil:

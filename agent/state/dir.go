@@ -24,10 +24,13 @@ type Dir struct {
 	keptAt  time.Time // when it was last written, or tried to be
 
 	keepFault error // what went wrong then
+
+	newer      map[string]int // versions of files that a newer ctguard wrote
+	keptLogins keptLogins     // the last that were written; the surveyor's
 }
 
 // At returns the state directory at path, which need not exist yet.
-func At(path string) *Dir { return &Dir{path: path} }
+func At(path string) *Dir { return &Dir{path: path, newer: make(map[string]int)} }
 
 // Lock makes the directory, sees that it can be written, locks it until the closer is closed, and removes
 // what a kill left of files that were being replaced.
@@ -35,10 +38,11 @@ func (d *Dir) Lock() (io.Closer, error) {
 	if err := os.MkdirAll(d.path, 0o755); err != nil {
 		return nil, fmt.Errorf("state directory: %w (state_dir names another)", err)
 	}
-	f, err := os.OpenFile(filepath.Join(d.path, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(filepath.Join(d.path, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("state directory cannot be written: %w (state_dir names another)", err)
 	}
+	giveToOwner(f)
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("state directory %s is in use by another ctguard: give each namespace its own state_dir",

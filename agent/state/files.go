@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"syscall"
 )
 
 // Replace writes a file so that a kill leaves the old one or the new one, never a part of one.
@@ -27,6 +28,7 @@ func replace(path string, text []byte, sync bool) error {
 		return err
 	}
 	_, err = f.Write(text)
+	giveToOwner(f)
 	if sync && err == nil {
 		err = f.Sync()
 	}
@@ -37,6 +39,19 @@ func replace(path string, text []byte, sync bool) error {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return nil
+}
+
+// giveToOwner gives a file to the owner of its directory: what root's ctguard revert writes there, the daemon must be
+// able to read, which may run as a user of its own.
+func giveToOwner(f *os.File) {
+	if os.Geteuid() != 0 {
+		return
+	}
+	if dir, err := os.Stat(filepath.Dir(f.Name())); err == nil {
+		if owner, ok := dir.Sys().(*syscall.Stat_t); ok && owner.Uid != 0 {
+			_ = f.Chown(int(owner.Uid), int(owner.Gid)) // what can't be given away is root's, as ever
+		}
+	}
 }
 
 // SyncDir makes a rename or removal in dir outlast a crash of the machine.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +21,8 @@ var ErrRunning = errors.New("another ctguard guards this network namespace")
 // LockInstance makes sure that this agent is the only one in its network namespace, until the closer is
 // closed. It holds an abstract socket: those belong to a network namespace, whatever is mounted at /run, and vanish
 // with their process (unix(7)). Nobody listens on it, so that who connects is refused by the kernel and costs
-// nothing. Strangers may have sockets with such names, too: only root's count.
+// nothing. Strangers may have sockets with such names, too: only those
+// of root and of ctguard's own account count.
 func LockInstance() (io.Closer, error) {
 	random := make([]byte, 8)
 	_, _ = rand.Read(random) // it never fails
@@ -52,19 +52,4 @@ func LockInstance() (io.Closer, error) {
 func Running() bool {
 	agents, err := instances()
 	return err == nil && len(agents) > 0
-}
-
-// Peer returns the credentials of the process at the other end of a Unix socket (SO_PEERCRED, unix(7)); nil
-// where nobody knows them.
-func Peer(c net.Conn) (cred *unix.Ucred) {
-	local, ok := c.(*net.UnixConn)
-	if !ok {
-		return nil
-	}
-	raw, err := local.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	_ = raw.Control(func(fd uintptr) { cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	return cred
 }

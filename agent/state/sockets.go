@@ -3,6 +3,7 @@ package state
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/mdlayher/netlink"
@@ -36,18 +37,19 @@ func instances() ([]uint32, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for other agents: %w", err)
 	}
+	users := trusted()
 	var agents []uint32
 	for _, m := range answers {
-		if inode, ok := instance(m.Data); ok {
+		if inode, ok := instance(m.Data, users); ok {
 			agents = append(agents, inode)
 		}
 	}
 	return agents, nil
 }
 
-// instance returns the inode of a socket if it is an agent's. Kernels before 5.3 don't say whose a socket is: there
-// the lock of the state directory must do.
-func instance(b []byte) (inode uint32, ok bool) {
+// instance returns the inode of a socket if it is an agent's, which one of the users runs. Kernels before 5.3 don't
+// say whose a socket is: there the lock of the state directory must do.
+func instance(b []byte, users []uint32) (inode uint32, ok bool) {
 	if len(b) < sizeofMessage || b[0] != unix.AF_UNIX {
 		return 0, false
 	}
@@ -68,5 +70,5 @@ func instance(b []byte) (inode uint32, ok bool) {
 	}
 	abstract := "\x00" + instanceName[1:]
 	ours := name == abstract || strings.HasPrefix(name, abstract+"/")
-	return binary.NativeEndian.Uint32(b[4:]), attributes.Err() == nil && uid == 0 && ours
+	return binary.NativeEndian.Uint32(b[4:]), attributes.Err() == nil && slices.Contains(users, uid) && ours
 }

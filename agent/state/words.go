@@ -15,6 +15,15 @@ import (
 // MaxOverride is the longest that an operator's word may hold.
 const MaxOverride = 7 * 24 * time.Hour
 
+// wordsVersion is the version of the file that operators' words are kept in. Version 0 said none.
+const wordsVersion = 1
+
+// keptWords is that file.
+type keptWords struct {
+	Version int `json:"version"`
+	Words
+}
+
 // Words are what operators said and what still holds of it.
 type Words struct {
 	Override *policy.Override `json:"override"`
@@ -35,9 +44,9 @@ func (d *Dir) Remember(w Words) error {
 	if d == nil {
 		return nil
 	}
-	text, err := json.MarshalIndent(w, "", "  ")
+	text, err := json.MarshalIndent(keptWords{wordsVersion, w}, "", "  ")
 	if err == nil {
-		err = Replace(d.words(), append(text, '\n'))
+		err = d.replace(d.words(), append(text, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrForgetful, err)
@@ -56,9 +65,9 @@ func (d *Dir) Words(now time.Time) (Words, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return Words{}, nil
 	}
-	var found Words
+	var found keptWords
 	if err == nil {
-		err = json.Unmarshal(text, &found)
+		err = d.read(d.words(), text, &found, wordsVersion)
 	}
 	if err != nil {
 		return Words{}, err
@@ -75,7 +84,7 @@ func (d *Dir) Words(now time.Time) (Words, error) {
 		found.Override.Until = soonest(found.Override.Until)
 		w.Override = found.Override
 	}
-	for _, word := range found.Words {
+	for _, word := range found.Words.Words {
 		if !word.Prefix.IsValid() {
 			err = errors.New("one without a prefix is left out")
 			continue

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ctguard/agent/config"
+	"ctguard/agent/state"
 )
 
 // loginGrace is how long a management connection must live before its peer counts as an operator:
@@ -36,6 +37,26 @@ func (s *Surveyor) operators(now time.Time) ([]netip.Addr, error) {
 	}
 	s.seen = seen
 	return peers, nil
+}
+
+// Logins returns the management connections that have logged in, with when each was first seen, in a stable order.
+func (s *Surveyor) Logins(now time.Time) []state.Login {
+	var list []state.Login
+	for c, first := range s.seen {
+		if now.Sub(first) >= loginGrace {
+			list = append(list, state.Login{Local: c.Local, Remote: c.Remote, Since: first})
+		}
+	}
+	slices.SortFunc(list, func(a, b state.Login) int { return a.Remote.Compare(b.Remote) })
+	return list
+}
+
+// RecallLogins takes what an earlier process knew: a connection that is still there needs not wait again.
+func (s *Surveyor) RecallLogins(logins []state.Login) {
+	s.seen = make(map[Connection]time.Time)
+	for _, l := range logins {
+		s.seen[Connection{l.Local, l.Remote}] = l.Since
+	}
 }
 
 // allowlist returns the configured prefixes, loopback, the host's own addresses, its gateways and

@@ -11,6 +11,7 @@ import (
 
 	"ctguard/agent/config"
 	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/state"
 	"ctguard/policy"
 )
 
@@ -63,6 +64,21 @@ func TestOperatorsSurviveReload(t *testing.T) {
 	}
 	if seen := old.seen[Connection{Local: local, Remote: remote}]; !seen.Equal(start) {
 		t.Errorf("seen since %s, want %s", seen, start)
+	}
+
+	// Another process knows at once who was logged in, as long as the connection is there, and nobody else.
+	logins := old.Logins(start.Add(loginGrace))
+	if len(logins) != 1 || logins[0].Remote != remote {
+		t.Fatalf("logins %v, want that of %s", logins, remote)
+	}
+	elsewhere := logins[0]
+	elsewhere.Remote = netip.AddrPortFrom(remote.Addr(), remote.Port()^1)
+	for want, logins := range [][]state.Login{{elsewhere}, logins} {
+		next := NewSurveyor(here, config.Config{Ports: []uint16{local.Port()}}, nil)
+		next.RecallLogins(logins)
+		if peers, err := next.operators(start.Add(loginGrace)); err != nil || len(peers) != want {
+			t.Errorf("after a restart with %v: operators %v, %v; want %d", logins, peers, err, want)
+		}
 	}
 }
 

@@ -93,6 +93,16 @@ func (s *Settings) All() (map[string]int, error) {
 	return all, nil
 }
 
+// asKept is what the kernel makes of a value. It rounds the buckets up to whole pages, of which each bucket takes a
+// pointer: what is read later must not look like somebody else's. Half of a 64-bit kernel's pointer is a 32-bit one's.
+func asKept(name string, value int) int {
+	if name != buckets {
+		return value
+	}
+	page := os.Getpagesize() / 4
+	return (value + page - 1) / page * page
+}
+
 // writable returns the file through which the setting called name is changed.
 func (s *Settings) writable(name string) string {
 	path := s.path(name)
@@ -119,4 +129,17 @@ func (s *Settings) write(name string, value int) error {
 func (s *Settings) exists(name string) bool {
 	_, err := os.Stat(s.path(name))
 	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// Try writes another value of a setting that is 0 or 1, and puts it back: for a namespace that nobody is in. One that
+// is not there can't be refused either.
+func (s *Settings) Try(name string) error {
+	before, err := s.Read(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = errors.Join(s.write(name, 1-before), s.write(name, before))
+	}
+	return err
 }

@@ -85,6 +85,9 @@ func (p *program) config() (config.Config, error) {
 // everywhere reports whether a command is about all namespaces that the configuration has.
 func (p *program) everywhere(c config.Config) bool { return p.netns == "" && len(c.Namespaces) > 0 }
 
+// builders make the commands that only the build's own program has (man.go).
+var builders []func() *cobra.Command
+
 // newCommand returns the whole command line.
 func newCommand() *cobra.Command {
 	p := &program{}
@@ -120,6 +123,9 @@ func newCommand() *cobra.Command {
 		p.autoCommand(),
 		p.limitCommand(), p.releaseCommand(), p.eventsCommand(), p.evictCommand(), p.revertCommand(), p.checkCommand(),
 		p.explainCommand(), p.replayCommand(), versionCommand())
+	for _, build := range builders {
+		root.AddCommand(build())
+	}
 	wrongUsage(root)
 	return root
 }

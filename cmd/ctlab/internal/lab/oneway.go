@@ -67,8 +67,9 @@ func (s *site) linkOneWay(servers *ns.Namespace, serving []netip.Addr) error {
 		return ns.End{NS: n, Name: dev, MAC: hw(mac(link, side)), Addrs: onLink(as)}
 	}
 	direct := addrs("198.51.100.0/24", 1, 2)
+	clients := append(slices.Clone(s.clientAddrs), s.session)
 	for _, pair := range [][2]ns.End{
-		{end(s.protected, "cli0", 1, 1, gwInside4), end(s.clients, "eth0", 1, 2, append(slices.Clone(s.clientAddrs), s.session)...)},
+		{end(s.protected, "cli0", 1, 1, gwInside4), end(s.clients, "eth0", 1, 2, clients...)},
 		{end(s.protected, "atk0", 2, 1), end(s.attacker, "eth0", 2, 2)},
 		{end(s.protected, "wan0", 3, 1, gwOutside4), end(servers, "eth0", 3, 2, serving...)},
 		{end(s.clients, "eth1", 4, 1, direct[0]), end(servers, "eth1", 4, 2, direct[1])},
