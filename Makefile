@@ -158,9 +158,12 @@ release: ## deb, rpm and program for amd64 and arm64, with their hashes, in bin/
 	cd $(RELEASE) && sha256sum *.deb *.rpm *.tar.gz | tee SHA256SUMS
 
 # Never files: nfpm names the packages in full.
-$(RELEASE)/%.deb $(RELEASE)/%.rpm: $(RELEASE)/%/ctguard $(RELEASE)/share $(NFPM)
-	ARCH=$* VERSION=$(PACKAGE_VERSION) MAINTAINER='$(MAINTAINER)' $(REPRODUCIBLE) $(NFPM) package -f .package/nfpm.yaml \
-		-p $(patsubst .%,%,$(suffix $@)) -t $(RELEASE)/
+nfpm = ARCH=$* VERSION=$(PACKAGE_VERSION) MAINTAINER='$(MAINTAINER)' $(REPRODUCIBLE) $(NFPM) package \
+	-f .package/nfpm.yaml -t $(RELEASE)/ -p
+$(RELEASE)/%.deb: $(RELEASE)/%/ctguard $(RELEASE)/share $(NFPM)
+	$(nfpm) deb
+$(RELEASE)/%.rpm: $(RELEASE)/%/ctguard $(RELEASE)/share $(NFPM)
+	$(nfpm) rpm
 
 .PHONY: $(RELEASE)/amd64/ctguard $(RELEASE)/arm64/ctguard
 $(RELEASE)/amd64/ctguard $(RELEASE)/arm64/ctguard:
