@@ -34,6 +34,17 @@ deps: ## install the Debian packages that the tests and the lab use
 	fi
 	@[ -e /proc/sys/net/netfilter/nf_conntrack_max ] || modprobe nf_conntrack
 
+.PHONY: touches
+touches:
+	@echo "make test: what it does to this machine"
+	@for p in $(PROGRAMS); do command -v "$${p%%:*}" >/dev/null || echo "  installs the Debian package $${p##*:}"; done; \
+	for s in firewalld:firewalld fail2ban-server:fail2ban; do \
+		command -v "$${s%%:*}" >/dev/null || echo "  masks the service $${s##*:}, so that it never begins to rule this host"; done
+	@[ -e /proc/sys/net/netfilter/nf_conntrack_max ] || echo "  loads the module nf_conntrack"
+	@[ -x $(LINT) ] || echo "  builds golangci-lint in .tools"
+	@echo "  changes net.netfilter.nf_conntrack_max and nf_conntrack_buckets for some seconds at a time, and puts them back"
+	@echo "  works in network namespaces of its own, which it removes; nothing reaches your network"
+
 .PHONY: check
 check: ## what needs neither root nor anything installed: vet, format, unit tests; the linter if it is there
 	$(GO) vet -tags man ./...
@@ -42,7 +53,7 @@ check: ## what needs neither root nor anything installed: vet, format, unit test
 	CTGUARD_REQUIRE_PRIVILEGED= $(GO) test -short -timeout 5m ./...
 
 .PHONY: test
-test: deps lint build ## every test, on the real kernel: needs root
+test: touches deps lint build ## every test, on the real kernel: needs root
 	CTGUARD_REQUIRE_PRIVILEGED=1 $(GO) test -count=1 -p 1 -timeout 20m ./...
 
 .PHONY: race
