@@ -156,6 +156,10 @@ RELEASE_FLAGS     := -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X ctgu
 .PHONY: deb
 deb: $(RELEASE)/$(HOST_ARCH).deb ## a Debian package for this machine in bin/release
 
+	@# Nobody who only builds needs lintian; where it is, it must have nothing to say.
+	@if command -v lintian >/dev/null; then lintian --fail-on error,warning $(RELEASE)/ctguard_$(PACKAGE_VERSION)_$(HOST_ARCH).deb 2>/dev/null; \
+	else echo "no lintian here: the package is not judged"; fi
+
 .PHONY: rpm
 rpm: $(RELEASE)/$(HOST_ARCH).rpm ## an RPM package for this machine in bin/release
 

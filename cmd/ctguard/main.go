@@ -88,7 +88,7 @@ func (p *program) everywhere(c config.Config) bool { return p.netns == "" && len
 // about is what somebody reads first, maybe with a full table: the manual page takes it as Markdown.
 const about = `ctguard keeps a Linux host's connection-tracking table from filling up. It watches how full the table is
 and who fills it, climbs a ladder of reversible steps while pressure lasts, and takes every step back when it subsides.
-It needs no configuration and root.
+It needs root, and no configuration.
 
 When the table is full now ("nf_conntrack: table full, dropping packet"):
 

@@ -30,6 +30,13 @@ func writeManual(root *cobra.Command, dir string) error {
 		return err
 	}
 	root.DisableAutoGenTag = true
+	root.Use = "ctguard COMMAND"
+	root.Long += "\n\nCommands:\n\n"
+	for _, c := range root.Commands() {
+		if c.IsAvailableCommand() {
+			root.Long += "- **" + c.UseLine() + "**: " + c.Short + "\n"
+		}
+	}
 	header := &doc.GenManHeader{
 		Section: "8", Source: "ctguard " + agent.Version, Manual: "System administration",
 	}
