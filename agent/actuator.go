@@ -22,6 +22,8 @@ type entries interface {
 	Evict(context.Context, conntrack.Eviction) (int, error)
 	Retime(context.Context, conntrack.Retiming) (int, error)
 	Adopt(context.Context, []conntrack.Flow, *rate.Limiter) (int, error)
+	AdoptForwarded(context.Context, []conntrack.ForwardedFlow, *rate.Limiter) (int, error)
+	Loosen(context.Context, []conntrack.ForwardedService, *rate.Limiter) (int, error)
 	Purge(context.Context, policy.FlowClass, []netip.Prefix, *rate.Limiter) (int, error)
 	Retire(context.Context, conntrack.Retirement) (int, error)
 }
@@ -34,6 +36,7 @@ type ruleset interface {
 	Apply(nft.Desired, time.Time) error
 	Work() (policy.Work, error)
 	Intact() (bool, error)
+	Ending(nft.Desired) (map[policy.Selector][]netip.AddrPort, error)
 }
 
 // keeper keeps the settings; *sysctl.Keeper is one.
@@ -65,6 +68,7 @@ type mover interface {
 	evict(context.Context, conntrack.Eviction, *policy.Census) (int, error)
 	retime(context.Context, conntrack.Retiming) (int, error)
 	adopt(context.Context, []policy.Selector) (int, error)
+	loosen(context.Context, []conntrack.ForwardedService) (int, error)
 	purge(context.Context, policy.FlowClass, []netip.Prefix) (int, error)
 	retire(context.Context, conntrack.Retirement) (int, error)
 }
@@ -91,8 +95,6 @@ type dry struct {
 
 // dryEntries is the mover of a dry run: it has nothing to change entries with.
 type dryEntries struct{}
-
-func (l *live) rules(d nft.Desired, now time.Time) error { return l.Apply(d, now) }
 
 func (l *live) work() (policy.Work, error) {
 	w, err := l.Work()

@@ -106,11 +106,11 @@ func lives(c survey.Live, s policy.Selector) bool {
 		(!s.Local.IsValid() || s.Local.Contains(c.Local.Addr()))
 }
 
-// untracked returns the TCP selectors of a posture whose connections live untracked.
+// untracked returns the TCP selectors of a posture whose connections live untracked and are this host's own.
 func untracked(p policy.Posture) []policy.Selector {
 	list := slices.Clone(p.Adopt)
 	for _, n := range p.Notrack {
-		if n.Selector.OfTCP() && n.Stage != policy.Watched && !slices.Contains(list, n.Selector) {
+		if n.Selector.OfTCP() && !n.Selector.Forwarded() && n.Stage != policy.Watched && !slices.Contains(list, n.Selector) {
 			list = append(list, n.Selector)
 		}
 	}

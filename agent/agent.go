@@ -136,6 +136,7 @@ func (a *Agent) open(o Options) error {
 	logins, err := l.state.Logins(time.Now())
 	l.trouble("logins", err)
 	a.surveyor.RecallLogins(logins)
+	a.surveyor.KeepForwarded(kernel.Tracked)
 	l.recallDay()
 	if o.Record != "" {
 		l.recorder, err = record.New(o.Record, Version, l.config.Policy, *l.machine.OrdinaryDay())
@@ -210,5 +211,8 @@ func newLive(rules ruleset, settings keeper, table entries, connections connecti
 		adopting: rate.NewLimiter(adoptionsPerSecond, adoptionsPerSecond)}
 }
 
-// surveyPause is how often the agent looks at the host it runs on.
-const surveyPause = 5 * time.Second
+// surveyPause is how often the agent looks at the host it runs on, changePause how often it asks whether rules changed.
+const (
+	surveyPause = 5 * time.Second
+	changePause = 500 * time.Millisecond
+)

@@ -92,7 +92,11 @@ func (r retireWalk) do(ctx context.Context, w walker) func(*loop) {
 	n, err := w.mover.retire(ctx, r.retirement)
 	took := time.Since(start)
 	return func(l *loop) {
-		l.finished.worked(time.Now(), n >= worthAWalk, max(retirePause, retireShare*took), retireRest)
+		share := time.Duration(retireShare)
+		if l.decision.Hurry {
+			share = retireHurry
+		}
+		l.finished.worked(time.Now(), n >= worthAWalk, max(retirePause, share*took), retireRest)
 		l.retired += uint64(n)
 		l.due = l.due || n > 0 // what is left decides whether more must be done
 		l.trouble("retire", err)

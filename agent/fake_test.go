@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/time/rate"
 
 	"ctguard/agent/config"
@@ -104,6 +104,14 @@ func (k *kernel) Adopt(_ context.Context, flows []conntrack.Flow, _ *rate.Limite
 	return len(flows), k.change("adopt")
 }
 
+func (k *kernel) AdoptForwarded(_ context.Context, flows []conntrack.ForwardedFlow, _ *rate.Limiter) (int, error) {
+	return len(flows), k.change("adopt forwarded")
+}
+
+func (k *kernel) Loosen(context.Context, []conntrack.ForwardedService, *rate.Limiter) (int, error) {
+	return 0, k.change("loosen")
+}
+
 func (k *kernel) Purge(_ context.Context, class policy.FlowClass, _ []netip.Prefix, _ *rate.Limiter) (int, error) {
 	k.purged = append(k.purged, class)
 	return 1, k.change("purge")
@@ -133,8 +141,9 @@ func (f fakeRules) Apply(d nft.Desired, _ time.Time) error {
 	f.applied++
 	return f.change("rules")
 }
-func (f fakeRules) Work() (policy.Work, error) { return policy.Work{}, f.faults["work"] }
-func (f fakeRules) Intact() (bool, error)      { return !f.missing, f.faults["intact"] }
+func (f fakeRules) Work() (policy.Work, error)                                       { return policy.Work{}, f.faults["work"] }
+func (f fakeRules) Ending(nft.Desired) (map[policy.Selector][]netip.AddrPort, error) { return nil, nil }
+func (f fakeRules) Intact() (bool, error)                                            { return !f.missing, f.faults["intact"] }
 
 // fakeSettings are the settings.
 type fakeSettings struct{ *kernel }
@@ -187,7 +196,7 @@ func stateDir(t testing.TB, c config.Config) string {
 }
 
 // comparePrefixes lets cmp compare addresses.
-var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+var comparePrefixes = cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})
 
 // parse reads a configuration that must be fine.
 func parse(t *testing.T, text string) config.Config {

@@ -66,9 +66,9 @@ func (a *Agent) Run(ctx context.Context, hup <-chan os.Signal) error {
 	a.loop.learn(a.surveyor.Survey())
 	defer a.watch()()
 	group.Go(func() error { return a.walker.run(ctx, ch.walks, ch.walked) })
-	// Neither a survey that hangs nor a notice keeps anybody from taking everything back.
+	// A survey that hangs keeps nobody from taking everything back.
 	go surveyLoop(ctx, a.surveyor, a.loop.state, ch.reload, ch.surveys)
-	go func() { _ = a.loop.notifier.Run(ctx) }()
+	go func() { _ = a.loop.notifier.Run(ctx) }() // and neither does a notice
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return a.loop.run(ctx, ch) })
 	err = group.Wait()
@@ -196,11 +196,13 @@ func (l *loop) turn() error {
 	return nil
 }
 
-// surveyLoop looks at the host every few seconds.
+// surveyLoop looks at the host every few seconds, and at once where its rules change while something is untracked.
 func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, reload <-chan config.Config,
 	surveys chan<- survey.Facts) {
 	timer := time.NewTicker(surveyPause)
 	defer timer.Stop()
+	often := time.NewTicker(changePause)
+	defer often.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -208,6 +210,10 @@ func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, reload <-
 		case c := <-reload:
 			s.Reconfigure(c)
 		case <-timer.C:
+		case <-often.C:
+			if !s.Stale() {
+				continue
+			}
 		}
 		facts := s.Survey()
 		now := time.Now()

@@ -12,7 +12,8 @@ import (
 // scanning looks at who holds the table, as often as the time budget allows.
 func (l *loop) scanning(now time.Time) walk {
 	options := conntrack.ScanOptions{Budget: scanBudget, V4Bits: l.config.V4Bits, V6Bits: l.config.V6Bits,
-		MaxSources: listedPerLimit * l.config.Policy.MaxLimited, Apart: l.apart()}
+		MaxSources: listedPerLimit * l.config.Policy.MaxLimited, Apart: l.apart(),
+		OneSided: l.decision.Posture.OneSided}
 	var pause time.Duration
 	calm := l.decision.Posture.Level == 0 && !l.decision.Growing
 	switch kind := l.decision.Scan; {

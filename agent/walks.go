@@ -30,7 +30,8 @@ const (
 	purgePause     = 20 * time.Millisecond
 	purgeRest      = 2 * time.Second // the longest pause of purges that bring nothing
 	retirePause    = time.Second
-	retireShare    = 20               // one part in this many of the time goes into retiring finished entries at most
+	retireShare    = 60               // one part in this many of the time goes into retiring finished entries at most
+	retireHurry    = 20               // the same while the table is about to fill up
 	retireRest     = 30 * time.Second // the longest pause where there are none
 	learnSize      = 50_000           // entries of a scan to learn from: all of most tables
 	learnShare     = 1000             // one part in this many of the time goes into those
@@ -84,6 +85,7 @@ type walks struct {
 	evictedFor *policy.Census
 	evicting   time.Duration // how long evictions since that census took
 	freed      map[policy.Selector]bool
+	loosened   map[policy.Selector]bool // forwarded services whose entries check no windows
 	purged     backoff
 	finished   backoff
 	retired    uint64    // entries
@@ -97,6 +99,9 @@ type walks struct {
 // nextWalk picks the most urgent walk that is due; nil when none is.
 func (l *loop) nextWalk(now time.Time) walk {
 	if w := l.adoption(); w != nil {
+		return w
+	}
+	if w := l.loosening(); w != nil {
 		return w
 	}
 	if w := l.eviction(); w != nil { // it is due only where what is finished was not enough
@@ -141,7 +146,8 @@ func (l *loop) eviction() walk {
 		return nil // what a newer census says is decided at the next tick
 	}
 	l.evictedFor = l.census
-	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce()}
+	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce(),
+		OneSided: l.decision.Posture.OneSided}
 	return evictWalk{e, l.census, policy.Evict,
 		fmt.Sprintf("%%d entries of %d heavy sources above their fair share", len(caps))}
 }

@@ -91,6 +91,7 @@ func (b *batch) change(have, want *ruleset, now time.Time) {
 		}
 	}
 	b.changeCounters(have.counters, want.counters)
+	b.changeFlowSets(have.flowSets(), want.flowSets())
 	for _, s := range addressSets() {
 		if s.kind != metering {
 			want.addresses[s.name] = b.changeAddresses(s, have.addresses[s.name], want.addresses[s.name], now)

@@ -16,6 +16,7 @@ type builder struct {
 	services bool // some selector is a plain service
 	untracks bool // some plain service is untracked
 	custom   []custom
+	forwards []forwarded
 	trials   []custom // every TCP selector on trial, plain services too
 }
 
@@ -36,6 +37,11 @@ func (b builder) chains(keep *retained) []chain {
 		{"budgets", nil, b.budgets()},
 		{"closed", nil, b.closed()},
 		{"proxy", nil, b.proxy()},
+	}
+	if keep.forwards = keep.forwards || len(b.forwards) > 0; keep.forwards {
+		list = append(list,
+			chain{"through", &hook{"forward", nftables.ChainHookForward, last}, b.through()},
+			chain{"behind", &hook{"postrouting", nftables.ChainHookPostrouting, beforeSourceNAT}, b.behind()})
 	}
 	for _, r := range keep.sorted() {
 		list = append(list, chain{r.chain(), nil, b.prefixRate(r)})
@@ -68,7 +74,7 @@ func (b builder) early() []rule {
 	if len(b.posture.Budgets) > 0 {
 		list = append(list, newRule(opensTCP(), jump("budgets")))
 	}
-	if b.services || len(b.custom) > 0 {
+	if b.services || len(b.custom) > 0 || len(b.forwards) > 0 {
 		list = append(list, newRule(goTo("arrive")))
 	}
 	return afterFirst(newRule(inLoopback(), back()), list)
@@ -180,6 +186,9 @@ func afterFirst(first rule, list []rule) []rule {
 // arrive counts safe traffic on its way in, and leaves it untracked where that is wanted.
 func (b builder) arrive() []rule {
 	var list []rule
+	for _, f := range b.forwards { // first: they are asked at an address of this host
+		list = append(list, f.early()...)
+	}
 	if b.services || b.hasLocal() {
 		list = append(list, newRule(going(toLocal), goTo("service")))
 	}
@@ -230,6 +239,9 @@ func (b builder) outgoing() []rule {
 	for _, s := range b.trials {
 		list = append(list, rules(s.outgoing(), resets(), drop())...)
 	}
+	for _, f := range b.forwards {
+		list = append(list, f.own()...)
+	}
 	if b.services {
 		list = append(list,
 			newRule(source.serviceIn(replies)),
@@ -269,6 +281,24 @@ func (b builder) passedOut() []rule {
 		list = append(list, s.counting(sent, s.outgoing(), false)...)
 	}
 	return afterFirst(newRule(outLoopback(), back()), list)
+}
+
+// through sees what is forwarded, behind the host's own filter.
+func (b builder) through() []rule {
+	var list []rule
+	for _, f := range b.forwards {
+		list = append(list, f.through()...)
+	}
+	return list
+}
+
+// behind sees what leaves, where conntrack would translate it.
+func (b builder) behind() []rule {
+	var list []rule
+	for _, f := range b.forwards {
+		list = append(list, f.behind()...)
+	}
+	return list
 }
 
 // invalid drops what conntrack could not place. Traffic that is going untracked or was until a

@@ -14,10 +14,13 @@ type custom struct {
 }
 
 // counter returns the name of one of s's counters. A name is made of what nft takes unquoted:
-// letters, digits and _./- . It is at most 140 bytes long, of the 255 that NFT_OBJ_MAXNAMELEN allows.
-func (s custom) counter(kind string) string {
-	return kind + "_" + strings.NewReplacer(" with ", "_", " at ", "_at_", " on ", "_on_", ":", "-").Replace(
-		strings.Replace(s.selector.String(), "/", "_", 1))
+// letters, digits and _./- . It is at most 200 bytes long, of the 255 that NFT_OBJ_MAXNAMELEN allows.
+func (s custom) counter(kind string) string { return nameOf(kind, s.selector) }
+
+// nameOf names something of a selector's.
+func nameOf(kind string, s policy.Selector) string {
+	return kind + "_" + strings.NewReplacer(" with ", "_", " at ", "_at_", " on ", "_on_", " to ", "_to_", " by ", "_by_",
+		":", "-", "[", "", "]", "").Replace(strings.Replace(s.String(), "/", "_", 1))
 }
 
 // counters returns the names of all of s's counters.

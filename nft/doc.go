@@ -20,6 +20,8 @@
 //	cookies     input, first: takes the cookies that synproxy handed out
 //	passed_in   input, last: counts safe traffic that the host's own rules let in, answers SYNs with cookies
 //	passed_out  output, last: counts answers that the host's own rules let out
+//	through     forward, last: counts what the host's own rules let through to inside hosts; only once that is asked for
+//	behind      postrouting, where conntrack translates answers: translates those that are untracked; likewise
 //
 // What a caller can get wrong: a [Table] belongs to one goroutine at a time; it works in the network
 // namespace that [Open] was called in, whatever the calling thread's namespace is later; the netlink

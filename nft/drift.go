@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -115,6 +116,7 @@ func (t *Table) sameSets() (bool, error) {
 	for _, s := range straySets {
 		want = append(want, s.name)
 	}
+	want = slices.AppendSeq(want, maps.Keys(t.have.flowSets()))
 	slices.Sort(names)
 	slices.Sort(want)
 	return slices.Equal(names, want), nil

@@ -82,6 +82,7 @@ func cases() []struct {
 			tracked(policy.Freed, "tcp/80 at 203.0.113.0/28", "tcp/80 with 198.51.100.0/24 at 203.0.113.1/32 on eth0.100", "udp/10000-20000", "echo on br-1", "echo with ::/0 at 2001:db8::/64", "udp"),
 			tracked(policy.Trial, "tcp", "tcp/8000-8999 at 0.0.0.0/0", "udp with 0.0.0.0/0 at 0.0.0.0/0", "tcp with 2001:db8::1/128 on wan_0")...)}, Allow: allowList}},
 		{"notrack of everything", "pure", Desired{Posture: policy.Posture{DropInvalid: true, Notrack: tracked(policy.Trial, "all", "tcp/80")}, Allow: allowList}},
+		{"forwarded", "forwarded", Desired{Posture: policy.Posture{Notrack: append(tracked(policy.Trial, forwards[0], "udp/10000-20000 with 198.51.100.0/24 at 203.0.113.1/32 to 10.0.0.2:10000 by wan0"), tracked(policy.Watched, forwards[1])...)}}},
 		{"closed ports", "closed", Desired{Posture: policy.Posture{ClosedPorts: true}, Allow: allowList}},
 		{"budgets", "budgets", Desired{Posture: policy.Posture{Budgets: budgets}, Allow: allowList}},
 		{"synproxy", "synproxy", Desired{Posture: policy.Posture{Synproxy: []uint16{80, 443}, Handshake: handshake}, Allow: allowList}},

@@ -17,12 +17,13 @@ import (
 // Capabilities says what the running kernel's nftables can do. What a table of this package cannot
 // do without is in Rules; the rest is optional.
 type Capabilities struct {
-	Rules bool // every kind of set and rule that Apply makes, Owner and Reject apart
+	Rules bool // every kind of set and rule that Apply makes, those of the rest apart
 	// a table can belong to a socket (since 5.12); without it a killed process leaves the table behind, see Leftover
 	Owner    bool
 	Reject   bool // packets can be rejected at prerouting (since 5.9), for Posture.Reject
 	Socket   bool // the expression socket, for dropping what no socket waits for
 	Synproxy bool // the statement synproxy
+	Forward  bool // what forwarded services need: routes by fib, packets that are written to and that take out of sets
 }
 
 // Probe tries each capability in a network namespace made for it, which is gone when Probe returns.
@@ -57,6 +58,7 @@ func probeHere() (Capabilities, error) {
 		{&c.Reject, "reject", probeReject},
 		{&c.Socket, "socket", probeSocket},
 		{&c.Synproxy, "synproxy", probeSynproxy},
+		{&c.Forward, "forward", probeForward},
 	} {
 		b := newBatch(conn, true)
 		probe.queue(b)
@@ -96,6 +98,23 @@ func probeRules(b *batch) {
 	var keep retained
 	want := d.ruleset(now, &keep)
 	b.create(&want, now)
+}
+
+// probeForward makes the table of a posture with forwarded services of both families and protocols.
+func probeForward(b *batch) {
+	outer := map[bool]netip.Addr{false: netip.MustParseAddr("192.0.2.1"), true: netip.MustParseAddr("2001:db8::1")}
+	inner := map[bool]netip.Addr{false: netip.MustParseAddr("192.0.2.2"), true: netip.MustParseAddr("2001:db8::2")}
+	var d Desired
+	for _, v6 := range []bool{false, true} {
+		for _, proto := range []policy.Protocol{policy.TCP, policy.UDP} {
+			d.Posture.Notrack = append(d.Posture.Notrack, policy.Untracked{Stage: policy.Freed, Selector: policy.Selector{
+				Protocol: proto, Port: 80, Local: netip.PrefixFrom(outer[v6], outer[v6].BitLen()), Uplink: "wan",
+				Inside: netip.AddrPortFrom(inner[v6], 8080)}})
+		}
+	}
+	var keep retained
+	want := d.ruleset(time.Now(), &keep)
+	b.create(&want, time.Now())
 }
 
 func probeReject(b *batch) { probeRule(b, nftables.ChainHookPrerouting, nil, reject()) }

@@ -24,6 +24,7 @@ func draw() *rapid.Generator[Desired] {
 		"tcp/80", "tcp/443", "udp/53", "udp/80", "echo", "multicast",
 		"tcp/80 with 198.51.100.0/24", "tcp/80 with 198.51.100.128/25", "udp/53 with 2001:db8::/33", "tcp/22 with ::/0", "echo with 198.51.100.1/32", "echo with 2001:db8::/64",
 		"tcp", "udp", "all", "tcp on eth0", "udp/1-65535", "tcp/80 at 198.51.100.0/24", "udp/53 with ::/0 at 2001:db8::1/128 on eth0", "echo at 198.51.100.1/32",
+		"tcp/443 at 203.0.113.1/32 on eth0 to 10.0.0.2:8443 by eth0", "udp/53 at 203.0.113.1/32 to 10.0.0.2:5353 by eth0",
 	})
 	limit := rapid.Custom(func(t *rapid.T) policy.Limit {
 		return policy.Limit{
@@ -53,6 +54,7 @@ func draw() *rapid.Generator[Desired] {
 
 var (
 	blocks      = regexp.MustCompile(`(?ms)^\t\w+ [^\n]*\{\n.*?^\t\}\n`)
+	unused      = regexp.MustCompile(`^\tchain (through|behind) \{\n\t\ttype [^\n]*\n\t\}`)
 	prefixRates = regexp.MustCompile(`^\tchain (rate\S+) `)
 )
 
@@ -61,6 +63,9 @@ var (
 func parts(listing string) []string {
 	list := blocks.FindAllString(listing, -1)
 	list = slices.DeleteFunc(list, func(block string) bool {
+		if unused.MatchString(block) {
+			return true
+		}
 		m := prefixRates.FindStringSubmatch(block)
 		return m != nil && !regexp.MustCompile(`: goto `+m[1]+`\b`).MatchString(listing)
 	})

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -31,6 +32,10 @@ func Render(d Desired, now time.Time) string {
 	}
 	for _, s := range straySets {
 		s.render(&w)
+	}
+	sets := r.flowSets()
+	for _, name := range slices.Sorted(maps.Keys(sets)) {
+		sets[name].render(&w)
 	}
 	for _, c := range r.chains {
 		c.render(&w)
@@ -93,6 +98,16 @@ func renderElements(w *strings.Builder, list []string) {
 		fmt.Fprintf(w, "\t\telements = { %s }\n", strings.Join(list, ",\n\t\t\t     "))
 	}
 	fmt.Fprint(w, "\t}\n")
+}
+
+// render writes a flow set.
+func (s flowSet) render(w *strings.Builder) {
+	typ := "ipv4_addr"
+	if s.v6 {
+		typ = "ipv6_addr"
+	}
+	fmt.Fprintf(w, "\n\tset %s {\n\t\ttype %s . inet_service\n\t\tsize %d\n", s.name, typ, flowSetSize)
+	fmt.Fprintf(w, "\t\tflags dynamic,timeout\n\t\ttimeout %s\n\t}\n", spell(s.life))
 }
 
 // render writes a chain.

@@ -145,11 +145,16 @@ const (
 	beforeRaw      nftables.ChainPriority = -310
 	afterConntrack nftables.ChainPriority = -150
 	last           nftables.ChainPriority = 1<<31 - 2
+
+	// beforeSourceNAT is where conntrack is about to translate answers (100): all that comes before sees them as the
+	// inside host sent them, all that comes after as clients do.
+	beforeSourceNAT nftables.ChainPriority = 99
 )
 
 // retained is what a table keeps although nothing wants it any more.
 type retained struct {
-	rates map[prefixRate]struct{} // an element that has ended, but is not yet collected, still points to its chain
+	forwards bool                    // base chains for what is forwarded
+	rates    map[prefixRate]struct{} // an element that has ended, but is not yet collected, still points to its chain
 }
 
 // prefixRate is a chain that holds sources of one prefix length to the rate.
@@ -201,11 +206,14 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 		blocks:  len(block) > 0, limits: len(slow) > 0,
 		services: len(r.services[requests]) > 0,
 		untracks: len(r.services[untracked]) > 0,
-		custom:   r.custom(),
-		trials:   r.trials(),
+		custom:   r.custom(), forwards: r.forwardedOf(),
+		trials: r.trials(),
 	}
 	for _, s := range b.custom {
 		r.counters = append(r.counters, s.counters()...)
+	}
+	for _, f := range b.forwards {
+		r.counters = append(r.counters, f.counters()...)
 	}
 	slices.Sort(r.counters)
 	r.chains = b.chains(keep)
@@ -265,7 +273,7 @@ func serviceOf(sel policy.Selector) (service, bool) {
 func (r *ruleset) custom() []custom {
 	var list []custom
 	for sel, stage := range r.selectors {
-		if _, ok := serviceOf(sel); !ok {
+		if _, ok := serviceOf(sel); !ok && !sel.Forwarded() {
 			list = append(list, custom{sel, stage >= policy.Trial})
 		}
 	}
@@ -279,7 +287,7 @@ func (r *ruleset) custom() []custom {
 func (r *ruleset) trials() []custom {
 	var list []custom
 	for sel, stage := range r.selectors {
-		if sel.OfTCP() && stage == policy.Trial {
+		if sel.OfTCP() && !sel.Forwarded() && stage == policy.Trial {
 			list = append(list, custom{sel, true})
 		}
 	}

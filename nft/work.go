@@ -49,6 +49,9 @@ func (t *Table) Work() (policy.Work, error) {
 			Requests: read(requests), New: read(opened), Delivered: read(delivered),
 			Replies: read(replies), Sent: read(sent),
 		}
+		if sel.Forwarded() {
+			w.Besides, w.Errors, w.ErrorsPassed = read(besides), read(errorsCome), read(errorsPassed)
+		}
 		if sel.Whole() {
 			w.Answers, w.Heard = read(answers), read(heard)
 		}

@@ -81,7 +81,7 @@ func (a *admit) judge(s situation) []Event {
 		case b != nil && answered:
 			delete(a.budgets, f.class)
 			tell(f.class, "goes free: %d of %d entries seen are answered", f.replied, f.entries)
-		case b == nil && !answered && !s.ordinary.Unanswered(f.class) && large && !a.leaves(f, s.shared.suspects, s):
+		case b == nil && !answered && !s.ordinaryClass(f.class) && large && !a.leaves(f, s.shared.suspects, s):
 			if a.budgets == nil {
 				a.budgets = make(map[FlowClass]*budget)
 			}

@@ -23,15 +23,12 @@ func (*dropInvalid) skipped(s situation) string {
 	case day.OneWay > 0:
 		return fmt.Sprintf("%d connections of which this host sees one direction only are part of its ordinary day "+
 			"(asymmetric routes?)", day.OneWay)
-	case day.Invalid > max(s.cfg.OrdinaryInvalid, ordinaryInvalid*day.Opens):
+	case day.invalidIsOrdinary(s.cfg.OrdinaryInvalid):
 		return fmt.Sprintf("%.0f invalid packets a second are part of this host's ordinary day (asymmetric routes?)",
 			day.Invalid)
 	}
 	return ""
 }
-
-// ordinaryInvalid is the part of a host's new work that may be INVALID packets: late ones of connections that are over.
-const ordinaryInvalid = 0.01
 
 // want leaves the last word to the arbiter of tcp_loose.
 func (*dropInvalid) want(s situation, p *Posture) []Event {

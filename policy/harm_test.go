@@ -216,3 +216,53 @@ func TestStraysArePickedUp(t *testing.T) {
 		t.Errorf("picked up for %s a day later", loose.span)
 	}
 }
+
+// Where this host sees one direction of TCP, what nobody answers is conversations: it is neither a flood's class, nor
+// dead, nor short-lived, and the walks are told.
+func TestOneSidedTCPIsConversation(t *testing.T) {
+	for _, day := range []OrdinaryDay{
+		{Updated: dayStart, Flows: true},
+		{Updated: dayStart, Flows: true, OneWay: 3},
+		{Updated: dayStart, Flows: true, Invalid: 50},
+	} {
+		oneSided := day.OneWay > 0 || day.Invalid > 0
+		m := New(Defaults(NATGateway))
+		m.Recall(day)
+		o := Observation{Capacity: 10_000, Host: Host{Admin: map[string]int{tcpLoose: 1, unanswered[0]: 120, unanswered[1]: 300}}}
+		var d Decision
+		for i := range 12 {
+			o.Time, o.Count = dayStart.Add(time.Duration(i)*250*time.Millisecond), min(9900, 4000+1000*i)
+			o.Census = &Census{Time: o.Time, Whole: true, Seen: o.Count, Total: o.Count, Protocols: map[uint8]int{tcp: o.Count},
+				TCPStates: map[uint8]int{tcpSynSent: o.Count}, Ports: []PortCount{{Protocol: tcp, Port: 80, Entries: o.Count}},
+				Rest: Holding{Entries: o.Count}}
+			o.Census.Classes[Unreplied], o.Census.Rest.Classes[Unreplied] = o.Count, o.Count
+			d = m.Tick(o)
+		}
+		_, shorter := d.Posture.Settings[unanswered[0]]
+		if held := len(d.Posture.Budgets)+len(d.Posture.Purges) > 0; held == oneSided || shorter == oneSided ||
+			d.Posture.Retire.Dead == oneSided || d.Posture.OneSided != oneSided {
+			t.Errorf("one-sided %v: budgets %v, purges %v, settings %v, retire %+v, told %v", oneSided, d.Posture.Budgets,
+				d.Posture.Purges, d.Posture.Settings, d.Posture.Retire, d.Posture.OneSided)
+		}
+	}
+}
+
+// When there are more heavy sources than can be limited one by one, their networks are limited: not a network of somebody
+// who is usually here.
+func TestFoldSparesTheUsual(t *testing.T) {
+	c := Defaults(NATGateway)
+	day := OrdinaryDay{Sources: map[netip.Prefix]*Usual{netip.MustParsePrefix("192.0.2.200/32"): {Assured: 5}}}
+	var due []usage
+	for i := range 2 * foldFrom {
+		for _, network := range []string{"192.0.2.", "198.51.100."} {
+			due = append(due, usage{Holding: Holding{Prefix: netip.MustParsePrefix(fmt.Sprintf("%s%d/32", network, i+1))}})
+		}
+	}
+	var got []string
+	for _, u := range fold(due, situation{cfg: &c, ordinary: &day}) {
+		got = append(got, u.Prefix.String())
+	}
+	if !slices.Contains(got, "198.51.100.0/24") || slices.Contains(got, "192.0.2.0/24") || len(got) != 2*foldFrom+1 {
+		t.Errorf("limited: %v", got)
+	}
+}

@@ -121,6 +121,10 @@ type SelectorWork struct {
 	// Of selectors without a port: the answers to what this host asks itself, as far as they are told
 	// from everything else, and those of them that passed the host's input rules.
 	Answers, Heard uint64
+
+	// Of forwarded services: packets that came to the inside host's port by another address than the service's; ICMP
+	// errors that tell the inside host to send smaller packets, and those of them that passed the host's forward rules.
+	Besides, Errors, ErrorsPassed uint64
 }
 
 // Class groups entries by how much they are worth, in the order in which eviction takes them.

@@ -53,7 +53,7 @@ func (f *offenders) judge(s situation) ([]Cap, []Event) {
 		}
 	}
 	if len(due) > c.MaxLimited {
-		due = fold(due, c)
+		due = fold(due, s)
 	}
 	var events []Event
 	limited := make(map[netip.Prefix]bool, len(due))
@@ -150,15 +150,20 @@ func (f *offenders) disagreement(s situation) []Event {
 const foldFrom = 4
 
 // fold puts heavy sources of one network together, when there are more than can be limited one by
-// one, and returns them with the largest first.
-func fold(due []usage, c Config) []usage {
+// one, and returns them with the largest first. A network of somebody who is usually here is not limited as a whole.
+func fold(due []usage, s situation) []usage {
+	c := *s.cfg
+	usual := make(map[netip.Prefix]bool)
+	for p := range s.ordinary.Sources {
+		usual[c.folded(p)] = true
+	}
 	networks := make(map[netip.Prefix][]usage)
 	for _, a := range due {
 		networks[c.folded(a.Prefix)] = append(networks[c.folded(a.Prefix)], a)
 	}
 	var list []usage
 	for network, members := range networks {
-		if len(members) < foldFrom {
+		if len(members) < foldFrom || usual[network] {
 			list = append(list, members...)
 			continue
 		}

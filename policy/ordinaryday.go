@@ -27,6 +27,7 @@ type OrdinaryDay struct {
 	Invalid float64                 `json:"invalid"`           // INVALID packets a second
 	Opens   float64                 `json:"opens"`             // new work a second, see [Arrivals]: its peak, fading
 
+	crowds         []netip.Prefix // sources that usually have so much that many users must be behind them
 	invalid, opens pace
 	watched        time.Duration        // how long the rates were watched by this process
 	oneWay         map[uint32]time.Time // the one-way flows of the newest census by id, and when each will expire
@@ -73,6 +74,21 @@ func (d *OrdinaryDay) Usual(source netip.Prefix) Usual {
 	return *u
 }
 
+// ordinaryInvalid is the part of a host's new work that may be INVALID packets: late ones of connections that are over.
+const ordinaryInvalid = 0.01
+
+// invalidIsOrdinary reports whether more than atMost INVALID packets a second are part of an ordinary day: where this
+// host sees one direction of connections, all but their first packets are.
+func (d *OrdinaryDay) invalidIsOrdinary(atMost float64) bool {
+	return d.Invalid > max(atMost, ordinaryInvalid*d.Opens)
+}
+
+// oneSided reports whether TCP without answers is conversations here, as far as is known: this host sees one direction
+// of them (direct server return, asymmetric routes).
+func (d *OrdinaryDay) oneSided(atMost float64) bool {
+	return d.OneWay > 0 || d.invalidIsOrdinary(atMost)
+}
+
 // DayStatus is what is known of an ordinary day, for status.
 type DayStatus struct {
 	Known      bool       `json:"known"`
@@ -83,12 +99,15 @@ type DayStatus struct {
 	OneWay     int        `json:"one_way_flows"`  // lasting TCP connections that this host sees one direction of
 	Invalid    float64    `json:"invalid_per_second"`
 	Unanswered []string   `json:"unanswered_classes"` // that nobody answers here, such as an overlay
+	// sources with forty times the median of usual holdings and more, the largest first: many users behind one address?
+	Crowds []netip.Prefix `json:"crowds"`
 }
 
 // Status returns what is known.
 func (d *OrdinaryDay) Status() DayStatus {
 	s := DayStatus{Known: d.Known(), Learnt: math.Round(d.Learnt.Seconds()), Fitted: int(d.Fitted),
-		Sources: len(d.Sources), OneWay: d.OneWay, Invalid: math.Round(10*d.Invalid) / 10, Unanswered: []string{}}
+		Sources: len(d.Sources), OneWay: d.OneWay, Invalid: math.Round(10*d.Invalid) / 10, Unanswered: []string{},
+		Crowds: append([]netip.Prefix{}, d.crowds...)}
 	if s.Known {
 		s.Updated = &d.Updated
 	}
@@ -115,7 +134,39 @@ func (s DayStatus) String() string {
 	if len(s.Unanswered) > 0 {
 		text += ", never answered: " + strings.Join(s.Unanswered[:min(5, len(s.Unanswered))], " ")
 	}
+	if len(s.Crowds) > 0 {
+		text += fmt.Sprintf("; %s usually has more than %d times the median (a weight in %s makes room for many users "+
+			"behind one address)", s.Crowds[0], crowdTimes, weightsKey)
+	}
 	return text
+}
+
+// A crowd is many users behind one address: it usually has crowdTimes the median, and at least leastCrowd entries.
+const (
+	crowdTimes = 40
+	leastCrowd = 100
+	mostCrowds = 5
+)
+
+// findCrowds looks for the addresses that many users must be behind.
+func (d *OrdinaryDay) findCrowds() {
+	type holder struct {
+		prefix netip.Prefix
+		has    float64
+	}
+	all := make([]holder, 0, len(d.Sources))
+	for p, u := range d.Sources {
+		all = append(all, holder{p, u.Assured + u.Transient})
+	}
+	slices.SortFunc(all, func(a, b holder) int {
+		return cmp.Or(cmp.Compare(b.has, a.has), a.prefix.Addr().Compare(b.prefix.Addr()))
+	})
+	d.crowds = nil
+	for _, h := range all[:min(len(all), mostCrowds)] {
+		if h.has >= max(leastCrowd, crowdTimes*all[len(all)/2].has) {
+			d.crowds = append(d.crowds, h.prefix)
+		}
+	}
 }
 
 // part returns what is left of each usual holding so that all of them fit.
@@ -180,6 +231,7 @@ func (d *OrdinaryDay) learn(o Observation) {
 	d.Fitted = max(float64(o.Count), d.Fitted*fade(gap, usualFade))
 	d.learnSources(c, gap, first)
 	d.learnClasses(c)
+	d.findCrowds()
 	d.Updated = c.Time
 }
 

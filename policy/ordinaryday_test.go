@@ -2,7 +2,10 @@ package policy
 
 import (
 	"encoding/json"
+	"fmt"
+	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -168,4 +171,26 @@ func TestOrdinaryDayBounds(t *testing.T) {
 			t.Fatalf("kept %s, which is not what was learnt", text)
 		}
 	})
+}
+
+// An address with many users behind it is named, and the key that helps; where all have as much, nobody is.
+func TestCrowds(t *testing.T) {
+	held := map[string]int{"203.0.113.7/32": 500}
+	for i := range 9 {
+		held[fmt.Sprintf("192.0.2.%d/32", i)] = 12
+	}
+	for want, crowd := range map[string]string{"": "192.0.2.99/32", "203.0.113.7/32": "203.0.113.7/32"} {
+		h := maps.Clone(held)
+		if want == "" {
+			delete(h, "203.0.113.7/32")
+			h[crowd] = 470
+		}
+		var d OrdinaryDay
+		d.learn(Observation{Count: 600, Census: calmCensus(dayStart, h)})
+		got := d.Status()
+		if (want == "") != (len(got.Crowds) == 0) || want != "" && (got.Crowds[0].String() != want ||
+			!strings.Contains(got.String(), want+" usually has more than 40 times the median")) {
+			t.Errorf("%q: %v, %s", crowd, got.Crowds, got)
+		}
+	}
 }

@@ -26,6 +26,7 @@ type Posture struct {
 	Allow       []netip.Prefix // never limited, evicted or refused: the allowlist and what an operator released
 	Retire      Retirement     // finished entries that go
 	Adopt       []Selector     // TCP services that lived untracked: their connections are given entries
+	OneSided    bool           // TCP that nobody answers is conversations here: this host sees one direction of them
 	Reject      bool           // answer dropped new flows of limited sources (TCP RST, ICMP), not drop in silence
 }
 

@@ -46,7 +46,7 @@ func (u *purger) judge(s situation) []Event {
 	for _, f := range classes(s.Census) {
 		service := Selector{Protocol: UDP, Port: f.class.Port}
 		if f.class.Protocol != udp || slices.Contains(u.classes, f.class) || !slices.Contains(s.Services, service) ||
-			s.ordinary.Unanswered(f.class) {
+			s.ordinaryClass(f.class) {
 			continue
 		}
 		share := s.Census.shareAhead(f.entries, s)

@@ -32,6 +32,9 @@ const (
 //	{TCP, 80, Device: "eth0"}      tcp/80 on eth0               one service by way of one interface
 //	{Group: true}                  multicast                    multicast and broadcast, both ways
 //	{All, 0}                       all                          all to this host's own addresses and from them
+//	{TCP, 80, Local: P, Inside: A, Uplink: "wan0"}
+//	                               tcp/80 at 203.0.113.1/32 to 10.0.0.2:8080 by wan0
+//	                                                            one service of an inside host, see [Selector.Forwarded]
 //
 // Without a port, questions can't be told from answers: the connections that this host opens itself
 // are untracked too.
@@ -43,6 +46,20 @@ type Selector struct {
 	Local    netip.Prefix // this host's side; the zero Prefix means any own address
 	Device   string       // the interface that requests come in by and answers go out by; empty means any but lo
 	Group    bool         // multicast and broadcast destinations of any protocol; every other field is zero
+
+	// Of a forwarded service: the inside host and its first port. Where that is Local and Port, it is merely routed.
+	Inside netip.AddrPort
+	Uplink string // the interface that answers of a forwarded service leave by
+}
+
+// Forwarded reports whether s is a service of an inside host: what comes for Local and Port is sent on to Inside, and
+// the answers leave by way of Uplink with the address and port that were asked. Then Device is where requests have to
+// come in, and empty means anywhere; only clients that are answered by way of Uplink are meant.
+func (s Selector) Forwarded() bool { return s.Inside.IsValid() }
+
+// Translated reports whether s is a forwarded service whose packets change their address or port on the way.
+func (s Selector) Translated() bool {
+	return s.Forwarded() && s.Inside != netip.AddrPortFrom(s.Local.Addr(), s.Port)
 }
 
 // Ports returns the first and the last of this host's ports that s is about.
@@ -76,6 +93,9 @@ func (s Selector) PartlyCovers(o Selector) bool {
 	}
 	first, last := s.Ports()
 	from, to := o.Ports()
+	if s.Forwarded() != o.Forwarded() {
+		return false
+	}
 	return s.Protocol == o.Protocol && (first < from || last > to) && first <= to && last >= from &&
 		mayMeet(s.Remote, o.Remote) && mayMeet(s.Local, o.Local) &&
 		(s.Device == "" || o.Device == "" || s.Device == o.Device)
@@ -106,6 +126,9 @@ func (s Selector) String() string {
 	if s.Device != "" {
 		name += " on " + s.Device
 	}
+	if s.Forwarded() {
+		name += " to " + s.Inside.String() + " by " + s.Uplink
+	}
 	return name
 }
 
@@ -124,7 +147,26 @@ func ParseSelector(text string) (Selector, error) {
 	if s.Remote.IsValid() && s.Local.IsValid() && s.Remote.Addr().Unmap().Is4() != s.Local.Addr().Unmap().Is4() {
 		return Selector{}, fmt.Errorf("selector %q: %s and %s are not of one family", text, s.Remote, s.Local)
 	}
+	if err := s.wrongForward(text); err != nil {
+		return Selector{}, err
+	}
 	return s, nil
+}
+
+// wrongForward says what a forwarded service lacks that every one has, or has too much.
+func (s Selector) wrongForward(text string) error {
+	inside := s.Inside
+	switch {
+	case !inside.IsValid() && s.Uplink == "":
+		return nil
+	case !inside.IsValid() || s.Uplink == "" || s.Port == 0 || !s.Local.IsSingleIP() || s.Local.Addr().Is4In6() ||
+		inside.Addr().Is4() != s.Local.Addr().Is4():
+		return fmt.Errorf(`selector %q: a service that is forwarded has one port or range, "at ONE-ADDRESS/32 `+
+			`to INSIDE-ADDRESS:PORT by INTERFACE", both addresses of one family`, text)
+	case s.Last != 0 && (inside.Port() != s.Port || s.Protocol != UDP):
+		return fmt.Errorf("selector %q: a range of ports that is forwarded is of UDP and goes to the same ports", text)
+	}
+	return nil
 }
 
 func wrongForm(text string) error {
@@ -185,6 +227,14 @@ func (s *Selector) restrict(text, word, value string) error {
 				text, value)
 		}
 		s.Device = value
+	case word == "by" && s.Uplink == "" && isDevice(value):
+		s.Uplink = value
+	case word == "to" && !s.Inside.IsValid():
+		to, err := netip.ParseAddrPort(value)
+		if err != nil || to.Port() == 0 || to.Addr().Is4In6() || to.Addr().Zone() != "" {
+			return fmt.Errorf("selector %q: %q is not an address and a port", text, value)
+		}
+		s.Inside = to
 	default:
 		return wrongForm(text)
 	}

@@ -31,6 +31,18 @@ func drawSelector(t *rapid.T) Selector {
 	s.Remote, _ = netip.ParsePrefix(prefixes.Draw(t, "with"))
 	s.Local, _ = netip.ParsePrefix(prefixes.Draw(t, "at"))
 	s.Device = rapid.StringMatching(`([a-z][a-z0-9._-]{2,14})?`).Draw(t, "on")
+	if s.Port > 0 && s.Local.IsSingleIP() && (s.Last == 0 || s.Protocol == UDP) && rapid.Bool().Draw(t, "forwarded") {
+		to := rapid.SampledFrom([]string{"10.0.0.2", "192.168.255.1"})
+		if s.Local.Addr().Is6() {
+			to = rapid.SampledFrom([]string{"fd00::2", "2001:db8::1"})
+		}
+		port := rapid.Uint16Min(1).Draw(t, "inside port")
+		if s.Last > 0 {
+			port = s.Port
+		}
+		s.Inside = netip.AddrPortFrom(netip.MustParseAddr(to.Draw(t, "to")), port)
+		s.Uplink = rapid.StringMatching(`[a-z][a-z0-9._-]{2,14}`).Draw(t, "by")
+	}
 	return s
 }
 
@@ -68,32 +80,46 @@ func FuzzParseSelector(f *testing.F) {
 func TestParseSelector(t *testing.T) {
 	const forms = `" is none of "tcp", "tcp/PORT", "tcp/FIRST-LAST", the same of udp, "echo", ` +
 		`each of them also followed by "with REMOTE-PREFIX", "at OWN-PREFIX" or "on INTERFACE"; "multicast"; "all"`
+	const forward = `": a service that is forwarded has one port or range, "at ONE-ADDRESS/32 ` +
+		`to INSIDE-ADDRESS:PORT by INTERFACE", both addresses of one family`
 	for text, want := range map[string]string{
 		"tcp/80 at 203.0.113.7/28":                       "tcp/80 at 203.0.113.0/28",
 		"tcp/80 on eth0 at 10.0.0.0/8 with 192.0.2.0/24": "tcp/80 with 192.0.2.0/24 at 10.0.0.0/8 on eth0",
 		"udp/10000-20000 on br-1.2_x":                    "udp/10000-20000 on br-1.2_x",
 		"udp":                                            "udp",
-		"all":                                            "all",
-		"":                                               forms,
-		"sctp/80":                                        forms,
-		"tcp/0":                                          forms,
-		"tcp/080":                                        forms,
-		"tcp/":                                           forms,
-		"tcp/65536":                                      forms,
-		"tcp/80-80":                                      forms,
-		"tcp/90-80":                                      forms,
-		"tcp/80-":                                        forms,
-		"echo/80":                                        forms,
-		"all on eth0":                                    forms,
-		"multicast with 192.0.2.0/24":                    forms,
-		"tcp/80 by eth0":                                 forms,
-		"tcp/80 on":                                      forms,
-		"tcp/80 on eth0 on eth1":                         forms,
-		"tcp/80 with 192.0.2.0/24 at ::/0":               `: 192.0.2.0/24 and ::/0 are not of one family`,
-		"tcp/80 with 192.0.2.0":                          `: netip.ParsePrefix("192.0.2.0"): no '/'`,
-		"tcp/80 on lo":                                   `: "lo" is not the name of an interface other than lo`,
-		"tcp/80 on eth0*":                                `: "eth0*" is not the name`,
-		"tcp/80 on sixteenletterdev":                     `: "sixteenletterdev" is not the name`,
+		"tcp/443 at 203.0.113.1/32 on wan0 to 10.0.0.2:8443 by wan0": "tcp/443 at 203.0.113.1/32 on wan0 to 10.0.0.2:8443 by wan0",
+		"udp/53 by wan0 to [fd00::2]:53 at 2001:db8::1/128":          "udp/53 at 2001:db8::1/128 to [fd00::2]:53 by wan0",
+		"tcp/443 at 203.0.113.0/24 to 10.0.0.2:443 by wan0":          forward,
+		"tcp/443 at 203.0.113.1/32 to 10.0.0.2:443":                  forward,
+		"tcp/443 at 203.0.113.1/32 by wan0":                          forward,
+		"tcp/443 to 10.0.0.2:443 by wan0":                            forward,
+		"tcp at 203.0.113.1/32 to 10.0.0.2:443 by wan0":              forward,
+		"echo at 203.0.113.1/32 to 10.0.0.2:443 by wan0":             forward,
+		"tcp/443 at 203.0.113.1/32 to [fd00::2]:443 by wan0":         forward,
+		"tcp/443-444 at 203.0.113.1/32 to 10.0.0.2:8443 by wan0":     `": a range of ports that is forwarded is of UDP and goes to the same ports`,
+		"tcp/443 at 203.0.113.1/32 to 10.0.0.2 by wan0":              `": "10.0.0.2" is not an address and a port`,
+		"tcp/443 at 203.0.113.1/32 to 10.0.0.2:0 by wan0":            `": "10.0.0.2:0" is not an address and a port`,
+		"all":                              "all",
+		"":                                 forms,
+		"sctp/80":                          forms,
+		"tcp/0":                            forms,
+		"tcp/080":                          forms,
+		"tcp/":                             forms,
+		"tcp/65536":                        forms,
+		"tcp/80-80":                        forms,
+		"tcp/90-80":                        forms,
+		"tcp/80-":                          forms,
+		"echo/80":                          forms,
+		"all on eth0":                      forms,
+		"multicast with 192.0.2.0/24":      forms,
+		"tcp/80 by eth0":                   forward,
+		"tcp/80 on":                        forms,
+		"tcp/80 on eth0 on eth1":           forms,
+		"tcp/80 with 192.0.2.0/24 at ::/0": `: 192.0.2.0/24 and ::/0 are not of one family`,
+		"tcp/80 with 192.0.2.0":            `: netip.ParsePrefix("192.0.2.0"): no '/'`,
+		"tcp/80 on lo":                     `: "lo" is not the name of an interface other than lo`,
+		"tcp/80 on eth0*":                  `: "eth0*" is not the name`,
+		"tcp/80 on sixteenletterdev":       `: "sixteenletterdev" is not the name`,
 	} {
 		s, err := ParseSelector(text)
 		switch {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -72,6 +73,9 @@ var gatewayFloors = map[string]int{
 	"nf_conntrack_gre_timeout":           30,
 }
 
+// unanswered are the timeouts of TCP that nobody answers: where this host sees one direction of connections, of those.
+var unanswered = [...]string{"nf_conntrack_tcp_timeout_syn_sent", "nf_conntrack_tcp_timeout_unacknowledged"}
+
 // scaleSteps is how finely timeouts follow pressure: each new scale rewrites the sysctls and every
 // entry, so it moves in quarters.
 const scaleSteps = 4
@@ -91,7 +95,11 @@ func (t *tighten) want(s situation, p *Posture) []Event {
 	}
 	p.Retire = t.retire(s)
 	x := t.scale(s)
+	oneSided := s.ordinary.oneSided(s.cfg.OrdinaryInvalid)
 	for name, floor := range s.cfg.Floors {
+		if oneSided && slices.Contains(unanswered[:], name) {
+			continue
+		}
 		if value, known := s.Admin[name]; known && value > floor && x > 0 {
 			p.Settings[name] = floor + int(math.Round(float64(value-floor)*(1-x)))
 		}
@@ -117,7 +125,7 @@ func (t *tighten) retire(s situation) Retirement {
 	if s.Census != nil {
 		t.dead = float64(s.Census.TCPStates[tcpSynSent]) > deadPart*float64(s.Census.Seen)
 	}
-	r.Dead = t.dead
+	r.Dead = t.dead && !s.ordinary.oneSided(s.cfg.OrdinaryInvalid)
 	return r
 }
 

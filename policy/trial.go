@@ -57,6 +57,13 @@ const copied = 1.5
 // stopped says what the host's own rules do not let through, judged in each direction by what they did
 // before.
 func (t *trial) stopped(now SelectorWork) string {
+	if now.Besides > 0 {
+		return fmt.Sprintf("%d packets came to the inside host some other way: its answers can't be told apart", now.Besides)
+	}
+	if fell(now.ErrorsPassed, now.Errors, t.before.ErrorsPassed, t.before.Errors) {
+		return fmt.Sprintf("the host's own rules let %d of %d untracked ICMP errors through that ask for smaller packets",
+			now.ErrorsPassed, now.Errors)
+	}
 	if now.Delivered >= enoughRequests && float64(now.Delivered) > copied*float64(now.Requests) {
 		return fmt.Sprintf("%d deliveries for %d requests: it is reached some other way, too", now.Delivered, now.Requests)
 	}
@@ -99,5 +106,9 @@ func (w SelectorWork) minus(before SelectorWork) SelectorWork {
 		Sent:      since(w.Sent, before.Sent),
 		Answers:   since(w.Answers, before.Answers),
 		Heard:     since(w.Heard, before.Heard),
+
+		Besides:      since(w.Besides, before.Besides),
+		Errors:       since(w.Errors, before.Errors),
+		ErrorsPassed: since(w.ErrorsPassed, before.ErrorsPassed),
 	}
 }

@@ -180,6 +180,13 @@ func (u *trials) advance(s Selector, o Observation, c Config) string {
 		t.start, t.known = work, true
 	}
 	seen := work.minus(t.start)
+	if seen.Besides > 0 && t.stage == Watched {
+		fault := fmt.Sprintf("%d packets came to %s some other way: the answers could not be told apart",
+			seen.Besides, s.Inside)
+		u.failed[s] = failure{fault, o.Time.Add(c.RetryTrial)}
+		u.drop(s, o)
+		return fmt.Sprintf("%s stays tracked: %s", s, fault)
+	}
 	switch t.stage {
 	case Watched, Leaving:
 		if u.early(s, o, c) {
@@ -209,7 +216,7 @@ func (u *trials) advance(s Selector, o Observation, c Config) string {
 
 // recheck judges a freed selector once per trial's length: the host's rules may have been changed.
 func (u *trials) recheck(s Selector, t *trial, seen SelectorWork, o Observation, c Config) string {
-	if o.Time.Sub(t.checked) < c.Trial || seen.Requests < fewRequests {
+	if seen.Besides == 0 && (o.Time.Sub(t.checked) < c.Trial || seen.Requests < fewRequests) {
 		return ""
 	}
 	if fault := t.stopped(seen); fault != "" {
@@ -233,7 +240,7 @@ func (u *trials) watch(s Selector, o Observation) string {
 		t = &trial{since: o.Time}
 		u.selectors[s] = t
 	case t.stage == Watched:
-	case !s.OfTCP():
+	case !s.OfTCP() || s.Forwarded(): // the connections to an inside host get their entries before the rules go
 		t.begin(Watched, o, s)
 		return fmt.Sprintf("%s tracked again", s)
 	case t.stage != Leaving:
@@ -256,7 +263,7 @@ const adoptWithin = 10 * time.Second
 
 // drop has a selector tracked again at once: its rules must go.
 func (u *trials) drop(s Selector, o Observation) {
-	if t := u.selectors[s]; t != nil && t.stage != Watched && s.OfTCP() {
+	if t := u.selectors[s]; t != nil && t.stage != Watched && s.OfTCP() && !s.Forwarded() {
 		u.needEntries[s] = o.Time
 	}
 	delete(u.selectors, s)

@@ -135,3 +135,47 @@ func TestIdleTrialIsInNoHurry(t *testing.T) {
 		}
 	}
 }
+
+// A forwarded service whose inside host is asked some other way, too, is not untracked, and taken back at once where that
+// begins later; so is one of which the host lets no error through that asks for smaller packets. Its connections are
+// given entries before its rules go, so that nothing is left to do then.
+func TestForwardedTrials(t *testing.T) {
+	const name = "tcp/443 at 203.0.113.1/32 on wan0 to 10.0.0.2:8443 by wan0"
+	s := parsed(t, name)
+	for _, c := range []struct {
+		name   string
+		before time.Duration
+		change func(*SelectorWork)
+		told   string
+	}{
+		{"other ways from the start", 0, func(w *SelectorWork) { w.Besides++ },
+			name + " stays tracked: 1 packets came to 10.0.0.2:8443 some other way: the answers could not be told apart\n"},
+		{"other ways while on trial", 500 * time.Millisecond, func(w *SelectorWork) { w.Besides++ },
+			name + " taken back: 1 packets came to the inside host some other way: its answers can't be told apart\n"},
+		{"other ways later", 4 * time.Second, func(w *SelectorWork) { w.Besides++ },
+			name + " taken back: 1 packets came to the inside host some other way: its answers can't be told apart\n"},
+		{"errors", 4 * time.Second, func(w *SelectorWork) { w.Errors += 5 },
+			name + " taken back: the host's own rules let 0 of 5 untracked ICMP errors through that ask for smaller packets\n"},
+	} {
+		h := newTrialHost(t, name)
+		h.pass(100 * time.Millisecond) // it is watched
+		if c.before == 0 {
+			h = newTrialHost(t, name)
+			h.pass(50 * time.Millisecond)
+			h.o.Work.Selectors[s] = SelectorWork{}
+			h.u.selectors[s].start, h.u.selectors[s].known = SelectorWork{}, true
+		} else if stages, _ := h.pass(c.before); stages[name] != "trial" && stages[name] != "freed" {
+			t.Errorf("%s: before: %v", c.name, stages)
+		}
+		w := h.o.Work.Selectors[s]
+		c.change(&w)
+		h.o.Work.Selectors[s] = w
+		stages, told := h.pass(1500 * time.Millisecond)
+		if stages[name] != "" || !strings.HasSuffix(told, c.told) {
+			t.Errorf("%s: it is %q, told %q, want %q", c.name, stages[name], told, c.told)
+		}
+		if len(h.u.needEntries) > 0 || len(h.u.adopt()) > 0 {
+			t.Errorf("%s: %v still need entries", c.name, h.u.needEntries)
+		}
+	}
+}

@@ -195,6 +195,9 @@ func (a *usage) answered() float64 {
 	return 1 - float64(a.Classes[Unreplied]+a.Classes[HalfOpen])/float64(max(a.Entries, 1))
 }
 
+// weightsKey is the key of the configuration that weights come from.
+const weightsKey = "evict.weights"
+
 // weight returns how many fair shares the holder of prefix has; the longest match wins.
 func (c Config) weight(prefix netip.Prefix) float64 {
 	weight, bits := 1.0, -1

@@ -10,12 +10,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"ctguard/policy"
 )
 
 // comparePrefixes lets cmp compare addresses.
-var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+var comparePrefixes = cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})
 
 // referenceConfig is the file that explains every key.
 func referenceConfig(t *testing.T) string {

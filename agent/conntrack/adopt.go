@@ -85,8 +85,8 @@ func (f Flow) appendEntry(b []byte, timeout uint32) []byte {
 	if f.Outgoing {
 		from, to, fromScale, toScale = f.Local, f.Remote, f.LocalScale, f.RemoteScale
 	}
-	b = appendTuple(b, attrTupleOrig, from, to)
-	b = appendTuple(b, attrTupleReply, to, from)
+	b = appendTuple(b, attrTupleOrig, protoTCP, from, to)
+	b = appendTuple(b, attrTupleReply, protoTCP, to, from)
 	b = appendAttr(b, attrStatus, 0, 0, 0, statusConfirmed|statusSeenReply|statusAssured)
 	b = appendAttr(b, attrTimeout, binary.BigEndian.AppendUint32(nil, timeout)...)
 	b, info := openNest(b, attrProtoInfo)
@@ -105,8 +105,8 @@ func (f Flow) appendEntry(b []byte, timeout uint32) []byte {
 	return b
 }
 
-// appendTuple appends one direction of a TCP entry.
-func appendTuple(b []byte, kind uint16, src, dst netip.AddrPort) []byte {
+// appendTuple appends one direction of an entry.
+func appendTuple(b []byte, kind uint16, protocol byte, src, dst netip.AddrPort) []byte {
 	b, tuple := openNest(b, kind)
 	b, ip := openNest(b, tupleIP)
 	from, to := src.Addr().Unmap(), dst.Addr().Unmap()
@@ -119,7 +119,7 @@ func appendTuple(b []byte, kind uint16, src, dst netip.AddrPort) []byte {
 	}
 	closeNest(b, ip)
 	b, proto := openNest(b, tupleProto)
-	b = appendAttr(b, protoNum, protoTCP)
+	b = appendAttr(b, protoNum, protocol)
 	b = appendAttr(b, protoSrcPort, byte(src.Port()>>8), byte(src.Port()))
 	b = appendAttr(b, protoDstPort, byte(dst.Port()>>8), byte(dst.Port()))
 	closeNest(b, proto)

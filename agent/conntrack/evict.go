@@ -19,6 +19,7 @@ import (
 type Eviction struct {
 	Caps      []policy.Cap
 	Selectors []policy.Selector
+	OneSided  bool                  // TCP without answers counts as assured; see ScanOptions
 	Local     func(netip.Addr) bool // whether an address is this host's own; needed for Selectors
 	Spare     []netip.Prefix        // the allowlist: entries with such an original source are never evicted
 	Timeouts  map[string]int        // seconds by sysctl name, as they are in force: needed for Cap.SpareRecent
@@ -111,15 +112,16 @@ func (t *Table) walkParts(ctx context.Context, parts []part, visit func(*entry) 
 
 // target is one capped source during an eviction.
 type target struct {
-	cap     policy.Cap
-	fixed   int        // entries that stay whatever happens
-	ranks   ranks      // entries that stay for now
-	counted *histogram // instead of ranks, for a large Keep
+	cap      policy.Cap
+	oneSided bool
+	fixed    int        // entries that stay whatever happens
+	ranks    ranks      // entries that stay for now
+	counted  *histogram // instead of ranks, for a large Keep
 }
 
 // rank returns what an entry of the source is worth.
 func (q *target) rank(e *entry) rank {
-	at := rankOf(e)
+	at := rankOf(e, q.oneSided)
 	if q.cap.ClosingFirst {
 		at = at.closingFirst()
 	}
@@ -144,7 +146,7 @@ func newEvictor(v Eviction) *evictor {
 	slices.SortStableFunc(caps, func(a, b policy.Cap) int { return a.Keep - b.Keep })
 	room := heapLimit
 	for i, c := range caps {
-		q := target{cap: c}
+		q := target{cap: c, oneSided: v.OneSided}
 		if room -= max(c.Keep, 0); room < 0 {
 			q.counted = &histogram{counts: make([]uint32, numSteps)}
 			x.counting = true

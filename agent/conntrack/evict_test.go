@@ -21,7 +21,7 @@ func classesOf(t *testing.T, table *Table, source string) (c [policy.NumClasses]
 	t.Helper()
 	for _, e := range dump(t, table) {
 		if e.orig.src.netip() == addr(source) {
-			c[e.class()]++
+			c[e.class(false)]++
 		}
 	}
 	return c

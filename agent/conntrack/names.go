@@ -20,6 +20,7 @@ const (
 	attrProtoInfo  = 4  // CTA_PROTOINFO
 	attrHelp       = 5  // CTA_HELP
 	attrTimeout    = 7  // CTA_TIMEOUT, seconds
+	attrNATDst     = 13 // CTA_NAT_DST
 	attrMark       = 8  // CTA_MARK
 	attrID         = 12 // CTA_ID
 	attrZone       = 18 // CTA_ZONE
@@ -116,4 +117,16 @@ const (
 const (
 	echoRequest   = 8
 	echoRequestV6 = 128
+)
+
+// Inside of CTA_NAT_DST: enum ctattr_nat, and enum ctattr_protonat inside of CTA_NAT_PROTO.
+const (
+	natV4Least = 1
+	natV4Most  = 2
+	natProto   = 3
+	natV6Least = 4
+	natV6Most  = 5
+
+	natPortLeast = 1
+	natPortMost  = 2
 )

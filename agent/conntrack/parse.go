@@ -346,9 +346,12 @@ func beUint32(b []byte) uint32 {
 	return binary.BigEndian.Uint32(b)
 }
 
-// class says how much the entry is worth; see [policy.Class].
-func (e *entry) class() policy.Class {
+// class says how much the entry is worth; see [policy.Class]. Where the host sees one direction of TCP, connections
+// have no answers.
+func (e *entry) class(oneSided bool) policy.Class {
 	switch {
+	case oneSided && e.status&statusSeenReply == 0 && e.orig.proto == protoTCP:
+		return policy.Assured
 	case e.status&statusSeenReply == 0:
 		return policy.Unreplied
 	case e.protoInfo == protoInfoTCP && e.state == tcpSynRecv:

@@ -34,12 +34,12 @@ func FuzzParse(f *testing.F) {
 		}
 		_, _ = e.unacked(), e.translated()
 		_ = newLimits(nil).of(&e)
-		if c := e.class(); c >= policy.NumClasses {
+		if c := e.class(false); c >= policy.NumClasses {
 			t.Fatalf("class %d", c)
 		}
 		var r record
 		r.set(&e)
-		_ = rankOf(&e).step()
+		_ = rankOf(&e, false).step()
 		if !found {
 			return
 		}
@@ -161,5 +161,24 @@ func TestVisitAll(t *testing.T) {
 				t.Errorf("error %v, want %q", err, c.err)
 			}
 		})
+	}
+}
+
+// Where the host sees one direction of TCP, connections without an answer count as those that have one; what is not TCP
+// does not.
+func TestClassWhereOneSided(t *testing.T) {
+	for _, c := range []struct {
+		proto  uint8
+		status uint32
+		want   policy.Class
+	}{
+		{protoTCP, 0, policy.Assured},
+		{protoTCP, statusSeenReply, policy.Replied},
+		{protoUDP, 0, policy.Unreplied},
+	} {
+		e := entry{orig: tuple{proto: c.proto}, status: c.status}
+		if got := e.class(true); got != c.want {
+			t.Errorf("protocol %d, status %x: %v, want %v", c.proto, c.status, got, c.want)
+		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 // within a class the one that would expire soonest, because no packet has renewed it for longest.
 type rank uint64
 
-func rankOf(e *entry) rank { return rank(e.class())<<32 | rank(e.timeout) }
+func rankOf(e *entry, oneSided bool) rank { return rank(e.class(oneSided))<<32 | rank(e.timeout) }
 
 // closingFirst returns the rank with closing entries before those of handshakes under way.
 func (r rank) closingFirst() rank {

@@ -32,7 +32,8 @@ type ScanOptions struct {
 	V4Bits, V6Bits int           // prefix lengths that make a source; 0 means 32 and 64
 	// IPv6 addresses in whose networks of V6Bits each address is a source of its own: a router's in its LAN
 	Apart      []netip.Addr
-	MaxSources int // sources listed, largest first; 0 means 1024
+	OneSided   bool // TCP without answers counts as assured: this host sees one direction of it
+	MaxSources int  // sources listed, largest first; 0 means 1024
 }
 
 func (o ScanOptions) withDefaults() ScanOptions {
@@ -146,13 +147,13 @@ func (y *tally) reset(o ScanOptions, expect int) {
 
 // add counts one entry and says whether the scan wants another.
 func (y *tally) add(e *entry) bool {
-	class := e.class()
+	class := e.class(y.options.OneSided)
 	y.seen++
 	y.classes[class]++
 	y.protocols[e.orig.proto].add(e)
 	if e.protoInfo == protoInfoTCP {
 		y.tcpStates[e.state]++
-		if class == policy.Unreplied && e.state == tcpEstablished && len(y.oneWay) < mostOneWay {
+		if e.status&statusSeenReply == 0 && e.state == tcpEstablished && len(y.oneWay) < mostOneWay {
 			y.oneWay = append(y.oneWay, policy.OneWayFlow{ID: e.id(), Left: e.timeout})
 		}
 	}

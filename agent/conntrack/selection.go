@@ -14,6 +14,14 @@ type selection struct {
 	echo  []ends
 	group bool
 	local func(netip.Addr) bool
+
+	forwarded map[outside]netip.AddrPort // where forwarded services with one port lead to
+}
+
+// outside is what clients of a forwarded service ask.
+type outside struct {
+	proto uint8
+	at    netip.AddrPort
 }
 
 type servicePort struct {
@@ -32,16 +40,20 @@ type wide struct {
 	asks        bool // what this host asks itself is part of it
 }
 
-// newSelection leaves out selectors that name an interface: an entry does not say by which one its packets
-// come, so it may be that of a flow which is tracked still. Their entries end by themselves, as no
-// packet of theirs comes to conntrack any more.
+// newSelection leaves out selectors that name an interface: an entry does not say by which one its packets come, so
+// it may be that of a flow which is tracked still. Their entries end by themselves, as no packet of theirs comes to
+// conntrack any more.
 func newSelection(selectors []policy.Selector, local func(netip.Addr) bool) selection {
-	s := selection{ports: make(map[servicePort][]ends), local: local}
+	s := selection{ports: make(map[servicePort][]ends), local: local, forwarded: make(map[outside]netip.AddrPort)}
 	for _, sel := range selectors {
 		proto := map[policy.Protocol]uint8{policy.TCP: protoTCP, policy.UDP: protoUDP}[sel.Protocol]
 		between := ends{sel.Remote, sel.Local}
 		first, last := sel.Ports()
 		switch {
+		case sel.Forwarded():
+			if sel.Last == 0 {
+				s.forwarded[outside{proto, netip.AddrPortFrom(sel.Local.Addr(), sel.Port)}] = sel.Inside
+			}
 		case sel.Device != "":
 		case sel.Group:
 			s.group = true
@@ -60,10 +72,25 @@ func newSelection(selectors []policy.Selector, local func(netip.Addr) bool) sele
 // frees says whether an entry belongs to the selection and can go: untracked packets would be
 // neither translated nor helped, so entries with NAT or a helper stay.
 func (s *selection) frees(e *entry) bool {
+	if len(s.forwarded) > 0 && s.attempts(e) {
+		return !e.helped
+	}
 	if !s.group && len(s.echo) == 0 && len(s.ports) == 0 && len(s.wide) == 0 {
 		return false
 	}
 	return s.holds(e) && !e.helped && !e.translated()
+}
+
+// attempts says whether an entry is of a flow to a forwarded service that has come to nothing so far, as a flood's: no
+// answer yet, or no more than a handshake's. What there is between a client and the inside host stays, for when the
+// service is tracked again, also because the client may be one who is answered some other way, and tracked still.
+func (s *selection) attempts(e *entry) bool {
+	inside, ok := s.forwarded[outside{e.orig.proto, netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort)}]
+	var reply tuple
+	if c := e.class(false); !ok || c != policy.Unreplied && c != policy.HalfOpen || !reply.parse(e.bytes(e.replySpan)) {
+		return false
+	}
+	return netip.AddrPortFrom(reply.src.netip(), reply.srcPort) == inside
 }
 
 func (s *selection) holds(e *entry) bool {

@@ -98,7 +98,7 @@ func TestRanksKeepTheBest(t *testing.T) {
 		var gone []rank
 		for _, seconds := range timeouts {
 			e := entry{timeout: seconds, status: statusSeenReply | statusAssured}
-			switch at := rankOf(&e); {
+			switch at := rankOf(&e, false); {
 			case r.len() < keep:
 				r.push(&e, at)
 			default:

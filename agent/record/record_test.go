@@ -104,7 +104,7 @@ func TestReplayDecidesTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, differ := replayed(t, text, nil)
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}),
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}),
 		cmpopts.EquateEmpty()); diff != "" || differ > 0 {
 		t.Errorf("%d levels differ (-then +now):\n%s", differ, diff)
 	}

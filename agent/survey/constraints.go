@@ -82,8 +82,8 @@ func (c constraints) meets(s policy.Selector, hook hook, multicastRouter bool) b
 	case c.loopback || c.never():
 		return false
 	case s.Group:
-		return !c.local && !c.onlyTCP() && (hook != forward || multicastRouter)
-	case hook == forward:
+		return !c.local && !c.onlyTCP() && (hook != forwarding || multicastRouter)
+	case hook == forwarding:
 		return false // what is forwarded is nobody's service here
 	case s.Protocol == policy.All:
 		return true

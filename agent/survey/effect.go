@@ -32,6 +32,7 @@ const (
 	limits              // by the number of connections there are
 	measures            // the packets or bytes of a connection
 	synproxies          // opens connections in place of a service
+	offloads            // takes forwarded flows past all other rules
 	unknown             // an expression or extension that is not known here
 )
 
@@ -52,6 +53,7 @@ var reasons = map[kind]string{
 	limits:         "its connections are counted by %s",
 	measures:       "what its connections carry is counted by %s",
 	synproxies:     "its connections are opened by synproxy in %s",
+	offloads:       "its connections may be offloaded by %s",
 	unknown:        "it is not known what is done with it in %s",
 }
 
@@ -81,7 +83,7 @@ type hook uint32
 const (
 	prerouting  = hook(unix.NF_INET_PRE_ROUTING)
 	input       = hook(unix.NF_INET_LOCAL_IN)
-	forward     = hook(unix.NF_INET_FORWARD)
+	forwarding  = hook(unix.NF_INET_FORWARD)
 	output      = hook(unix.NF_INET_LOCAL_OUT)
 	postrouting = hook(unix.NF_INET_POST_ROUTING)
 )

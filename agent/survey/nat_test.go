@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"ctguard/policy"
 )
@@ -331,7 +332,7 @@ func TestRefusedForHelpers(t *testing.T) {
 	const setting = "proc/sys/net/netfilter/nf_conntrack_helper"
 	const ftp = "a conntrack helper watches it: nf_conntrack_ftp"
 	watched := map[policy.Selector]string{{Protocol: policy.TCP, Port: 21}: ftp}
-	byValue := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+	byValue := cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})
 	for name, want := range map[string]map[policy.Selector]string{"1": watched, "0": {}, "": {}} {
 		files := map[string]string{"sys/module/nf_conntrack_ftp/refcnt": "1\n",
 			"sys/module/nf_conntrack/refcnt": "5\n"}

@@ -13,9 +13,11 @@ import (
 
 // rewrites is what the rules of this namespace do, as far as it needs connections to be tracked.
 type rewrites struct {
-	nat     []effect
-	needs   []effect // what else needs the entry: marks, helpers, zones and so on
-	proxied string   // which rule hands packets to sockets that they are not addressed to; empty where none does
+	nat      []effect
+	needs    []effect    // what else needs the entry: marks, helpers, zones and so on
+	forwards []forward   // what leads to inside hosts
+	sources  []exactRule // what translates the source of forwarded packets
+	proxied  string      // which rule hands packets to sockets that they are not addressed to; empty where none does
 }
 
 // ruleCache is the newest answer. To read ten thousand rules takes a tenth of a second or more, so it is done only
@@ -90,11 +92,7 @@ func (h *Host) nftRewrites() (rewrites, error) {
 	if c.watch.changed() {
 		c.known = false
 	}
-	pause := min(c.rest*c.took, mostRest)
-	if c.calm.Load() {
-		pause = min(calmRest*c.took, mostCalmRest)
-	}
-	if c.known || c.reads > 0 && time.Since(c.ended) < pause {
+	if c.known || c.resting() {
 		return c.answer, c.failed
 	}
 	began := time.Now()
@@ -102,6 +100,30 @@ func (h *Host) nftRewrites() (rewrites, error) {
 	c.known, c.ended = c.failed == nil, time.Now()
 	c.took = c.ended.Sub(began)
 	return c.answer, c.failed
+}
+
+// resting says whether it is too soon to read the rules again.
+func (c *ruleCache) resting() bool {
+	pause := min(c.rest*c.took, mostRest)
+	if c.calm.Load() {
+		pause = min(calmRest*c.took, mostCalmRest)
+	}
+	return c.reads > 0 && time.Since(c.ended) < pause
+}
+
+// Stale says whether rules of this host changed since they were read, while something is untracked: what is repeated of
+// them has to follow at once.
+func (h *Host) Stale() bool {
+	c := &h.read
+	c.Lock()
+	defer c.Unlock()
+	if c.calm.Load() || c.watch == nil {
+		return false
+	}
+	if c.watch.changed() {
+		c.known = false
+	}
+	return !c.known && !c.resting()
 }
 
 // Somebody may change rules while they are read. Then it is soon known whether that matters, and they are read again.
@@ -133,7 +155,11 @@ func (c *ruleCache) readAgain() (rewrites, error) {
 }
 
 // rewrites sorts what rules do by what it means.
-func (r *ruleset) rewrites() rewrites { return sorted(r.all()) }
+func (r *ruleset) rewrites() rewrites {
+	found := sorted(r.all())
+	found.forwards, found.sources = r.forwards(), r.stepsAt(natChain, postrouting)
+	return found
+}
 
 func sorted(all []effect) (found rewrites) {
 	written := make(map[kind]bool)
@@ -161,7 +187,7 @@ func sorted(all []effect) (found rewrites) {
 // needOf says why s must stay tracked for something other than a translation; empty if for nothing.
 func (r rewrites) needOf(s policy.Selector, multicast bool, routesByMark func() bool) string {
 	for _, e := range r.needs {
-		if (e.everything || e.meets(s, e.hook, multicast)) && (e.kind != marks || routesByMark()) {
+		if e.kind != offloads && (e.everything || e.meets(s, e.hook, multicast)) && (e.kind != marks || routesByMark()) {
 			return e.reason()
 		}
 	}

@@ -85,7 +85,8 @@ func (m *reader) expression(name, b []byte) {
 	switch text(name) {
 	case "counter", "limit", "log", "quota", "last", "reject", "notrack", "queue", "dup", "fwd":
 		// Write no register and need no connection. What a host leaves untracked by itself is its own affair.
-	case "flow_offload": // takes forwarded flows only
+	case "flow_offload":
+		m.does(offloads)
 	case "cmp":
 		if register := number(b, unix.NFTA_CMP_SREG); number(b, unix.NFTA_CMP_OP) <= unix.NFT_CMP_GTE {
 			data := attribute(attribute(b, unix.NFTA_CMP_DATA), unix.NFTA_DATA_VALUE)

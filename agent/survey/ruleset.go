@@ -16,6 +16,7 @@ type ruleset struct {
 	chains map[chainKey]*chain
 	bases  []chainKey
 	sets   map[setKey]*nftSet
+	exact  map[chainKey][]exactRule // of tables that translate or forward
 
 	interrupted bool // something changed meanwhile, be it only an element of a set
 }
@@ -38,6 +39,7 @@ type chain struct {
 	base     bool
 	kind     string // of a base chain: filter, nat or route
 	hook     hook   // of a base chain
+	priority int32  // likewise
 	effects  []effect
 	followed bool // effects has those of the chains it jumps to, too
 	sorted   bool // an earlier rule may end the way of packets by the state of their connection
@@ -48,7 +50,8 @@ const ownTable = "ctguard"
 
 // readRuleset reads everything.
 func readRuleset() (*ruleset, error) {
-	r := &ruleset{chains: make(map[chainKey]*chain), sets: make(map[setKey]*nftSet)}
+	r := &ruleset{chains: make(map[chainKey]*chain), sets: make(map[setKey]*nftSet),
+		exact: make(map[chainKey][]exactRule)}
 	err := r.complete(r.readChains())
 	if err == nil {
 		err = r.complete(r.readRules())
@@ -93,6 +96,7 @@ func (r *ruleset) readChains() error {
 			if c.hook = hook(number(where, unix.NFTA_HOOK_HOOKNUM)); c.hook > postrouting {
 				c.hook = prerouting // ingress, which is before it
 			}
+			c.priority = int32(number(where, unix.NFTA_HOOK_PRIORITY))
 			r.bases = append(r.bases, key)
 		}
 		return true
@@ -124,6 +128,7 @@ func (r *ruleset) readRules() error {
 		}
 		if !at.table.skipped() {
 			r.readRule(at, in, expressions)
+			r.exact[at] = append(r.exact[at], r.readExact(at, expressions))
 		}
 		return true
 	})

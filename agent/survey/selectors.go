@@ -9,6 +9,26 @@ import (
 	"ctguard/policy"
 )
 
+// forwarded returns the services of inside hosts, if the configuration asks for what is found here, and why some must
+// stay tracked. What is kept tracked of this host's own is kept tracked of theirs.
+func (s *Surveyor) forwarded() ([]policy.Selector, map[policy.Selector]string, error) {
+	if !slices.Contains(s.config.Services, "auto") {
+		return nil, nil, nil
+	}
+	found, refused, err := s.host.Forwarded()
+	if s.tracked != "" {
+		for _, one := range found {
+			refused[one] = s.tracked
+		}
+	}
+	return slices.DeleteFunc(found, func(one policy.Selector) bool {
+		return slices.ContainsFunc(s.config.Except, func(except policy.Selector) bool {
+			return except == one || except.Protocol == policy.All || except.Protocol == one.Protocol && !except.Forwarded() &&
+				(except.Port == one.Port || except.Port == one.Inside.Port() || except.Whole() || except.Last != 0)
+		})
+	}), refused, err
+}
+
 // services returns the candidates for notrack: what the config names with its parts, and what is found for
 // "auto". With [ErrManyServices] these are some of them.
 func (s *Surveyor) services() ([]policy.Selector, error) {

@@ -25,6 +25,7 @@ type Surveyor struct {
 	host    *Host
 	config  config.Config
 	lacking map[policy.StepName]string // steps that this kernel can't do
+	tracked string                     // why no forwarded service may go untracked; empty: some may
 	seen    map[Connection]time.Time   // management connections and when each was first seen
 }
 
@@ -34,8 +35,14 @@ func NewSurveyor(h *Host, c config.Config, lacking map[policy.StepName]string) *
 	return &Surveyor{host: h, config: c, lacking: lacking}
 }
 
+// KeepForwarded has forwarded services stay tracked for a reason; an empty one lets those go that may.
+func (s *Surveyor) KeepForwarded(reason string) { s.tracked = reason }
+
 // Reconfigure makes another configuration count. Who has logged in has not left because of it.
 func (s *Surveyor) Reconfigure(c config.Config) { s.config = c }
+
+// Stale says whether rules of the host changed in a way that matters since the last survey; see [Host.Stale].
+func (s *Surveyor) Stale() bool { return s.host.Stale() }
 
 // tooGenerous says that the configured allowlist leaves nobody to be limited.
 func (s *Surveyor) tooGenerous() error {
@@ -69,6 +76,11 @@ func (s *Surveyor) Survey() Facts {
 		f.Services, f.Lane = nil, nil // unknown NAT: nothing goes untracked
 	}
 	s.excepted(&f)
+	inside, refused, err := s.forwarded()
+	if note(err); err == nil && f.Refused != nil {
+		f.Services = append(f.Services, inside...)
+		maps.Copy(f.Refused, refused)
+	}
 	for _, one := range s.managed(f.Services) {
 		if f.Refused[one] == "" {
 			f.Refused[one] = "a management port: the host's own limits on new connections stay in force; " +

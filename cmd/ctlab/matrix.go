@@ -87,11 +87,15 @@ func matrixGuards(topology string, a lab.Attack) []string {
 	return names
 }
 
-// sameAgain reports whether a guard does in an attack what it, or one beside it, does in another. A gateway's
-// traffic is never untracked, so there ctguard with notrack and without it are the same. Nothing, and the usual
+// sameAgain reports whether a guard does in an attack what it, or one beside it, does in another. What the users of a
+// gateway ask for is never untracked, so there ctguard with notrack and without it are the same. Nothing, and the usual
 // advice, do not look at sources, so a variant shows nothing new of them. In a flood that only its crowd makes a
-// new one, a guard that leaves services untracked, or has one limit for all, has nothing new to show.
+// new one, a guard that leaves services untracked, or has one limit for all, has nothing new to show. What all but
+// ctguard do with a service does not depend on whether it is forwarded.
 func sameAgain(guard, topology string, a lab.Attack) bool {
+	if topology == "forwarded" {
+		return guard != "ctguard"
+	}
 	switch guard {
 	case "none":
 		return a.Variant && !a.Crowd

@@ -18,6 +18,7 @@ type Found struct {
 	Missing []string                   // what this kernel lacks and what happens instead, for an operator
 	Slower  []string                   // what it lacks and is done in another way, with the same result
 	Lacking map[policy.StepName]string // steps that this kernel can't do at all, with the reasons
+	Tracked string                     // why forwarded services must stay tracked; empty if nothing speaks against it
 }
 
 // Probe tries what this kernel can do. What is not in the answer the packages work around by themselves.
@@ -41,6 +42,10 @@ func Probe() (Found, error) {
 	note(rules.Owner, "tables owned by a process (Linux 5.12): "+
 		"after kill -9 the rules stay until the next start or ctguard revert")
 	note(rules.Reject, "reject at prerouting (Linux 5.9): evict.reject drops instead")
+	if !rules.Forward {
+		c.Tracked = "this kernel's nftables can't translate without conntrack"
+		note(false, "translation without conntrack: forwarded services stay tracked")
+	}
 	entries, err := conntrack.Probe()
 	if err != nil {
 		return Found{}, err

@@ -17,8 +17,8 @@ func TestProbe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(found.Lacking) > 0 {
-		t.Errorf("steps lacking: %v", found.Lacking)
+	if len(found.Lacking) > 0 || found.Tracked != "" {
+		t.Errorf("steps lacking: %v, %q", found.Lacking, found.Tracked)
 	}
 	if removed, err := nft.Revert(); removed || err != nil {
 		t.Errorf("a table was left behind: %v, %v", removed, err)

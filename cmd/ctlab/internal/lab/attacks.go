@@ -41,6 +41,7 @@ var (
 	onShared  = []string{"shared-address", "load-balancers"}
 	onGateway = []string{"nat-gateway"}
 	onRouters = []string{"nat-gateway", "one-way"}
+	atService = []string{"server", "forwarded"}
 )
 
 // Attacks is the catalogue, in the order in which it is shown.
@@ -84,7 +85,7 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "udp-spoofed", Summary: "UDP to an open port, each packet from a random address",
-		Topologies: onServer, kind: flood.UDP, rate: 50000, port: service.UDPPort,
+		Topologies: atService, kind: flood.UDP, rate: 50000, port: service.UDPPort,
 	},
 	{
 		Name:       "udp-ports",
@@ -93,7 +94,7 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "syn-spoofed", Summary: "SYNs to an open port, each from a random address",
-		Topologies: onServer, kind: flood.SYN, rate: 50000, port: service.HTTPPort,
+		Topologies: atService, kind: flood.SYN, rate: 50000, port: service.HTTPPort,
 	},
 	{
 		Name: "ack", Summary: "stray ACKs to an open port, each from a random address",

@@ -53,8 +53,11 @@ func buildOneWay(s *site) error {
 			return err
 		}
 	}
-	if err := s.protected.Sysctl(map[string]string{"net.ipv4.ip_forward": "1"}); err != nil {
-		return fmt.Errorf("make the router forward: %w", err)
+	// What is seen one way keeps its entry for this long. It is short, so that seconds of calm are an ordinary day.
+	short := map[string]string{"net.ipv4.ip_forward": "1", "net.netfilter.nf_conntrack_tcp_timeout_syn_sent": "3",
+		"net.netfilter.nf_conntrack_tcp_timeout_unacknowledged": "30"}
+	if err := s.protected.Sysctl(short); err != nil {
+		return fmt.Errorf("set the router up: %w", err)
 	}
 	if err := nft(servers, silentRules); err != nil {
 		return err
@@ -66,8 +69,7 @@ func (s *site) linkOneWay(servers *ns.Namespace, serving []netip.Addr) error {
 	end := func(n *ns.Namespace, dev string, link, side byte, as ...netip.Addr) ns.End {
 		return ns.End{NS: n, Name: dev, MAC: hw(mac(link, side)), Addrs: onLink(as)}
 	}
-	direct := addrs("198.51.100.0/24", 1, 2)
-	clients := append(slices.Clone(s.clientAddrs), s.session)
+	direct, clients := addrs("198.51.100.0/24", 1, 2), append(slices.Clone(s.clientAddrs), s.session)
 	for _, pair := range [][2]ns.End{
 		{end(s.protected, "cli0", 1, 1, gwInside4), end(s.clients, "eth0", 1, 2, clients...)},
 		{end(s.protected, "atk0", 2, 1), end(s.attacker, "eth0", 2, 2)},

@@ -70,6 +70,7 @@ var topologies = map[string]func(*site) error{
 	"server":         buildServer,
 	"shared-address": buildShared,
 	"nat-gateway":    buildGateway,
+	"forwarded":      buildForwarded,
 }
 
 // Topologies says what each topology is.
@@ -77,7 +78,8 @@ var Topologies = map[string]string{
 	"load-balancers": "the server, where all clients come from two load balancers and bots go around them",
 	"nat-gateway": "a gateway that masquerades a network of thousands and forwards a port into it; " +
 		"attackers on both sides",
-	"one-way": "a router that sees what clients send and never the answers (direct server return, asymmetric routes)",
+	"one-way":   "a router that sees what clients send and never the answers (direct server return, asymmetric routes)",
+	"forwarded": "a gateway whose services are on a host behind it; attackers and clients behind one uplink",
 	"shared-address": "the server, where all clients come from one address (CGNAT): " +
 		"300 lasting connections and 60 new ones a second",
 	"server": "a host with a stateful ruleset and services of its own; attackers on one side, clients on the other",

@@ -1,0 +1,45 @@
+package conntrack
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/time/rate"
+)
+
+// ForwardedService is a TCP service of an inside host by where clients send and where that leads to.
+type ForwardedService struct{ Outside, Inside netip.AddrPort }
+
+// Loosen has the entries of connections to the services check no windows any more. While such a service lives
+// untracked its windows move on unseen; were it tracked again at once, as after a kill -9, its packets would be
+// INVALID, not be translated, and be answered by this host with a reset. It returns how many entries it changed.
+func (t *Table) Loosen(ctx context.Context, services []ForwardedService, r *rate.Limiter) (changed int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	outside := make(map[netip.AddrPort]bool)
+	for _, s := range services {
+		outside[s.Outside] = true
+	}
+	b := make([]byte, 0, 128)
+	changed, err = t.change(ctx, msgNew, r, func(queue *changes) error {
+		_, err := t.walk(ctx, part{}, deadline(0), func(e *entry) bool {
+			if e.orig.proto != protoTCP || !outside[netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort)] {
+				return true
+			}
+			var info, tcp int
+			b, info = openNest(b[:0], attrProtoInfo)
+			b, tcp = openNest(b, protoInfoTCP)
+			b = appendAttr(b, protoInfoFlagsOrig, tcpBeLiberal, tcpBeLiberal)
+			b = appendAttr(b, protoInfoFlagsRepl, tcpBeLiberal, tcpBeLiberal)
+			closeNest(b, tcp)
+			closeNest(b, info)
+			return queue.add(e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), b)
+		})
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("loosen windows: %w", err)
+	}
+	return changed, err
+}

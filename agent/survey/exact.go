@@ -1,0 +1,483 @@
+package survey
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// A destination prefix that holds a whole family says no more than that the packet is of it.
+var (
+	anyIPv4 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	anyIPv6 = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+)
+
+// exactReader follows a rule like [reader], but the other way round: what it can't read makes the rule one that
+// matches only some of the packets, or that does with them nobody knows what. So what it calls exact can be repeated.
+type exactReader struct {
+	exactRule
+	rules *ruleset
+	at    chainKey
+	held  [registers]field
+}
+
+// field is what a register holds: some bytes of the packet or about it, or a constant.
+type field struct {
+	what fieldKind
+	mask []byte
+	data []byte // of a constant
+}
+
+type fieldKind uint8
+
+const (
+	unknownField fieldKind = iota
+	constantField
+	familyField
+	protocolField
+	portField
+	srcField4
+	dstField4
+	srcField6
+	dstField6
+	inIndexField
+	outIndexField
+	inNameField
+	outNameField
+	dstTypeField
+	srcTypeField
+)
+
+// readExact reads a rule.
+func (r *ruleset) readExact(at chainKey, expressions []byte) exactRule {
+	m := exactReader{rules: r, at: at}
+	m.exact, m.where = true, at.where()
+	switch at.table.family {
+	case nftables.TableFamilyIPv4:
+		m.dst = anyIPv4
+	case nftables.TableFamilyIPv6:
+		m.dst = anyIPv6
+	default:
+	}
+	for _, element := range attributes(expressions) {
+		m.expression(text(attribute(element, unix.NFTA_EXPR_NAME)), attribute(element, unix.NFTA_EXPR_DATA))
+	}
+	return m.exactRule
+}
+
+// vague notes that something is not known.
+func (m *exactReader) vague() { m.exact = false }
+
+func (m *exactReader) expression(name string, b []byte) {
+	switch name {
+	case "counter", "log", "last":
+	case "meta":
+		m.meta(b)
+	case "payload":
+		m.payload(b)
+	case "bitwise":
+		m.bitwise(b)
+	case "cmp":
+		held := m.register(number(b, unix.NFTA_CMP_SREG))
+		m.compare(held, number(b, unix.NFTA_CMP_OP), attribute(attribute(b, unix.NFTA_CMP_DATA), unix.NFTA_DATA_VALUE))
+	case "range":
+		m.between(b)
+	case "lookup":
+		m.lookUp(b)
+	case "fib":
+		m.fib(b)
+	case "immediate":
+		m.immediate(b)
+	case "nat":
+		m.nat(b)
+	case "match":
+		m.match(extension(b))
+	case "target":
+		m.target(extension(b))
+	case "masq", "redir", "tproxy", "reject", "queue", "synproxy":
+		m.verdict = diverted
+	default:
+		m.vague()
+		m.held = [registers]field{}
+		if m.verdict == goesOnHere && name != "limit" && name != "ct" && name != "socket" && name != "rt" &&
+			name != "byteorder" && name != "quota" && name != "notrack" && name != "objref" && name != "dynset" {
+			m.verdict = scattered
+		}
+	}
+}
+
+func (m *exactReader) register(number uint32) field {
+	if s := slot(number); s >= 0 && s < registers {
+		return m.held[s]
+	}
+	return field{}
+}
+
+func (m *exactReader) load(number uint32, f field) {
+	s := slot(number)
+	if s < 0 || s >= registers {
+		m.vague()
+		return
+	}
+	for i := s; i < min(s+4, registers); i++ {
+		m.held[i] = field{}
+	}
+	m.held[s] = f
+}
+
+func (m *exactReader) meta(b []byte) {
+	if attribute(b, unix.NFTA_META_SREG) != nil {
+		return // a mark, for one; what reads it is not read here
+	}
+	kinds := map[uint32]fieldKind{unix.NFT_META_L4PROTO: protocolField, unix.NFT_META_NFPROTO: familyField,
+		unix.NFT_META_IIF: inIndexField, unix.NFT_META_OIF: outIndexField, unix.NFT_META_IIFNAME: inNameField,
+		unix.NFT_META_OIFNAME: outNameField}
+	m.load(number(b, unix.NFTA_META_DREG), field{what: kinds[number(b, unix.NFTA_META_KEY)]})
+}
+
+// payload loads a field: RFC 791, 3.1; RFC 8200, 3.
+func (m *exactReader) payload(b []byte) {
+	if attribute(b, unix.NFTA_PAYLOAD_SREG) != nil {
+		m.verdict = scattered
+		return
+	}
+	offset, length := int(number(b, unix.NFTA_PAYLOAD_OFFSET)), int(number(b, unix.NFTA_PAYLOAD_LEN))
+	var f field
+	ipv6 := m.isFamily(false)
+	switch base := number(b, unix.NFTA_PAYLOAD_BASE); {
+	case base == unix.NFT_PAYLOAD_TRANSPORT_HEADER && offset == 2 && length == 2:
+		f.what = portField
+	case base != unix.NFT_PAYLOAD_NETWORK_HEADER:
+	case !ipv6 && offset == 9 && length == 1:
+		f.what = protocolField
+	case !ipv6 && offset == 12 && length <= 4:
+		f.what = srcField4
+	case !ipv6 && offset == 16 && length <= 4:
+		f.what = dstField4
+	case ipv6 && offset == 8 && length <= 16:
+		f.what = srcField6
+	case ipv6 && offset == 24 && length <= 16:
+		f.what = dstField6
+	}
+	m.load(number(b, unix.NFTA_PAYLOAD_DREG), f)
+}
+
+// isFamily says whether the packet is IPv4, or else IPv6, as far as the rule has asked.
+func (m *exactReader) isFamily(v4 bool) bool {
+	return m.dst.IsValid() && m.dst.Addr().Is4() == v4
+}
+
+func (m *exactReader) bitwise(b []byte) {
+	f := m.register(number(b, unix.NFTA_BITWISE_SREG))
+	mask := attribute(attribute(b, unix.NFTA_BITWISE_MASK), unix.NFTA_DATA_VALUE)
+	xor := attribute(attribute(b, unix.NFTA_BITWISE_XOR), unix.NFTA_DATA_VALUE)
+	if mask == nil || slices.ContainsFunc(xor, func(x byte) bool { return x != 0 }) || f.mask != nil {
+		f = field{}
+	}
+	f.mask = mask
+	m.load(number(b, unix.NFTA_BITWISE_DREG), f)
+}
+
+// compare takes a comparison into account.
+func (m *exactReader) compare(held field, op uint32, data []byte) {
+	switch {
+	case op == unix.NFT_CMP_EQ:
+		if !m.equals(held, data) {
+			m.vague()
+		}
+	case held.what == portField && held.mask == nil && len(data) == 2 && op == unix.NFT_CMP_GTE:
+		m.flowMatch = m.and(flowMatch{exact: true, ports: []ports{{binary.BigEndian.Uint16(data), 1<<16 - 1}}})
+	case held.what == portField && held.mask == nil && len(data) == 2 && op == unix.NFT_CMP_LTE:
+		m.flowMatch = m.and(flowMatch{exact: true, ports: []ports{{0, binary.BigEndian.Uint16(data)}}})
+	case op == unix.NFT_CMP_NEQ && (held.what == inNameField || held.what == inIndexField) && held.mask == nil:
+		m.other(deviceOf(held, data), &m.notIn)
+	case op == unix.NFT_CMP_NEQ && (held.what == outNameField || held.what == outIndexField) && held.mask == nil:
+		m.other(deviceOf(held, data), &m.notOut)
+	default:
+		m.vague()
+	}
+}
+
+// other notes an interface that is excluded.
+func (m *exactReader) other(device string, where *string) {
+	if device == "" || *where != "" {
+		m.vague()
+		return
+	}
+	*where = device
+}
+
+// equals takes an equality into account, if it can.
+func (m *exactReader) equals(held field, data []byte) bool {
+	if held.mask != nil && (held.what < srcField4 || held.what > dstField6) {
+		return false
+	}
+	restrict := flowMatch{exact: true}
+	switch held.what {
+	case familyField:
+		restrict.dst = anyIPv6
+		if len(data) == 1 && data[0] == unix.NFPROTO_IPV4 {
+			restrict.dst = anyIPv4
+		}
+	case protocolField:
+		if len(data) != 1 {
+			return false
+		}
+		restrict.protocol = data[0]
+	case portField:
+		if len(data) != 2 {
+			return false
+		}
+		port := binary.BigEndian.Uint16(data)
+		restrict.ports = []ports{{port, port}}
+	case srcField4, srcField6:
+		restrict.src = prefixOf(held, data)
+		restrict.exact = restrict.src.IsValid()
+	case dstField4, dstField6:
+		restrict.dst = prefixOf(held, data)
+		restrict.exact = restrict.dst.IsValid()
+	case inNameField, inIndexField:
+		restrict.in = deviceOf(held, data)
+		restrict.exact = restrict.in != ""
+	case outNameField, outIndexField:
+		restrict.out = deviceOf(held, data)
+		restrict.exact = restrict.out != ""
+	case dstTypeField, srcTypeField:
+		if len(data) != 4 || binary.NativeEndian.Uint32(data) != unix.RTN_LOCAL {
+			return false
+		}
+		restrict.local, restrict.srcLocal = held.what == dstTypeField, held.what == srcTypeField
+	default:
+		return false
+	}
+	m.flowMatch = m.and(restrict)
+	return true
+}
+
+// prefixOf is the prefix that an address is compared with; not valid where it is no prefix. nft loads no more bytes of
+// an address than it compares.
+func prefixOf(f field, data []byte) netip.Prefix {
+	full := make([]byte, 4)
+	if f.what == srcField6 || f.what == dstField6 {
+		full = make([]byte, 16)
+	}
+	if len(data) == 0 || len(data) > len(full) || f.mask != nil && len(f.mask) != len(data) {
+		return netip.Prefix{}
+	}
+	copy(full, data)
+	bits := 8 * len(data)
+	if f.mask != nil {
+		ones, size := net.IPMask(f.mask).Size()
+		if size == 0 {
+			return netip.Prefix{}
+		}
+		bits = ones
+	}
+	addr, _ := netip.AddrFromSlice(full)
+	return netip.PrefixFrom(addr, bits)
+}
+
+// deviceOf is the interface that is meant; empty for patterns and for one that is not there.
+func deviceOf(f field, data []byte) string {
+	if f.what == inIndexField || f.what == outIndexField {
+		if len(data) != 4 {
+			return ""
+		}
+		device, err := net.InterfaceByIndex(int(binary.NativeEndian.Uint32(data)))
+		if err != nil {
+			return ""
+		}
+		return device.Name
+	}
+	name, _, ended := strings.Cut(string(data), "\x00")
+	if !ended && len(data) < unix.IFNAMSIZ {
+		return "" // a pattern
+	}
+	return name
+}
+
+func (m *exactReader) between(b []byte) {
+	from := attribute(attribute(b, unix.NFTA_RANGE_FROM_DATA), unix.NFTA_DATA_VALUE)
+	to := attribute(attribute(b, unix.NFTA_RANGE_TO_DATA), unix.NFTA_DATA_VALUE)
+	held := m.register(number(b, unix.NFTA_RANGE_SREG))
+	if number(b, unix.NFTA_RANGE_OP) != unix.NFT_RANGE_EQ || held.what != portField || held.mask != nil ||
+		len(from) != 2 || len(to) != 2 {
+		m.vague()
+		return
+	}
+	r := ports{binary.BigEndian.Uint16(from), binary.BigEndian.Uint16(to)}
+	m.flowMatch = m.and(flowMatch{exact: true, ports: []ports{r}})
+}
+
+// lookUp reads sets of ports.
+func (m *exactReader) lookUp(b []byte) {
+	held := m.register(number(b, unix.NFTA_LOOKUP_SREG))
+	if attribute(b, unix.NFTA_LOOKUP_DREG) != nil {
+		m.vague()
+		m.held = [registers]field{}
+		if number(b, unix.NFTA_LOOKUP_DREG) == unix.NFT_REG_VERDICT {
+			m.verdict = scattered
+		}
+		return
+	}
+	// Other sets are not even read: addresses may come and go there all the time.
+	if held.what != portField || held.mask != nil || number(b, unix.NFTA_LOOKUP_FLAGS) != 0 {
+		m.vague()
+		return
+	}
+	list, _, ok := m.rules.set(m.at.table, text(attribute(b, unix.NFTA_LOOKUP_SET))).ports()
+	if !ok {
+		m.vague()
+		return
+	}
+	m.flowMatch = m.and(flowMatch{exact: true, ports: list})
+}
+
+func (m *exactReader) fib(b []byte) {
+	f := field{}
+	if number(b, unix.NFTA_FIB_RESULT) == unix.NFT_FIB_RESULT_ADDRTYPE {
+		switch number(b, unix.NFTA_FIB_FLAGS) {
+		case unix.NFTA_FIB_F_DADDR:
+			f.what = dstTypeField
+		case unix.NFTA_FIB_F_SADDR:
+			f.what = srcTypeField
+		}
+	}
+	m.load(number(b, unix.NFTA_FIB_DREG), f)
+}
+
+func (m *exactReader) immediate(b []byte) {
+	register, data := number(b, unix.NFTA_IMMEDIATE_DREG), attribute(b, unix.NFTA_IMMEDIATE_DATA)
+	if register != unix.NFT_REG_VERDICT {
+		m.load(register, field{what: constantField, data: slices.Clone(attribute(data, unix.NFTA_DATA_VALUE))})
+		return
+	}
+	verdict := attribute(data, unix.NFTA_DATA_VERDICT)
+	m.chain = text(attribute(verdict, unix.NFTA_VERDICT_CHAIN))
+	const netfilterAccept = 1 // NF_ACCEPT
+	switch int32(number(verdict, unix.NFTA_VERDICT_CODE)) {
+	case unix.NFT_JUMP:
+		m.verdict = jumped
+	case unix.NFT_GOTO:
+		m.verdict = wentTo
+	case unix.NFT_CONTINUE:
+	case netfilterAccept:
+		m.verdict = accepted
+	default:
+		m.verdict = diverted
+	}
+}
+
+// nat reads a translation.
+func (m *exactReader) nat(b []byte) {
+	const destinations = 1    // NFT_NAT_DNAT
+	const plain = 1<<0 | 1<<1 // NF_NAT_RANGE_MAP_IPS, NF_NAT_RANGE_PROTO_SPECIFIED
+	m.verdict = scattered
+	if number(b, unix.NFTA_NAT_TYPE) != destinations || number(b, unix.NFTA_NAT_FLAGS)&^plain != 0 {
+		return
+	}
+	length := 4
+	if number(b, unix.NFTA_NAT_FAMILY) == unix.NFPROTO_IPV6 {
+		length = 16
+	}
+	least := m.constant(b, unix.NFTA_NAT_REG_ADDR_MIN, length)
+	most := m.constant(b, unix.NFTA_NAT_REG_ADDR_MAX, length)
+	if least == nil || most != nil && !slices.Equal(least, most) {
+		return
+	}
+	var port uint16
+	if attribute(b, unix.NFTA_NAT_REG_PROTO_MIN) != nil {
+		from := m.constant(b, unix.NFTA_NAT_REG_PROTO_MIN, 2)
+		if to := m.constant(b, unix.NFTA_NAT_REG_PROTO_MAX, 2); from == nil || to != nil && !slices.Equal(from, to) {
+			return
+		}
+		port = binary.BigEndian.Uint16(from)
+	}
+	addr, _ := netip.AddrFromSlice(least)
+	m.to, m.verdict = netip.AddrPortFrom(addr, port), translated
+}
+
+// constant is what a register holds that an attribute names.
+func (m *exactReader) constant(b []byte, name uint16, length int) []byte {
+	if attribute(b, name) == nil {
+		return nil
+	}
+	if f := m.register(number(b, name)); f.what == constantField && len(f.data) >= length {
+		return f.data[:length]
+	}
+	return nil
+}
+
+// match reads the matches of iptables that go with a translation.
+func (m *exactReader) match(name string, revision uint32, info []byte) {
+	switch name {
+	case "comment":
+	case "tcp", "udp":
+		m.portMatch(info, map[string]int{"tcp": 11, "udp": 8}[name], name == "tcp")
+	case "addrtype":
+		// struct xt_addrtype_info_v1: sources, destinations, flags.
+		if revision != 1 || len(info) < 8 || binary.NativeEndian.Uint32(info[4:]) != 0 {
+			m.vague()
+			return
+		}
+		from, to := binary.NativeEndian.Uint16(info), binary.NativeEndian.Uint16(info[2:])
+		const local = 1 << unix.RTN_LOCAL
+		m.local, m.srcLocal = m.local || to == local, m.srcLocal || from == local
+		m.exact = m.exact && (from == 0 || from == local) && (to == 0 || to == local)
+	default:
+		m.vague()
+	}
+}
+
+// portMatch reads struct xt_tcp or xt_udp.
+func (m *exactReader) portMatch(info []byte, inversions int, tcp bool) {
+	if len(info) <= inversions {
+		m.vague()
+		return
+	}
+	at := func(i int) uint16 { return binary.NativeEndian.Uint16(info[i:]) }
+	const flagsAt = 8 // struct xt_tcp: option, flags' mask, flags compared
+	byFlags := tcp && (info[flagsAt] != 0 || info[flagsAt+1] != 0)
+	if info[inversions] != 0 || at(0) != 0 || at(2) != 1<<16-1 || byFlags {
+		m.vague()
+	}
+	if info[inversions] == 0 {
+		m.flowMatch = m.and(flowMatch{exact: true, ports: []ports{{at(4), at(6)}}})
+	}
+}
+
+// target reads what a rule of iptables does.
+func (m *exactReader) target(name string, revision uint32, info []byte) {
+	if slices.Contains(harmless, name) && name != "REJECT" && name != "NFQUEUE" && name != "STEAL" && name != "TARPIT" ||
+		name == "MARK" || name == "CONNMARK" {
+		return
+	}
+	m.verdict = scattered
+	const plain = 1<<0 | 1<<1
+	flags := -1
+	if m.at.table.family == nftables.TableFamilyIPv4 && revision == 0 {
+		if len(info) >= 8 {
+			flags = int(binary.NativeEndian.Uint32(info[4:]))
+		}
+	} else if len(info) >= 4 {
+		flags = int(binary.NativeEndian.Uint32(info))
+	}
+	if name != "DNAT" || flags < 0 || flags&^plain != 0 {
+		return
+	}
+	old := reader{ipv4: m.at.table.family == nftables.TableFamilyIPv4}
+	e := old.rangeOf(name, revision, info)
+	if !e.from.IsValid() || e.from != e.last || !e.keepsPort && (len(e.to) != 1 || e.to[0].first != e.to[0].last) {
+		return
+	}
+	var port uint16
+	if !e.keepsPort {
+		port = e.to[0].first
+	}
+	m.to, m.verdict = netip.AddrPortFrom(e.from, port), translated
+}

@@ -1,0 +1,143 @@
+package survey
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// flowMatch is which packets a rule matches: all of them, and where exact is set no others. Where it is not, some of
+// them. The zero value but for exact matches everything.
+type flowMatch struct {
+	exact         bool
+	never         bool    // no packet at all
+	protocol      uint8   // IP protocol number; 0 means any
+	ports         []ports // destination ports; nil means any
+	src, dst      netip.Prefix
+	in, out       string // interfaces; empty means any
+	notIn, notOut string // likewise, any but this
+	local         bool   // the destination is an address of this host
+	srcLocal      bool   // the source is
+}
+
+// and is what both match.
+func (m flowMatch) and(o flowMatch) flowMatch {
+	both := m
+	both.exact = m.exact && o.exact
+	both.never = m.never || o.never
+	both.local, both.srcLocal = m.local || o.local, m.srcLocal || o.srcLocal
+	both.ports = common(m.ports, o.ports)
+	if m.protocol == 0 {
+		both.protocol = o.protocol
+	}
+	both.never = both.never || m.protocol != 0 && o.protocol != 0 && m.protocol != o.protocol
+	both.src = both.narrower(m.src, o.src)
+	both.dst = both.narrower(m.dst, o.dst)
+	both.in, both.out = both.name(m.in, o.in), both.name(m.out, o.out)
+	both.notIn, both.notOut = both.other(m.notIn, o.notIn), both.other(m.notOut, o.notOut)
+	both.never = both.never || both.in != "" && both.in == both.notIn || both.out != "" && both.out == both.notOut ||
+		both.ports != nil && len(both.ports) == 0
+	return both
+}
+
+// narrower returns the prefix that is in both; two that have nothing in common match nothing.
+func (m *flowMatch) narrower(a, b netip.Prefix) netip.Prefix {
+	switch {
+	case !a.IsValid():
+		return b
+	case !b.IsValid():
+		return a
+	case !a.Overlaps(b):
+		m.never = true
+	case a.Bits() < b.Bits():
+		return b
+	}
+	return a
+}
+
+// name returns the interface that both ask for.
+func (m *flowMatch) name(a, b string) string {
+	m.never = m.never || a != "" && b != "" && a != b
+	if a == "" {
+		return b
+	}
+	return a
+}
+
+// other returns an interface that neither allows. Where there are two only one is remembered.
+func (m *flowMatch) other(a, b string) string {
+	if a == "" {
+		return b
+	}
+	m.exact = m.exact && (b == "" || a == b)
+	return a
+}
+
+// meets says whether some packet of another host may be matched by both.
+func (m flowMatch) meets(o flowMatch) bool { return !m.srcLocal && !o.srcLocal && !m.and(o).never }
+
+// verdictKind is what becomes of packets that a rule matches.
+type verdictKind uint8
+
+const (
+	goesOnHere verdictKind = iota
+	translated             // to one address, and to one port or the same one
+	scattered              // to nobody knows which addresses or ports
+	diverted               // dropped, sent to this host, or at the end of its way through the chain
+	accepted               // ends it, too
+	jumped
+	wentTo
+)
+
+// exactRule is a rule as far as it decides what becomes of packets.
+type exactRule struct {
+	flowMatch
+	verdict verdictKind
+	chain   string         // of a jump
+	to      netip.AddrPort // of a translation of the destination; port 0 keeps the port
+	where   string
+}
+
+// flatten returns what the rules of a chain and of those that it jumps to do, in the order in which packets come to
+// them. Each match is what comes to the rule at most; exact is about what its own conditions say, those of the jumps
+// included, and not about the rules before it.
+func (r *ruleset) flatten(at chainKey, match flowMatch, depth int, list []exactRule) []exactRule {
+	for _, rule := range r.exact[at] {
+		if len(list) > mostSteps || depth > deepest {
+			return append(list, exactRule{flowMatch: match, verdict: scattered, where: at.where()})
+		}
+		rule.flowMatch = rule.and(match)
+		switch {
+		case rule.never:
+		case rule.verdict == jumped || rule.verdict == wentTo:
+			list = r.flatten(chainKey{at.table, rule.chain}, rule.flowMatch, depth+1, list)
+			if rule.verdict == wentTo {
+				list = append(list, exactRule{flowMatch: rule.flowMatch, verdict: diverted, where: rule.where})
+			}
+		case rule.verdict != goesOnHere:
+			list = append(list, rule)
+		}
+	}
+	return list
+}
+
+// mostSteps bounds how many rules are followed: with more of them nothing is repeated.
+const mostSteps = 4096
+
+// stepsAt returns what the chains of one kind at a hook do, in order.
+func (r *ruleset) stepsAt(kind string, at hook) []exactRule {
+	bases := slices.DeleteFunc(slices.Clone(r.bases), func(k chainKey) bool {
+		return r.chains[k].kind != kind || r.chains[k].hook != at
+	})
+	slices.SortStableFunc(bases, func(a, b chainKey) int {
+		if by := int(r.chains[a].priority) - int(r.chains[b].priority); by != 0 {
+			return by
+		}
+		return strings.Compare(a.where(), b.where())
+	})
+	var list []exactRule
+	for _, base := range bases {
+		list = r.flatten(base, flowMatch{exact: true}, 0, list)
+	}
+	return list
+}
