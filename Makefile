@@ -34,15 +34,26 @@ deps: ## install the Debian packages that the tests and the lab use
 	fi
 	@[ -e /proc/sys/net/netfilter/nf_conntrack_max ] || modprobe nf_conntrack
 
+.PHONY: touches
+touches:
+	@echo "make test: what it does to this machine"
+	@for p in $(PROGRAMS); do command -v "$${p%%:*}" >/dev/null || echo "  installs the Debian package $${p##*:}"; done; \
+	for s in firewalld:firewalld fail2ban-server:fail2ban; do \
+		command -v "$${s%%:*}" >/dev/null || echo "  masks the service $${s##*:}, so that it never begins to rule this host"; done
+	@[ -e /proc/sys/net/netfilter/nf_conntrack_max ] || echo "  loads the module nf_conntrack"
+	@[ -x $(LINT) ] || echo "  builds golangci-lint in .tools"
+	@echo "  changes net.netfilter.nf_conntrack_max and nf_conntrack_buckets for some seconds at a time, and puts them back"
+	@echo "  works in network namespaces of its own, which it removes; nothing reaches your network"
+
 .PHONY: check
 check: ## what needs neither root nor anything installed: vet, format, unit tests; the linter if it is there
-	$(GO) vet ./...
+	$(GO) vet -tags man ./...
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	@if [ -x $(LINT) ]; then $(LINT) run ./...; else echo "no linter in .tools: make lint brings it"; fi
 	CTGUARD_REQUIRE_PRIVILEGED= $(GO) test -short -timeout 5m ./...
 
 .PHONY: test
-test: deps lint build ## every test, on the real kernel: needs root
+test: touches deps lint build ## every test, on the real kernel: needs root
 	CTGUARD_REQUIRE_PRIVILEGED=1 $(GO) test -count=1 -p 1 -timeout 20m ./...
 
 .PHONY: race
@@ -51,7 +62,7 @@ race: deps build ## the tests that fit, under the race detector
 
 .PHONY: lint
 lint: $(LINT) ## go vet, gofmt and the linter
-	$(GO) vet ./...
+	$(GO) vet -tags man ./...
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(LINT) run ./...
 
@@ -129,19 +140,81 @@ demo: deps build ## a flood without and with ctguard, in under a minute: needs r
 e2e: deps build ## all attacks against all guards: needs root
 	bin/ctlab matrix
 
-DEB := bin/deb
+# The packages. What goes into them comes from the commit alone, so that two builds have one hash. A commit without a tag
+# of its own is a version after the last release.
+NFPM_VERSION      := v2.45.2
+NFPM              := $(TOOLS)/nfpm-$(NFPM_VERSION)
+RELEASE           := bin/release
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+TAG               := $(shell git describe --tags --exact-match 2>/dev/null)
+PACKAGE_VERSION   ?= $(if $(TAG),$(TAG:v%=%),0.1.0+git$(shell TZ=UTC git log -1 --date=format-local:%Y%m%d%H%M%S --format=%cd.%h))
+MAINTAINER        ?= ctguard maintainers <ctguard@localhost>
+HOST_ARCH         := $(shell $(GO) env GOARCH)
+REPRODUCIBLE      := TZ=UTC LC_ALL=C.UTF-8 SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) CGO_ENABLED=0
+RELEASE_FLAGS     := -trimpath -buildvcs=false -ldflags '-s -w -buildid= -X ctguard/agent.Version=$(PACKAGE_VERSION)'
+
 .PHONY: deb
-deb: build ## a Debian package in bin/
-	rm -rf $(DEB)
-	install -D bin/ctguard $(DEB)/usr/sbin/ctguard
-	install -D -m 644 docs/examples/ctguard.service $(DEB)/usr/lib/systemd/system/ctguard.service
-	install -D -m 644 docs/examples/ctguard.toml $(DEB)/etc/ctguard/ctguard.toml
-	install -D -m 644 docs/examples/sysusers.conf $(DEB)/usr/lib/sysusers.d/ctguard.conf
-	install -D -m 755 docs/examples/debian/postinst $(DEB)/DEBIAN/postinst
-	install -D -m 755 docs/examples/debian/prerm $(DEB)/DEBIAN/prerm
-	install -D -m 644 docs/examples/debian/conffiles $(DEB)/DEBIAN/conffiles
-	sed -e 's/@VERSION@/0.1.0+$(VERSION)/' -e "s/@ARCH@/$$(dpkg --print-architecture)/" docs/examples/debian/control > $(DEB)/DEBIAN/control
-	dpkg-deb --root-owner-group --build $(DEB) bin/
+deb: $(RELEASE)/$(HOST_ARCH).deb ## a Debian package for this machine in bin/release
+
+	@# Nobody who only builds needs lintian; where it is, it must have nothing to say.
+	@if command -v lintian >/dev/null; then lintian --fail-on error,warning $(RELEASE)/ctguard_$(PACKAGE_VERSION)_$(HOST_ARCH).deb 2>/dev/null; \
+	else echo "no lintian here: the package is not judged"; fi
+
+.PHONY: rpm
+rpm: $(RELEASE)/$(HOST_ARCH).rpm ## an RPM package for this machine in bin/release
+
+.PHONY: release
+release: ## deb, rpm and program for amd64 and arm64, with their hashes, in bin/release
+	rm -rf $(RELEASE)
+	$(MAKE) --no-print-directory $(foreach arch,amd64 arm64,$(RELEASE)/$(arch).deb $(RELEASE)/$(arch).rpm)
+	for arch in amd64 arm64; do \
+		tar --sort=name --mtime=@$(SOURCE_DATE_EPOCH) --owner=0 --group=0 --numeric-owner -C $(RELEASE)/$$arch -c ctguard | \
+		gzip -9n > $(RELEASE)/ctguard_$(PACKAGE_VERSION)_linux_$$arch.tar.gz; done
+	cd $(RELEASE) && sha256sum *.deb *.rpm *.tar.gz | tee SHA256SUMS
+
+# Never files: nfpm names the packages in full.
+nfpm = ARCH=$* VERSION=$(PACKAGE_VERSION) MAINTAINER='$(MAINTAINER)' $(REPRODUCIBLE) $(NFPM) package \
+	-f .package/nfpm.yaml -t $(RELEASE)/ -p
+$(RELEASE)/%.deb: $(RELEASE)/%/ctguard $(RELEASE)/share $(NFPM)
+	$(nfpm) deb
+$(RELEASE)/%.rpm: $(RELEASE)/%/ctguard $(RELEASE)/share $(NFPM)
+	$(nfpm) rpm
+
+.PHONY: $(RELEASE)/amd64/ctguard $(RELEASE)/arm64/ctguard
+$(RELEASE)/amd64/ctguard $(RELEASE)/arm64/ctguard:
+	$(REPRODUCIBLE) GOARCH=$(notdir $(@D)) $(GO) build $(RELEASE_FLAGS) -o $@ ./cmd/ctguard
+
+# Manual pages and completions come from the commands themselves.
+.PHONY: $(RELEASE)/share
+$(RELEASE)/share:
+	rm -rf $@ && mkdir -p $@
+	$(REPRODUCIBLE) $(GO) build $(RELEASE_FLAGS) -tags man -o $@/build ./cmd/ctguard
+	$(REPRODUCIBLE) $@/build man $@/man && gzip -9n $@/man/*
+	$@/build completion bash > $@/ctguard.bash
+	$@/build completion zsh > $@/_ctguard
+	$@/build completion fish > $@/ctguard.fish
+	gzip -9nc docs/changelog.md > $@/NEWS.md.gz
+	printf 'ctguard (%s) unstable; urgency=medium\n\n  * What is new: NEWS.md.gz.\n\n -- %s  %s\n' '$(PACKAGE_VERSION)' \
+		'$(MAINTAINER)' "$$(TZ=UTC LC_ALL=C date -R -d @$(SOURCE_DATE_EPOCH))" | gzip -9n > $@/changelog.gz
+	GO=$(GO) .package/copyright > $@/copyright
+	rm $@/build
+
+.PHONY: release-check
+release-check: release ## a second release from a copy of this commit elsewhere: the hashes must be the same
+	dir=$$(mktemp -d) && trap "rm -rf $$dir" EXIT && git clone -q . $$dir/copy && mkdir -p $$dir/copy/.tools && \
+	cp $(NFPM) $$dir/copy/.tools/ && $(MAKE) -C $$dir/copy --no-print-directory release PACKAGE_VERSION=$(PACKAGE_VERSION) && \
+	diff $(RELEASE)/SHA256SUMS $$dir/copy/$(RELEASE)/SHA256SUMS && echo "two builds, one hash"
+
+VM_SUITES ?= bullseye bookworm trixie
+.PHONY: vm
+vm: ## the package's life in virtual machines with Debian 11, 12 and 13: minutes, and skipped without QEMU
+	$(MAKE) --no-print-directory $(RELEASE)/amd64.deb PACKAGE_VERSION=0.0.1
+	$(MAKE) --no-print-directory $(RELEASE)/amd64.deb
+	.package/vm $(RELEASE)/ctguard_0.0.1_amd64.deb $(RELEASE)/ctguard_$(PACKAGE_VERSION)_amd64.deb $(TOOLS)/vm $(VM_SUITES)
+
+$(NFPM):
+	GOBIN=$(TOOLS) $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
+	mv $(TOOLS)/nfpm $@
 
 .PHONY: clean
 clean: ## remove what was built

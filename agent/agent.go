@@ -99,7 +99,7 @@ func (a *Agent) open(o Options) error {
 	if err != nil {
 		return err
 	}
-	l.missing = kernel.Missing
+	l.missing, l.slower = kernel.Missing, kernel.Slower
 	l.trouble("self-test", selfTest(o.Root, kernel.Rules))
 	if err := dropPrivileges(); err != nil {
 		return err

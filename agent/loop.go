@@ -38,6 +38,7 @@ type loop struct {
 	slowest   time.Duration // the longest from an observation to its rules in the kernel
 	namespace wrongNamespace
 	missing   []string   // what this kernel can't do
+	slower    []string   // what it lacks and is done in another way
 	ready     func()     // called after the first tick that went all the way
 	alive     func()     // called after each such tick
 	blind     time.Time  // since when the table can't be read; zero while it can

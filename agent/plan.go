@@ -19,6 +19,7 @@ type Plan struct {
 	Steps     []policy.StepStatus     `json:"steps"`
 	Selectors []policy.SelectorStatus `json:"selectors"`
 	Settings  []sysctl.Change         `json:"settings"` // as changes from what is now
+	Rules     []string                `json:"rules"`    // what the ruleset does, in words
 	Ruleset   string                  `json:"ruleset"`  // in nft syntax
 }
 
@@ -73,6 +74,29 @@ func NewPlan(c config.Config, root string, level int) (Plan, error) {
 		}
 	}
 	changes, err := actuator.set(posture.Settings)
-	return Plan{level, m.Steps(), m.Selectors(), changes,
+	return Plan{level, m.Steps(), m.Selectors(), changes, inWords(posture),
 		nft.Render(nft.Desired{Posture: posture, Allow: facts.Allow}, now)}, err
+}
+
+// inWords says what the rules of a posture do.
+func inWords(p policy.Posture) []string {
+	words := []string{}
+	say := func(does bool, format string, args ...any) {
+		if does {
+			words = append(words, fmt.Sprintf(format, args...))
+		}
+	}
+	say(p.DropInvalid, "drop what conntrack calls INVALID")
+	say(p.ClosedPorts, "drop packets for this host that no socket waits for")
+	for _, n := range p.Notrack {
+		say(true, "leave %s untracked", n.Selector)
+	}
+	say(len(p.Synproxy) > 0, "answer TCP handshakes with SYN cookies, ports %v", p.Synproxy)
+	for _, b := range p.Budgets {
+		say(true, "let at most %d new flows a second of %s in", b.Rate, b.Class)
+	}
+	for _, l := range p.Limits {
+		say(true, "%s %s: %s", l.Kind, l.Prefix, l.Reason)
+	}
+	return words
 }

@@ -20,8 +20,9 @@ func (l *loop) publish(o policy.Observation, took time.Duration) {
 		Allow:    slices.Clone(l.facts.Allow),
 		Ordinary: l.machine.OrdinaryDay().Status(),
 		Override: l.machine.Override(), Words: append([]policy.Word{}, l.machine.Words()...),
-		Degraded: []string{}, Missing: append([]string{}, l.missing...), Evicted: o.Work.Evicted,
-		Events: l.board.Recent(20), Time: o.Time, TickSeconds: took.Seconds(), RulesSeconds: l.slowest.Seconds(),
+		Degraded: []string{}, Missing: append([]string{}, l.missing...), Slower: append([]string{}, l.slower...),
+		Evicted: o.Work.Evicted,
+		Events:  l.board.Recent(20), Time: o.Time, TickSeconds: took.Seconds(), RulesSeconds: l.slowest.Seconds(),
 	}
 	if s.Level > 0 {
 		s.TopStep = s.Steps[s.Level-1].Name

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 )
 
@@ -78,29 +79,55 @@ func (*evict) status(s situation) string {
 
 func (e *evict) forget(prefix netip.Prefix) { e.offenders.forget(prefix) }
 
-// explain says how often the sources inside prefix were limited, and how they stood at the last census.
-func (e *evict) explain(prefix netip.Prefix, c Config, say func(string, ...any)) {
+// explain says how often the sources inside prefix were limited, and how they stood at the last census. While evict is
+// not engaged it says what would be theirs if it were, so that nobody has to wait for an attack to know.
+func (e *evict) explain(prefix netip.Prefix, s situation, say func(string, ...any)) {
 	for p, of := range e.offenders.known {
 		if p.Overlaps(prefix) {
-			say("%s has been limited %d times so far; the next time it will be for %s", p, of.strikes, of.span(c))
+			say("%s has been limited %d times so far; the next time it will be for %s", p, of.strikes, of.span(*s.cfg))
 		}
 	}
-	last := e.offenders.last
-	if last == nil {
-		say("the table is not being divided now: evict is not engaged, or nobody is near a fair share")
+	list, verb := e.offenders.last, "holds"
+	if !s.engaged {
+		if say("%s", s.whyNobody()); s.Census == nil || s.Capacity == 0 {
+			return
+		}
+		var rehearsal offenders
+		list, _ = rehearsal.shareOut(s)
+		verb = "would be judged now, if it were: it holds"
+	}
+	if list == nil {
+		say("the table is not being divided now: nobody is near a fair share")
 		return
 	}
-	for _, a := range last {
+	for _, a := range list {
 		if !a.Prefix.Overlaps(prefix) {
 			continue
 		}
-		say("%s holds about %.0f entries (fair share %.0f) and %.0f that only pass (fair share %.0f); weight %g",
-			a.Prefix, a.assured, a.keepAssured, a.transient, a.keepTransient, a.weight)
+		say("%s %s about %.0f entries (%s) and %.0f that only pass (%s); weight %g", a.Prefix, verb,
+			a.assured, shareText(a.keepAssured), a.transient, shareText(a.keepTransient), a.weight)
 		if a.opens > 0 {
-			say("it opened about %.0f flows a second (fair share %.0f); %.0f %% of its entries were answered",
-				a.opens, a.keepOpens, 100*a.answered())
+			say("it opened about %.0f flows a second (%s); %.0f %% of its entries were answered",
+				a.opens, shareText(a.keepOpens), 100*a.answered())
 		}
 		return
 	}
-	say("it was not among the %d largest sources of the last scan: far below a fair share", len(last))
+	say("it was not among the %d largest sources of the last scan: far below a fair share", len(list))
+}
+
+// whyNobody says why no source is limited or evicted while evict is not engaged.
+func (s situation) whyNobody() string {
+	if !s.listed() {
+		return "the configuration has evict off: ctguard limits and evicts nobody"
+	}
+	return fmt.Sprintf("evict is not engaged, so ctguard limits and evicts nobody by itself: "+
+		"pressure is %.0f %%, and it comes in at %g %%", s.pressure, s.marks.Enter)
+}
+
+// shareText says how much of something a source may keep.
+func shareText(keep float64) string {
+	if math.IsInf(keep, 1) {
+		return "everybody fits: all of it"
+	}
+	return fmt.Sprintf("fair share %.0f", keep)
 }

@@ -42,7 +42,9 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 	}
 	for _, w := range m.steps {
 		if e, ok := w.step.(explainer); ok {
-			e.explain(prefix, m.cfg, say)
+			s := m.tell(w, m.last)
+			s.cfg, s.Census = &m.cfg, m.census
+			e.explain(prefix, s, say)
 		}
 	}
 	if !found && !spared {

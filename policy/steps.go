@@ -80,7 +80,7 @@ type (
 	forgetter interface{ forget(prefix netip.Prefix) }
 	// explainer says how the sources inside a prefix stand with it.
 	explainer interface {
-		explain(prefix netip.Prefix, c Config, say func(format string, args ...any))
+		explain(prefix netip.Prefix, s situation, say func(format string, args ...any))
 	}
 )
 

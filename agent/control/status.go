@@ -31,6 +31,7 @@ type Status struct {
 	Words         []policy.Word           `json:"words"`    // what the operator said of single prefixes
 	Degraded      []string                `json:"degraded"` // what ctguard cannot do now, and why
 	Missing       []string                `json:"missing"`  // what this kernel lacks, and what happens instead
+	Slower        []string                `json:"slower"`   // what it lacks and is done in another way, as well
 	Evicted       uint64                  `json:"evicted_entries"`
 	Events        []NumberedEvent         `json:"events"` // the last 20
 	Time          time.Time               `json:"time"`

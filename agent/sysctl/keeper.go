@@ -131,7 +131,7 @@ func (k *Keeper) plan(wanted map[string]int) ([]Change, []error) {
 			continue
 		}
 		to, want := wanted[name]
-		if c, needed := k.planOne(name, now, to, want); needed {
+		if c, needed := k.planOne(name, now, asKept(name, to), want); needed {
 			changes = append(changes, c)
 		}
 	}

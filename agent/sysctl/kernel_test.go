@@ -114,3 +114,45 @@ func TestKernelRefuses(t *testing.T) {
 		t.Error("something is still claimed")
 	}
 }
+
+// The kernel rounds the buckets, which is nobody else's doing: they come back from any number.
+func TestBucketsComeBack(t *testing.T) {
+	conntracktest.Privileged(t)
+	if testing.Short() {
+		t.Skip("changes what every namespace shares")
+	}
+	dir := t.TempDir()
+	k, err := NewKeeper("/proc", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := k.Read(buckets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := k.write(buckets, before); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, more := range []int{1, 511, 512, 513, 1023} {
+		wanted := map[string]int{buckets: before + more}
+		for range 2 {
+			if _, err := k.Apply(wanted); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if now, err := k.Read(buckets); err != nil || now < before+more || now > before+more+os.Getpagesize() {
+			t.Errorf("%d more buckets: they are %d (%v), and were %d", more, now, err, before)
+		}
+		if k, err = NewKeeper("/proc", dir); err != nil { // as after a kill
+			t.Fatal(err)
+		}
+		if _, err := k.Revert(); err != nil {
+			t.Fatal(err)
+		}
+		if now, err := k.Read(buckets); err != nil || now != before {
+			t.Errorf("after %d more buckets they are %d (%v), and were %d", more, now, err, before)
+		}
+	}
+}

@@ -93,6 +93,16 @@ func (s *Settings) All() (map[string]int, error) {
 	return all, nil
 }
 
+// asKept is what the kernel makes of a value. It rounds the buckets up to whole pages, of which each bucket takes a
+// pointer: what is read later must not look like somebody else's. Half of a 64-bit kernel's pointer is a 32-bit one's.
+func asKept(name string, value int) int {
+	if name != buckets {
+		return value
+	}
+	page := os.Getpagesize() / 4
+	return (value + page - 1) / page * page
+}
+
 // writable returns the file through which the setting called name is changed.
 func (s *Settings) writable(name string) string {
 	path := s.path(name)

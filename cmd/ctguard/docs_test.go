@@ -123,6 +123,32 @@ func TestDocumentedCommands(t *testing.T) {
 	}
 }
 
+// Every command has examples, which the program would take.
+func TestExamples(t *testing.T) {
+	for _, c := range newCommand().Commands() {
+		if c.Hidden || c.Name() == "help" {
+			continue
+		}
+		n := 0
+		for line := range strings.Lines(c.Example) {
+			line, _, _ = strings.Cut(line, "|")
+			line, _, _ = strings.Cut(line, ">")
+			words := shellWord.FindAllString(line, -1)
+			if len(words) == 0 {
+				continue
+			}
+			if n++; words[0] != "ctguard" || words[1] != c.Name() {
+				t.Errorf("an example of ctguard %s: %s", c.Name(), line)
+			} else if err := accepted(words[1:]); err != nil {
+				t.Errorf("%s: %v", line, err)
+			}
+		}
+		if n == 0 {
+			t.Errorf("ctguard %s has no example", c.Name())
+		}
+	}
+}
+
 // Every command of the program is in the documents, or tells only of the program itself.
 func TestCommandsAreDocumented(t *testing.T) {
 	var text strings.Builder

@@ -11,9 +11,10 @@ import (
 func (p *program) eventsCommand() *cobra.Command {
 	var follow, asJSON bool
 	c := &cobra.Command{
-		Use:   "events",
-		Short: "show what changed and why",
-		Args:  cobra.NoArgs,
+		Use:     "events",
+		Short:   "show what changed and why",
+		Example: "  ctguard events\n  ctguard events --follow\n  ctguard events --json | jq 'select(.event == \"level\")'",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			path, after := "events?since=%d", uint64(0)
 			for {

@@ -13,7 +13,11 @@ func (p *program) explainCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "explain PREFIX",
 		Short: "say why a source is, or is not, limited",
-		Args:  cobra.ExactArgs(1),
+		Long: "Explain says what operators said of a source, whether it is on the allowlist, what it usually holds here,\n" +
+			"what it would be asked for if evict came in now, and why it is, or is not, limited.",
+		Example:           "  ctguard explain 198.51.100.7\n  ctguard explain 2001:db8::/64",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeSources,
 		RunE: func(c *cobra.Command, args []string) error {
 			if _, err := config.ParsePrefix(args[0]); err != nil {
 				return usage(err, "ctguard explain 198.51.100.7")
@@ -23,7 +27,7 @@ func (p *program) explainCommand() *cobra.Command {
 				return err
 			}
 			for _, line := range lines {
-				fmt.Fprintln(c.OutOrStdout(), line)
+				fmt.Fprintln(c.OutOrStdout(), forPeople(line))
 			}
 			return nil
 		},

@@ -85,12 +85,41 @@ func (p *program) config() (config.Config, error) {
 // everywhere reports whether a command is about all namespaces that the configuration has.
 func (p *program) everywhere(c config.Config) bool { return p.netns == "" && len(c.Namespaces) > 0 }
 
+// about is what somebody reads first, maybe with a full table: the manual page takes it as Markdown.
+const about = `ctguard keeps a Linux host's connection-tracking table from filling up. It watches how full the table is
+and who fills it, climbs a ladder of reversible steps while pressure lasts, and takes every step back when it subsides.
+It needs root, and no configuration.
+
+When the table is full now ("nf_conntrack: table full, dropping packet"):
+
+    systemctl start ctguard   # or: ctguard run; it holds the table from the first second on
+    ctguard status            # how full, what it does about it, and why
+    ctguard sources           # who holds the table
+    ctguard events --follow   # what changes, why, and what it brought
+
+If you think that ctguard itself is in the way:
+
+    ctguard hold 0 --for 30m --reason "is it ctguard?"   # it only looks on; ctguard auto gives it back
+    ctguard explain 198.51.100.7                         # why somebody is, or is not, limited
+    ctguard release 198.51.100.7                         # leave them alone
+    ctguard revert                                       # everything as it was, with or without the daemon
+
+Before you trust it: ctguard audit and ctguard plan write nothing, and ctguard run --dry-run decides and tells.
+
+Files: /etc/ctguard/ctguard.toml (it may be absent), /run/ctguard/ctguard.sock, /var/lib/ctguard.
+Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration, 3 no daemon; audit: 4 warnings, 5 critical.`
+
+// builders make the commands that only the build's own program has (man.go).
+var builders []func() *cobra.Command
+
 // newCommand returns the whole command line.
 func newCommand() *cobra.Command {
 	p := &program{}
 	root := &cobra.Command{
 		Use:           "ctguard",
 		Short:         "keep the connection-tracking table from filling up",
+		Long:          about,
+		Example:       "  ctguard audit\n  ctguard run --dry-run\n  ctguard status",
 		SilenceErrors: true, SilenceUsage: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -120,6 +149,9 @@ func newCommand() *cobra.Command {
 		p.autoCommand(),
 		p.limitCommand(), p.releaseCommand(), p.eventsCommand(), p.evictCommand(), p.revertCommand(), p.checkCommand(),
 		p.explainCommand(), p.replayCommand(), versionCommand())
+	for _, build := range builders {
+		root.AddCommand(build())
+	}
 	wrongUsage(root)
 	return root
 }

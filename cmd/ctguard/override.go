@@ -19,7 +19,11 @@ func (p *program) holdCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "hold LEVEL|STEP|now --for 30m --reason R",
 		Short: "pin the level, the one with STEP on top, or freeze it where it is; ctguard auto gives it back",
-		Args:  cobra.ExactArgs(1),
+		Example: "  ctguard hold 0 --for 30m --reason \"is it ctguard?\"\n" +
+			"  ctguard hold notrack --at-most --for 2h --reason maintenance\n" +
+			"  ctguard hold now --for 10m --reason \"look at it\"",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeLevels("now"),
 		RunE: func(c *cobra.Command, args []string) error {
 			r.Kind = policy.Pin
 			if atMost {
@@ -66,10 +70,11 @@ func levelOf(text string, ladder []policy.Step) (int, error) {
 
 func (p *program) autoCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "auto",
-		Short: "give the level back to ctguard",
-		Args:  cobra.NoArgs,
-		RunE:  func(c *cobra.Command, _ []string) error { return p.call(c.Context(), "auto", struct{}{}, nil) },
+		Use:     "auto",
+		Short:   "give the level back to ctguard",
+		Example: "  ctguard auto",
+		Args:    cobra.NoArgs,
+		RunE:    func(c *cobra.Command, _ []string) error { return p.call(c.Context(), "auto", struct{}{}, nil) },
 	}
 }
 
@@ -87,7 +92,10 @@ func (p *program) prefixCommand(name, short string, release bool) *cobra.Command
 	c := &cobra.Command{
 		Use:   name + " PREFIX",
 		Short: short,
-		Args:  cobra.ExactArgs(1),
+		Example: "  ctguard " + name + " 198.51.100.7\n" +
+			"  ctguard " + name + " 2001:db8:7::/48 --for 2h --reason \"asked by phone\"",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: p.completeSources,
 		RunE: func(c *cobra.Command, args []string) error {
 			r.Prefix = args[0]
 			return p.call(c.Context(), "prefix", r, nil)

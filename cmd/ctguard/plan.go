@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,11 +14,14 @@ import (
 
 func (p *program) planCommand() *cobra.Command {
 	var text string
-	var asJSON bool
+	var asJSON, full bool
 	c := &cobra.Command{
 		Use:   "plan",
-		Short: "print the exact ruleset and settings a level would bring here; write nothing",
-		Args:  cobra.NoArgs,
+		Short: "print what a level would change here; write nothing",
+		Long: "Plan says which steps would work here, which settings would change and what the rules would do, with the\n" +
+			"table as it is now. --full prints the whole ruleset as well, so that nft -c -f takes it.",
+		Example: "  ctguard plan\n  ctguard plan --level notrack\n  ctguard plan --full > plan.nft && nft -c -f plan.nft",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			conf, err := p.inside(c.Context())
 			if err != nil {
@@ -36,35 +40,44 @@ func (p *program) planCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return show(c.OutOrStdout(), asJSON, plan, func(w io.Writer) { printPlan(w, plan) })
+			return show(c.OutOrStdout(), asJSON, plan, func(w io.Writer) { printPlan(w, plan, full) })
 		},
 	}
 	c.Flags().StringVar(&text, "level", "",
 		"the level to plan, a number or the step on top of it (default the whole ladder)")
+	c.Flags().BoolVar(&full, "full", false, "the whole ruleset, too")
+	_ = c.RegisterFlagCompletionFunc("level", p.completeLevels()) // fails only for a flag that is not there
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
 
-// printPlan prints a plan so that its ruleset can be fed to nft.
-func printPlan(w io.Writer, plan agent.Plan) {
+// printPlan prints what a plan changes, and on demand its whole ruleset, all of it so that it can be fed to nft.
+func printPlan(w io.Writer, plan agent.Plan, full bool) {
 	fmt.Fprintf(w, "# level %d\n", plan.Level)
 	for _, s := range plan.Steps {
 		switch {
 		case s.Engaged && s.Skipped != "":
-			fmt.Fprintf(w, "# %s: skipped: %s\n", s.Name, s.Skipped)
+			fmt.Fprintf(w, "# %s: skipped: %s\n", s.Name, forPeople(s.Skipped))
 		case s.Engaged:
 			fmt.Fprintf(w, "# %s\n", s.Name)
 		}
 	}
 	for _, s := range plan.Selectors {
 		if s.Refused != "" {
-			fmt.Fprintf(w, "# stays tracked: %s: %s\n", s.Selector, s.Refused)
+			fmt.Fprintf(w, "# stays tracked: %s: %s\n", s.Selector, forPeople(s.Refused))
 		}
 	}
 	for _, change := range plan.Settings {
 		fmt.Fprintf(w, "# sysctl %s%s\n", sysctlPrefix(change.Name), change)
 	}
-	fmt.Fprint(w, plan.Ruleset)
+	for _, text := range plan.Rules {
+		fmt.Fprintf(w, "# rules: %s\n", forPeople(text))
+	}
+	if full {
+		fmt.Fprint(w, plan.Ruleset)
+	} else if len(plan.Rules) > 0 {
+		fmt.Fprintf(w, "# --full prints the table inet ctguard, %d lines\n", strings.Count(plan.Ruleset, "\n"))
+	}
 }
 
 // sysctlPrefix returns where a setting lives, as sysctl(8) writes it.

@@ -15,9 +15,10 @@ import (
 func (p *program) replayCommand() *cobra.Command {
 	var svg string
 	c := &cobra.Command{
-		Use:   "replay FILE",
-		Short: "run a recording through the ladder; with --config show what another configuration would have done",
-		Args:  cobra.ExactArgs(1),
+		Use:     "replay FILE",
+		Example: "  ctguard replay attack.gz",
+		Short:   "run a recording through the ladder; with --config show what another configuration would have done",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			var other *policy.Config
 			if p.given {

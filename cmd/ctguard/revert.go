@@ -20,7 +20,10 @@ func (p *program) revertCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "revert",
 		Short: "go back to the baseline now, with or without the daemon",
-		Args:  cobra.NoArgs,
+		Long: "Revert takes back every rule and every setting of ctguard. A daemon that runs stays at level 0 for a while\n" +
+			"(ctguard auto lets it go on); one that does not answer is ended; without one, what it left is put back.",
+		Example: "  ctguard revert",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			conf, err := p.inside(c.Context())
 			if err != nil {

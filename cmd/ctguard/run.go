@@ -18,9 +18,10 @@ func (p *program) runCommand() *cobra.Command {
 	var dryRun bool
 	var record string
 	c := &cobra.Command{
-		Use:   "run",
-		Short: "guard the table until SIGTERM, or the tables of all namespaces of the configuration; SIGHUP reads it again",
-		Args:  cobra.NoArgs,
+		Use:     "run",
+		Short:   "guard the table until SIGTERM, or the tables of all namespaces of the configuration; SIGHUP reads it again",
+		Example: "  ctguard run --dry-run\n  ctguard run\n  ctguard run --record attack.gz",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			conf, err := p.inside(c.Context())
 			if err != nil {

@@ -45,7 +45,10 @@ func (p *program) sourcesCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "sources",
 		Short: "show who holds the table, by source, state, protocol and port",
-		Args:  cobra.NoArgs,
+		Long: "Sources needs no daemon. It looks at a sample of a large table and says how sure its numbers are;\n" +
+			"--full looks at every entry.",
+		Example: "  ctguard sources\n  ctguard sources -n 50 --full\n  ctguard sources --json | jq '.sources[0]'",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if n < 1 {
 				return usage(fmt.Errorf("-n %d is below 1", n), "")
@@ -116,7 +119,7 @@ func printSources(w io.Writer, r sourcesReport, took time.Duration) {
 	fmt.Fprintln(t, "entries\tat least\tunreplied\thalf-open\tclosing\treplied\tassured\t  source")
 	for _, s := range r.Sources {
 		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t%d\t%d\t  %s\n", s.Entries, s.Low, s.States["unreplied"], s.States["half-open"],
-			s.States["closing"], s.States["replied"], s.States["assured"], s.Prefix)
+			s.States["closing"], s.States["replied"], s.States["assured"], shortPrefix(s.Prefix))
 	}
 	t.Flush()
 	fmt.Fprintln(w)

@@ -3,21 +3,26 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"ctguard/agent/control"
 )
 
 func (p *program) statusCommand() *cobra.Command {
-	var asJSON, watch bool
+	var asJSON, watch, full bool
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "show level, fill, steps with reasons, limited sources and override",
-		Args:  cobra.NoArgs,
+		Long: "Status says what concerns this host now. --full also says what this kernel lacks without any harm, and how\n" +
+			"far each service is on its way to going untracked at level 0; --json has all of it.",
+		Example: "  ctguard status\n  ctguard status --watch\n  ctguard status --json | jq .fill_percent",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			for {
 				var s control.Status
@@ -28,10 +33,11 @@ func (p *program) statusCommand() *cobra.Command {
 				if !asJSON {
 					past = p.past(c.Context())
 				}
-				if watch && !asJSON {
+				if watch && !asJSON && isTerminal(c.OutOrStdout()) {
 					fmt.Fprint(c.OutOrStdout(), "\x1b[H\x1b[2J")
 				}
-				if err := show(c.OutOrStdout(), asJSON, s, func(w io.Writer) { printStatus(w, s, past) }); err != nil || !watch {
+				text := func(w io.Writer) { printStatus(w, s, past, full) }
+				if err := show(c.OutOrStdout(), asJSON, s, text); err != nil || !watch {
 					return err
 				}
 				select {
@@ -44,6 +50,7 @@ func (p *program) statusCommand() *cobra.Command {
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.Flags().BoolVar(&watch, "watch", false, "print again each second")
+	c.Flags().BoolVar(&full, "full", false, "also what does not matter now")
 	return c
 }
 
@@ -58,14 +65,21 @@ func show(w io.Writer, asJSON bool, v any, text func(io.Writer)) error {
 	return e.Encode(v)
 }
 
-// printStatus prints the status for people, with a line on the past unless that is empty.
-func printStatus(w io.Writer, s control.Status, past string) {
-	full := "not filling"
+// isTerminal reports whether somebody looks at what is written.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// printStatus prints the status for people, with a line on the past unless that is empty: what concerns this host now,
+// or all of it.
+func printStatus(w io.Writer, s control.Status, past string, full bool) {
+	soon := "not filling"
 	if s.SecondsToFull != nil {
-		full = fmt.Sprintf("full in %.0f s", *s.SecondsToFull)
+		soon = fmt.Sprintf("full in %.0f s", *s.SecondsToFull)
 	}
 	fmt.Fprintf(w, "level %d of %d%s (%s)   fill %.1f %% (%d of %d)   %+.0f/s, %s   kernel drops %d\n",
-		s.Level, len(s.Steps), named(s), s.Mode, s.Fill, s.Count, s.Capacity, s.Rate, full, s.KernelDrops)
+		s.Level, len(s.Steps), named(s), s.Mode, s.Fill, s.Count, s.Capacity, s.Rate, soon, s.KernelDrops)
 	if past != "" {
 		fmt.Fprintln(w, past)
 	}
@@ -74,10 +88,15 @@ func printStatus(w io.Writer, s control.Status, past string) {
 	}
 	fmt.Fprintf(w, "ordinary day: %s\n", s.Ordinary)
 	for _, text := range s.Degraded {
-		fmt.Fprintf(w, "degraded: %s\n", text)
+		fmt.Fprintf(w, "degraded: %s\n", forPeople(text))
 	}
 	for _, text := range s.Missing {
 		fmt.Fprintf(w, "kernel lacks %s\n", text)
+	}
+	if full {
+		for _, text := range s.Slower {
+			fmt.Fprintf(w, "kernel lacks %s\n", text)
+		}
 	}
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
@@ -90,10 +109,12 @@ func printStatus(w io.Writer, s control.Status, past string) {
 		if step.Skipped != "" {
 			state, why = strings.Replace(state, "engaged", "skipped", 1), step.Skipped
 		}
-		fmt.Fprintf(t, "%s\t%s\t%g/%g\t%d\t%s\n", step.Name, state, step.Enter, step.Leave, step.Work, why)
+		fmt.Fprintf(t, "%s\t%s\t%g/%g\t%d\t%s\n", step.Name, state, step.Enter, step.Leave, step.Work, forPeople(why))
 	}
 	t.Flush()
-	printSelectors(w, s)
+	if s.Level > 0 || full {
+		printSelectors(w, s)
+	}
 	printLimited(w, s)
 	if n := len(s.Events); n > 0 {
 		fmt.Fprintln(w)
@@ -134,7 +155,8 @@ func printLimited(w io.Writer, s control.Status) {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "LIMITED\tHOW\tENTRIES\tUNTIL\tWHY")
 	for _, l := range s.Limited[:min(20, len(s.Limited))] {
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", l.Prefix, l.Kind, l.Entries, l.Until.Format(time.TimeOnly), l.Reason)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", shortPrefix(l.Prefix), l.Kind, l.Entries,
+			l.Until.Format(time.TimeOnly), forPeople(l.Reason))
 	}
 	t.Flush()
 	if more := len(s.Limited) - 20; more > 0 {
@@ -152,10 +174,11 @@ func printEvent(w io.Writer, e control.NumberedEvent) {
 		what += " " + string(e.Step)
 	}
 	if e.Prefix.IsValid() {
-		what += " " + e.Prefix.String()
+		what += " " + shortPrefix(e.Prefix)
 	}
 	if e.DryRun {
 		what += " (dry run)"
 	}
-	fmt.Fprintf(w, "%s  %s: %s  [fill %.0f %%, %+.0f/s]\n", e.Time.Format("15:04:05.000"), what, e.Reason, e.Fill, e.Rate)
+	fmt.Fprintf(w, "%s  %s: %s  [fill %.0f %%, %+.0f/s]\n", e.Time.Format("15:04:05.000"), what,
+		forPeople(e.Reason), e.Fill, e.Rate)
 }

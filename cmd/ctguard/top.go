@@ -18,9 +18,10 @@ import (
 func (p *program) topCommand() *cobra.Command {
 	var every time.Duration
 	c := &cobra.Command{
-		Use:   "top",
-		Short: "look at the table live: fill as a chart, level and why, steps, heavy sources; with keys to steer",
-		Args:  cobra.NoArgs,
+		Use:     "top",
+		Example: "  ctguard top",
+		Short:   "look at the table live: fill as a chart, level and why, steps, heavy sources; with keys to steer",
+		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !term.IsTerminal(int(os.Stdin.Fd())) || !term.IsTerminal(int(os.Stdout.Fd())) {
 				return usage(errors.New("top needs a terminal"), "ctguard status --watch, or ctguard status --json")

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -201,14 +200,6 @@ func (m *topView) holder(i int, s control.HolderStatus, most int) string {
 		}
 	}
 	return line
-}
-
-// shortPrefix writes a prefix that is one address as that address.
-func shortPrefix(p netip.Prefix) string {
-	if p.IsSingleIP() {
-		return p.Addr().String()
-	}
-	return p.String()
 }
 
 // shares lists counts, the largest first.

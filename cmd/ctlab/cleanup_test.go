@@ -52,7 +52,8 @@ func startAttack(t *testing.T, args ...string) *ctlab {
 		t.Fatal(err)
 	}
 	c := &ctlab{tmp: t.TempDir()}
-	c.cmd = exec.Command(self, append([]string{"run", "--calm", "200ms", "--attack-for", "5m"}, args...)...)
+	c.cmd = exec.Command(self, append([]string{"run", "--calm", "200ms", "--attack-for", "5m",
+		"--capacity", otherCapacity(t)}, args...)...)
 	c.cmd.Env = append(os.Environ(), envMain+"=1", "TMPDIR="+c.tmp)
 	// A process group of its own, and death with the test.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -73,6 +74,16 @@ func startAttack(t *testing.T, args ...string) *ctlab {
 	}
 	t.Fatalf("ctlab ended before the attack: %v", c.cmd.Wait())
 	return nil
+}
+
+// otherCapacity is a size of the table that this machine's does not have, so that a run is seen to change it and to
+// put it back.
+func otherCapacity(t *testing.T) string {
+	t.Helper()
+	if capacity := "65536"; idleMax(t) != capacity {
+		return capacity
+	}
+	return "49152"
 }
 
 // descendants are the direct children of a process with their namespaces.

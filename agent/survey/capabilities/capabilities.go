@@ -16,6 +16,7 @@ var ErrNoRules = errors.New("this kernel's nftables lacks what ctguard's rules n
 type Found struct {
 	Rules   []nft.Option               // how to open the table inet ctguard
 	Missing []string                   // what this kernel lacks and what happens instead, for an operator
+	Slower  []string                   // what it lacks and is done in another way, with the same result
 	Lacking map[policy.StepName]string // steps that this kernel can't do at all, with the reasons
 	Tracked string                     // why forwarded services must stay tracked; empty if nothing speaks against it
 }
@@ -49,7 +50,7 @@ func Probe() (Found, error) {
 	if err != nil {
 		return Found{}, err
 	}
-	c.Missing = append(c.Missing, entries.Missing()...)
+	c.Slower = entries.Missing()
 	return c, nil
 }
 
