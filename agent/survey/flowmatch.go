@@ -122,8 +122,8 @@ func (r *ruleset) flatten(at chainKey, match flowMatch, depth int, list []exactR
 	return list
 }
 
-// Bounds of what is followed: how many rules, and how many looks at one, as chains may be come to by many ways. With more
-// of them nothing is repeated.
+// Bounds of what is followed: how many rules, and how many looks at one, as chains may be come to by many ways. With
+// more of them nothing is repeated.
 const (
 	mostSteps = 4096
 	mostLooks = 1 << 17

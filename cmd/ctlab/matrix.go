@@ -91,10 +91,13 @@ func matrixGuards(topology string, a lab.Attack) []string {
 // gateway ask for is never untracked, so there ctguard with notrack and without it are the same. Nothing, and the usual
 // advice, do not look at sources, so a variant shows nothing new of them. In a flood that only its crowd makes a
 // new one, a guard that leaves services untracked, or has one limit for all, has nothing new to show. What all but
-// ctguard do with a service does not depend on whether it is forwarded.
+// ctguard do with a service does not depend on whether it is forwarded, and nobody else looks at which way packets go.
 func sameAgain(guard, topology string, a lab.Attack) bool {
-	if topology == "forwarded" {
+	switch topology {
+	case "forwarded", "one-way":
 		return guard != "ctguard"
+	case "load-balancers":
+		return guard != "ctguard-evict"
 	}
 	switch guard {
 	case "none":

@@ -119,7 +119,7 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "nat-scan", Summary: "20 users of the gateway, 1 000 UDP flows a second each, to where nobody answers",
-		Topologies: onRouters, kind: flood.UDP, rate: 20000, sources: 20, port: service.UDPPort, silent: true,
+		Topologies: onGateway, kind: flood.UDP, rate: 20000, sources: 20, port: service.UDPPort, silent: true,
 	},
 	{
 		Name: "nat-ack", Summary: "stray ACKs through the gateway, each from a random inside address, never answered",
