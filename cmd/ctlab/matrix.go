@@ -96,7 +96,9 @@ func sameAgain(guard, topology string, a lab.Attack) bool {
 	switch topology {
 	case "forwarded", "one-way":
 		return guard != "ctguard"
-	case "load-balancers":
+	case "load-balancers": // as behind a carrier's NAT, with two addresses
+		return true
+	case "shared-address":
 		return guard != "ctguard-evict"
 	}
 	switch guard {
