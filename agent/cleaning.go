@@ -79,9 +79,12 @@ func (l *loop) retiring(now time.Time) walk {
 		return nil
 	}
 	l.finished.at = now
-	own := l.facts.Own
+	own, services := l.facts.Own, l.facts.Services
+	if l.facts.FiltersOutput {
+		services = nil // one that speaks again needs the entry of the question
+	}
 	return retireWalk{conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Dead: wanted.Dead,
-		Services: l.facts.Services, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
+		Services: services, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
 }
 
 // retireWalk lets finished entries go.

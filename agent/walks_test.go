@@ -123,3 +123,22 @@ func TestLearningPace(t *testing.T) {
 		t.Errorf("pauses %v, want %v", pauses, want)
 	}
 }
+
+// Where rules may refuse what this host sends, a service that speaks again needs the entry of the question: it stays.
+func TestRetirementsWhereOutputIsFiltered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKernel(t)
+		a := newAgent(k, parse(t, ""), false)
+		l := a.loop
+		l.facts.Services = []policy.Selector{{Protocol: policy.UDP, Port: 5683}}
+		l.decision.Posture.Retire = policy.Retirement{Silent: time.Second}
+		for _, filters := range []bool{false, true} {
+			time.Sleep(time.Minute)
+			l.facts.FiltersOutput = filters
+			w, ok := l.retiring(time.Now()).(retireWalk)
+			if !ok || (len(w.retirement.Services) == 0) != filters {
+				t.Errorf("filtered %v: %+v", filters, w)
+			}
+		}
+	})
+}

@@ -2,6 +2,7 @@ package survey
 
 import (
 	"maps"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -461,5 +462,42 @@ func TestUnproxiedForConnection(t *testing.T) {
 			t.Errorf("%s: (-want +got):\n%s", rules, diff)
 		}
 		h.Close()
+	}
+}
+
+// A host whose rules may refuse its own packets is told from one that only watches or translates them.
+func TestFiltersOutput(t *testing.T) {
+	enter(t, "nft", "iptables-nft")
+	output := func(kind, policy, rule string) string {
+		return tableHome + " chain out {\n type " + kind + " hook output priority 0; policy " + policy + ";\n" + rule + "\n}}"
+	}
+	for _, c := range []struct {
+		name, rules string
+		want        bool
+	}{
+		{"nothing", tableHome + "}", false},
+		{"accepts all", output("filter", "accept", "counter"), false},
+		{"refuses the rest", output("filter", "drop", "ct state established accept"), true},
+		{"rejects the rest", output("filter", "accept", "ct state established accept\nreject"), true},
+		{"translates", output("nat", "accept", "tcp dport 80 dnat ip to 192.0.2.9"), false},
+		{"filters what comes in", chainIn + "drop\n}}", false},
+		{"ctguard's own", "table inet ctguard {\n chain out {\n type filter hook output priority 0; policy drop;\n}}", false},
+	} {
+		feed(t, c.rules)
+		h, _ := fixture(t, nil)
+		if got, err := h.FiltersOutput(); err != nil || got != c.want {
+			t.Errorf("%s: %v, %v", c.name, got, err)
+		}
+		h.Close()
+	}
+	run := exec.Command("iptables-nft", "-P", "OUTPUT", "DROP")
+	feed(t, "")
+	if out, err := run.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	h, _ := fixture(t, nil)
+	defer h.Close()
+	if got, err := h.FiltersOutput(); err != nil || !got {
+		t.Errorf("iptables -P OUTPUT DROP: %v, %v", got, err)
 	}
 }

@@ -18,6 +18,7 @@ type rewrites struct {
 	opens    []effect    // what tells new connections apart by their state
 	forwards []forward   // what leads to inside hosts
 	sources  []exactRule // what translates the source of forwarded packets
+	strict   bool        // this host's own packets may be refused; see filtersOutput
 	proxied  string      // which rule hands packets to sockets that they are not addressed to; empty where none does
 }
 
@@ -158,6 +159,7 @@ func (c *ruleCache) readAgain() (rewrites, error) {
 // rewrites sorts what rules do by what it means.
 func (r *ruleset) rewrites() rewrites {
 	found := sorted(r.all())
+	found.strict = r.filtersOutput()
 	found.forwards, found.sources = r.forwards(), r.stepsAt(natChain, postrouting)
 	return found
 }

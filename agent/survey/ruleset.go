@@ -3,6 +3,7 @@ package survey
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -41,6 +42,7 @@ type chain struct {
 	kind     string // of a base chain: filter, nat or route
 	hook     hook   // of a base chain
 	priority int32  // likewise
+	drops    bool   // likewise: what no rule accepts
 	effects  []effect
 	followed bool // effects has those of the chains it jumps to, too
 	sorted   bool // an earlier rule may end the way of packets by the state of their connection
@@ -72,6 +74,19 @@ func (r *ruleset) complete(err error) error {
 	return err
 }
 
+// dropPolicy is NF_DROP, see include/uapi/linux/netfilter.h.
+const dropPolicy = 0
+
+// filtersOutput says whether this host's own packets may be refused: by the policy of a filter for what goes out, or by a
+// rule in it.
+func (r *ruleset) filtersOutput() bool {
+	return slices.ContainsFunc(r.bases, func(key chainKey) bool {
+		c := r.chains[key]
+		return c.hook == output && c.kind == filterChain && (c.drops || slices.ContainsFunc(r.exact[key],
+			func(rule exactRule) bool { return rule.verdict == diverted }))
+	})
+}
+
 // skipped says whether the rules of a table never see a tracked packet of this host, or are ctguard's.
 func (k tableKey) skipped() bool {
 	return k.family == nftables.TableFamilyARP || k.family == nftables.TableFamilyNetdev ||
@@ -98,6 +113,8 @@ func (r *ruleset) readChains() error {
 				c.hook = prerouting // ingress, which is before it
 			}
 			c.priority = int32(number(where, unix.NFTA_HOOK_PRIORITY))
+			policy := attribute(b[4:], unix.NFTA_CHAIN_POLICY)
+			c.drops = policy != nil && number(b[4:], unix.NFTA_CHAIN_POLICY) == dropPolicy
 			r.bases = append(r.bases, key)
 		}
 		return true

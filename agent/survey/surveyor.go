@@ -17,6 +17,8 @@ type Facts struct {
 	policy.Host
 	Own    []netip.Addr // the host's own addresses
 	Faults []error      // what could not be found out
+	// rules may refuse this host's own packets, or nobody knows: what it says needs entries
+	FiltersOutput bool
 }
 
 // Surveyor finds out what an agent must know of its host, as its configuration wants it. It belongs to one
@@ -91,6 +93,8 @@ func (s *Surveyor) Survey() Facts {
 	note(err)
 	f.Allow, err = s.allowlist(f.Own, operators)
 	note(err)
+	f.FiltersOutput, err = s.host.FiltersOutput()
+	f.FiltersOutput = f.FiltersOutput || err != nil
 	f.Handshake, err = s.host.Handshake()
 	note(err)
 	f.Listeners, f.Unproxied, err = s.listeners()
