@@ -28,8 +28,8 @@ var helperPorts = map[policy.Selector]string{
 	{Protocol: policy.UDP, Port: 10080}: "nf_conntrack_amanda",
 }
 
-// FiltersOutput says whether rules of this host may refuse its own packets. Then a service that speaks again, long after
-// it was asked, needs the entry of the question.
+// FiltersOutput says whether rules of this host may refuse its own packets. Then a service that speaks again, long
+// after it was asked, needs the entry of the question.
 func (h *Host) FiltersOutput() (bool, error) {
 	found, err := h.rewrites()
 	return found.strict, err

@@ -77,8 +77,8 @@ func (r *ruleset) complete(err error) error {
 // dropPolicy is NF_DROP, see include/uapi/linux/netfilter.h.
 const dropPolicy = 0
 
-// filtersOutput says whether this host's own packets may be refused: by the policy of a filter for what goes out, or by a
-// rule in it.
+// filtersOutput says whether this host's own packets may be refused: by the policy of a filter for what goes out, or
+// by a rule in it.
 func (r *ruleset) filtersOutput() bool {
 	return slices.ContainsFunc(r.bases, func(key chainKey) bool {
 		c := r.chains[key]
