@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -42,16 +44,21 @@ type sourceReport struct {
 func (p *program) sourcesCommand() *cobra.Command {
 	var n int
 	var full, asJSON bool
+	var by string
 	c := &cobra.Command{
 		Use:   "sources",
 		Short: "show who holds the table, by source, state, protocol and port",
 		Long: "Sources needs no daemon. It looks at a sample of a large table and says how sure its numbers are;\n" +
-			"--full looks at every entry.",
-		Example: "  ctguard sources\n  ctguard sources -n 50 --full\n  ctguard sources --json | jq '.sources[0]'",
-		Args:    cobra.NoArgs,
+			"--full looks at every entry. --by counts every entry by something else.",
+		Example: "  ctguard sources\n  ctguard sources -n 50 --full\n  ctguard sources --by port\n" +
+			"  ctguard sources --json | jq '.sources[0]'",
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if n < 1 {
 				return usage(fmt.Errorf("-n %d is below 1", n), "")
+			}
+			if !slices.Contains(groupNames(), by) {
+				return usage(fmt.Errorf("--by %s is unknown", by), "write one of "+strings.Join(groupNames(), " "))
 			}
 			conf, err := p.inside(c.Context())
 			if err != nil {
@@ -62,6 +69,13 @@ func (p *program) sourcesCommand() *cobra.Command {
 				return err
 			}
 			defer table.Close()
+			if by != "source" {
+				report, err := countBy(c.Context(), table, by, n, conf)
+				if err != nil {
+					return err
+				}
+				return show(c.OutOrStdout(), asJSON, report, report.print)
+			}
 			options := conntrack.ScanOptions{V4Bits: conf.V4Bits, V6Bits: conf.V6Bits, MaxSources: n,
 				Limit: conntrack.SampleSize}
 			if full {
@@ -75,7 +89,8 @@ func (p *program) sourcesCommand() *cobra.Command {
 			return show(c.OutOrStdout(), asJSON, report, func(w io.Writer) { printSources(w, report, census.Took) })
 		},
 	}
-	c.Flags().IntVarP(&n, "number", "n", 20, "how many sources to show")
+	c.Flags().IntVarP(&n, "number", "n", 20, "how many to show")
+	c.Flags().StringVar(&by, "by", "source", "what to count by: "+strings.Join(groupNames(), " "))
 	c.Flags().BoolVar(&full, "full", false, "look at every entry, not at a sample")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
