@@ -70,15 +70,20 @@ func (s *Surveyor) managed(services []policy.Selector) []policy.Selector {
 	var list []policy.Selector
 	for _, port := range s.config.Ports {
 		one := policy.Selector{Protocol: policy.TCP, Port: port}
-		if slices.Contains(services, one) && !slices.ContainsFunc(s.config.Services, func(text string) bool {
-			named, err := policy.ParseSelector(text)
-			everywhere := named == policy.Selector{Protocol: named.Protocol, Port: named.Port, Last: named.Last}
-			return err == nil && (named == one || everywhere && named.PartlyCovers(one))
-		}) {
+		if slices.Contains(services, one) && !s.named(one) {
 			list = append(list, one)
 		}
 	}
 	return list
+}
+
+// named says whether the configuration names a service: by itself or in a range of ports.
+func (s *Surveyor) named(one policy.Selector) bool {
+	return slices.ContainsFunc(s.config.Services, func(text string) bool {
+		named, err := policy.ParseSelector(text)
+		everywhere := named == policy.Selector{Protocol: named.Protocol, Port: named.Port, Last: named.Last}
+		return err == nil && (named == one || everywhere && named.PartlyCovers(one))
+	})
 }
 
 // parts returns the services found here as far as selectors without a port take them in: each is judged by

@@ -77,6 +77,8 @@ func (s *Surveyor) Survey() Facts {
 		note(err)
 		f.Services, f.Lane = nil, nil // unknown NAT: nothing goes untracked
 	}
+	f.FiltersOutput, err = s.host.FiltersOutput()
+	f.FiltersOutput = f.FiltersOutput || err != nil
 	s.excepted(&f)
 	inside, refused, err := s.forwarded()
 	if note(err); err == nil && f.Refused != nil {
@@ -89,12 +91,11 @@ func (s *Surveyor) Survey() Facts {
 				"list it in notrack.services to leave it untracked"
 		}
 	}
+	s.keepAnswers(&f)
 	f.Own, err = s.host.Own()
 	note(err)
 	f.Allow, err = s.allowlist(f.Own, operators)
 	note(err)
-	f.FiltersOutput, err = s.host.FiltersOutput()
-	f.FiltersOutput = f.FiltersOutput || err != nil
 	f.Handshake, err = s.host.Handshake()
 	note(err)
 	f.Listeners, f.Unproxied, err = s.listeners()
@@ -102,6 +103,21 @@ func (s *Surveyor) Survey() Facts {
 	f.Unsupported, f.MaxEntries, err = s.unsupported()
 	note(err)
 	return f
+}
+
+// keepAnswers keeps UDP services tracked where rules may refuse what this host sends. A trial would find out, but an
+// answer that is refused meanwhile is an error to whoever sends it (EPERM), and some services end of that; TCP sends it
+// again.
+func (s *Surveyor) keepAnswers(f *Facts) {
+	if !f.FiltersOutput {
+		return
+	}
+	for _, one := range f.Services {
+		if one.Protocol == policy.UDP && !one.Forwarded() && !s.named(one) && f.Refused[one] == "" {
+			f.Refused[one] = "rules may refuse what this host sends, and an untracked answer with it; " +
+				"list it in notrack.services to try it"
+		}
+	}
 }
 
 // listeners returns the TCP ports that synproxy may stand in front of, and why it can't of some of

@@ -139,3 +139,19 @@ func TestManaged(t *testing.T) {
 		}
 	}
 }
+
+// Where rules may refuse what this host sends, UDP services stay tracked, unless the configuration names them.
+func TestAnswersThatMayBeRefused(t *testing.T) {
+	services := selectorsOf(t, "tcp/80", "udp/53", "udp/5683", "udp/443")
+	for _, filters := range []bool{false, true} {
+		s := NewSurveyor(New(t.TempDir()), config.Config{Services: []string{"auto", "udp/53"}}, nil)
+		f := Facts{FiltersOutput: filters}
+		f.Services, f.Refused = services, map[policy.Selector]string{services[3]: "NAT"}
+		s.keepAnswers(&f)
+		for i, one := range services {
+			if reason := f.Refused[one]; (reason != "") != (i == 3 || filters && i == 2) || i == 3 && reason != "NAT" {
+				t.Errorf("filters %v: %s: %q", filters, one, reason)
+			}
+		}
+	}
+}
