@@ -15,14 +15,36 @@ import (
 // default, sshd_config(5)) unless it logs in.
 const loginGrace = 150 * time.Second
 
+// loginLook is how often management connections are looked for while nothing is engaged or about to be. For that the
+// kernel walks over the hash of all connections, full or empty: 16 ms where it has half a million buckets. Who comes or
+// leaves meanwhile is noticed so much later, against the time that a login takes to count.
+const loginLook = 30 * time.Second
+
 // operators returns the peers of management connections that have logged in.
 func (s *Surveyor) operators(now time.Time) ([]netip.Addr, error) {
 	peers := s.host.Sessions()
+	if err := s.look(now); err != nil {
+		return peers, err
+	}
+	for c, first := range s.seen {
+		if now.Sub(first) >= loginGrace {
+			peers = append(peers, c.Remote.Addr())
+		}
+	}
+	slices.SortFunc(peers, netip.Addr.Compare)
+	return peers, nil
+}
+
+// look brings what is known of management connections up to date, unless it is not worth it yet.
+func (s *Surveyor) look(now time.Time) error {
+	if s.host.read.calm.Load() && now.Sub(s.looked) < loginLook {
+		return nil
+	}
 	seen := make(map[Connection]time.Time)
 	for _, port := range s.config.Ports {
 		connections, err := s.host.managing(port, s.seen)
 		if err != nil {
-			return peers, err
+			return err
 		}
 		for _, c := range connections {
 			first, known := s.seen[c]
@@ -30,13 +52,10 @@ func (s *Surveyor) operators(now time.Time) ([]netip.Addr, error) {
 				first = now
 			}
 			seen[c] = first
-			if now.Sub(first) >= loginGrace {
-				peers = append(peers, c.Remote.Addr())
-			}
 		}
 	}
-	s.seen = seen
-	return peers, nil
+	s.seen, s.looked = seen, now
+	return nil
 }
 
 // Logins returns the management connections that have logged in, with when each was first seen, in a stable order.

@@ -29,6 +29,7 @@ type Surveyor struct {
 	lacking map[policy.StepName]string // steps that this kernel can't do
 	tracked string                     // why no forwarded service may go untracked; empty: some may
 	seen    map[Connection]time.Time   // management connections and when each was first seen
+	looked  time.Time                  // when they were listed
 }
 
 // NewSurveyor returns a surveyor of h. lacking are the steps that this kernel can't do, with the reasons; see

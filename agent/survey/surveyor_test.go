@@ -155,3 +155,32 @@ func TestAnswersThatMayBeRefused(t *testing.T) {
 		}
 	}
 }
+
+// While nothing is engaged, management connections are looked for less often; as soon as something is, at once.
+func TestOperatorsAreLookedForLessInCalm(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := New(t.TempDir())
+	here.Calm(true)
+	s := NewSurveyor(here, config.Config{Ports: []uint16{netip.MustParseAddrPort(l.Addr().String()).Port()}}, nil)
+	start := time.Now()
+	want := func(after time.Duration, n int) {
+		t.Helper()
+		if peers, err := s.operators(start.Add(after)); err != nil || len(peers) != n {
+			t.Errorf("after %s: operators %v, %v; want %d", after, peers, err, n)
+		}
+	}
+	want(0, 0)
+	want(loginGrace, 1)
+	c.Close()
+	want(loginGrace+loginLook-time.Second, 1)
+	here.Calm(false)
+	want(loginGrace+loginLook-time.Second, 0)
+}
