@@ -168,7 +168,11 @@ func TestAdopt(t *testing.T) {
 	}
 	for _, e := range settled(t, table) {
 		const status = statusConfirmed | statusSeenReply | statusAssured
-		if e.orig.dstPort != adoptPort || e.state != tcpEstablished || e.status&status != status || e.timeout < 400_000 {
+		// When a packet is seen before the rules are gone for the next ones, and more than a window goes by untracked, the
+		// kernel takes no acknowledgement in any more (tcp_in_window in net/netfilter/nf_conntrack_proto_tcp.c): the entry
+		// passes everything, and lives as long as one that waits for an acknowledgement.
+		lives := e.timeout >= 400_000 || e.unacked() && e.timeout > 290
+		if e.orig.dstPort != adoptPort || e.state != tcpEstablished || e.status&status != status || !lives {
 			t.Errorf("entry to port %d: state %d, status %#x, %d seconds left", e.orig.dstPort, e.state, e.status, e.timeout)
 		}
 	}
