@@ -22,6 +22,11 @@ type watch struct {
 // mostNews is how many parts of the news are read at once: more of them count as a change.
 const mostNews = 4096
 
+// newsBuffer is how many bytes of news may wait, half of what the kernel counts: while ten thousand rules are read on a
+// slow machine, some hundred elements of a set come and go, and the usual buffer (net.core.rmem_default) has room for
+// one or two hundred.
+const newsBuffer = 1 << 19
+
 // newWatch begins to listen in the calling thread's namespace.
 func newWatch() *watch {
 	w := &watch{fd: -1}
@@ -34,6 +39,7 @@ func newWatch() *watch {
 		unix.Close(fd)
 		return w
 	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, newsBuffer) // else it is what the kernel gives
 	w.fd, w.buffer = fd, make([]byte, dumpBuffer)
 	return w
 }
