@@ -33,6 +33,7 @@ const (
 	measures            // the packets or bytes of a connection
 	synproxies          // opens connections in place of a service
 	judgesNew           // accepts, drops or sorts the first packet of a connection, and untracked ones not
+	refusesNew          // may drop the first packet of a connection, and untracked ones not
 	offloads            // takes forwarded flows past all other rules
 	unknown             // an expression or extension that is not known here
 )
@@ -55,6 +56,7 @@ var reasons = map[kind]string{
 	measures:       "what its connections carry is counted by %s",
 	synproxies:     "its connections are opened by synproxy in %s",
 	judgesNew:      "its new connections are told apart by their state in %s",
+	refusesNew:     "its new connections may be refused by their state in %s",
 	offloads:       "its connections may be offloaded by %s",
 	unknown:        "it is not known what is done with it in %s",
 }
@@ -212,6 +214,10 @@ func (r *ruleset) all() []effect {
 				}
 			case judgesNew:
 				if nat || base.hook != prerouting && base.hook != input {
+					continue
+				}
+			case refusesNew:
+				if nat || base.hook != prerouting && base.hook != forwarding {
 					continue
 				}
 			case proxies:

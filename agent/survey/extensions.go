@@ -26,7 +26,7 @@ var harmless = []string{
 func (m *reader) target(name string, revision uint32, info []byte) {
 	switch name {
 	case "REJECT", "TARPIT", "STEAL", "CHAOS", "DELUDE":
-		m.judges(true)
+		m.judges(drops)
 	case "DNAT", "REDIRECT":
 		m.add(m.rangeOf(name, revision, info))
 	case "SNAT", "NETMAP":

@@ -108,6 +108,18 @@ func TestForwarded(t *testing.T) {
 		{"a count", pre + web + "}}" + fwd + "ct count over 10 drop\n}}",
 			name + ": its connections are counted by " + chain("forw")},
 		{"a state", pre + web + "}}" + fwd + "ct state established accept\nct status dnat accept\ndrop\n}}", name},
+		{"new connections of some refused", pre + web + "}}" + fwd + "ip saddr 198.51.100.0/24 ct state new drop\n}}",
+			name + ": its new connections may be refused by their state in " + chain("forw")},
+		{"new connections limited", pre + web + "}}" + fwd + "ct state new tcp dport 8443 limit rate over 5/second drop\n}}",
+			name + ": its new connections may be refused by their state in " + chain("forw")},
+		{"new connections sorted", "table inet home {\n chain check {\n}\n}\n" + pre + web + "}}" + fwd +
+			"ct state new jump check\n}}", name + ": its new connections may be refused by their state in " + chain("forw")},
+		{"new connections refused before", pre + web + "}}" + chainPre + "ip saddr 198.51.100.0/24 ct state new drop\n}}",
+			name + ": its new connections may be refused by their state in " + chain("pre")},
+		{"new connections accepted", pre + web + "}}" + fwd + "iifname lan0 ct state new accept\n}}", name},
+		{"new connections and untracked ones refused", pre + web + "}}" + fwd +
+			"ip saddr 198.51.100.0/24 ct state new,untracked drop\n}}", name},
+		{"new connections of another port refused", pre + web + "}}" + fwd + "tcp dport 22 ct state new drop\n}}", name},
 		{"merely routed", fwd + "iifname wan0 ip daddr 198.51.100.5 tcp dport 443 accept\n}}",
 			"tcp/443 at 198.51.100.5/32 on wan0 to 198.51.100.5:443 by wan0"},
 		{"translated and let through", pre + web + "}}" + fwd + "ip daddr 10.0.0.2 tcp dport 8443 accept\n}}", name},

@@ -24,11 +24,27 @@ const (
 // judges notes that the rule decides on packets that come so far. A rule that accepts whatever is new is left to the
 // trial: all of a service depends on it, or nothing. What drops segments that open nothing is not missed by
 // what is untracked: the host answers them with a reset.
-func (m *reader) judges(drops bool) {
-	if m.onlyNew && (drops && !m.noneOpen || !drops && m.narrow) {
+func (m *reader) judges(what judgement) {
+	if !m.onlyNew {
+		return
+	}
+	refuses := what == drops && !m.noneOpen
+	if refuses || what != drops && m.narrow {
 		m.does(judgesNew)
 	}
+	if refuses || what == sorts {
+		m.does(refusesNew)
+	}
 }
+
+// judgement is what a rule does with packets.
+type judgement uint8
+
+const (
+	drops judgement = iota
+	accepts
+	sorts // other rules see them
+)
 
 // masked follows the state of the connection, or the flags of TCP, through a mask.
 func (m *reader) masked(b []byte) {

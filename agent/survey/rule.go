@@ -87,7 +87,7 @@ func (m *reader) add(e effect) {
 func (m *reader) expression(name, b []byte) {
 	switch text(name) {
 	case "reject":
-		m.judges(true)
+		m.judges(drops)
 	case "counter", "limit", "log", "quota", "last", "notrack", "queue", "dup", "fwd":
 		// Write no register and need no connection. What a host leaves untracked by itself is its own affair.
 	case "flow_offload":

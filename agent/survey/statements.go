@@ -16,10 +16,17 @@ func (m *reader) immediate(b []byte) {
 		return
 	}
 	verdict := attribute(data, unix.NFTA_DATA_VERDICT)
-	if code := int32(number(verdict, unix.NFTA_VERDICT_CODE)); code != unix.NFT_RETURN {
-		m.judges(code == 0) // NF_DROP
+	code := int32(number(verdict, unix.NFTA_VERDICT_CODE))
+	switch code {
+	case unix.NFT_RETURN:
+	case 0: // NF_DROP
+		m.judges(drops)
+	case unix.NFT_JUMP, unix.NFT_GOTO:
+		m.judges(sorts)
+	default:
+		m.judges(accepts)
 	}
-	switch int32(number(verdict, unix.NFTA_VERDICT_CODE)) {
+	switch code {
 	case unix.NFT_JUMP, unix.NFT_GOTO:
 		m.add(effect{kind: jumps, chain: text(attribute(verdict, unix.NFTA_VERDICT_CHAIN))})
 	case unix.NFT_RETURN, 1: // NF_ACCEPT
