@@ -172,11 +172,8 @@ func (f forwarded) behind() []rule {
 	if !f.untracked || !f.selector.Translated() {
 		return list
 	}
-	addr, first, last := f.inside()
 	for _, to := range f.translates(source, f.outside()) {
-		// Whatever way it takes: an inside address never leaves.
-		to = slices.Concat(f.at(source, destination, addr, first, last), []statement{ctUntracked()}, to)
-		list = append(list, newRule(to...))
+		list = append(list, newRule(slices.Concat(f.leaving(), []statement{ctUntracked()}, to)...))
 	}
 	return append(list, f.errorsBehind()...)
 }

@@ -429,6 +429,34 @@ func TestForwardedBesides(t *testing.T) {
 	}
 }
 
+// TestForwardedBesideUntracked: what goes to the inside host's port directly from another of this host's networks, and is
+// left untracked by the host itself, is not translated.
+func TestForwardedBesideUntracked(t *testing.T) {
+	g := newGateway(t, fmt.Sprintf(hostRules, "")+`table inet raw {
+	chain prerouting {
+		type filter hook prerouting priority raw
+		iifname "lan1" ip daddr 10.0.0.0/24 notrack
+		iifname "lan0" ip daddr 10.1.0.0/24 notrack
+	}
+}
+`)
+	other := g.neighbour("lan1", []string{"10.1.0.1/24"}, []string{"10.1.0.2/24"})
+	g.in(other, func() { run(t, "ip route add default via 10.1.0.1") })
+	apply(t, open(t), stages(policy.Freed, forwards...))
+	mustEcho(t, g.mustDial("tcp4"))
+	for network, port := range map[string]string{"tcp4": "8443", "udp4": "5353"} {
+		var c net.Conn
+		var err error
+		g.in(other, func() { c, err = net.DialTimeout(network, net.JoinHostPort(inside4, port), patience) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		mustEcho(t, c)
+	}
+	wantEntries(t, "10.1.0.2", 0)
+}
+
 // TestForwardedWithoutChecksum: UDP packets of whom nobody computed a checksum still have none behind the gateway.
 func TestForwardedWithoutChecksum(t *testing.T) {
 	g := newGateway(t, fmt.Sprintf(hostRules, ""))
