@@ -56,13 +56,13 @@ func (b builder) early() []rule {
 	var list []rule
 	if b.blocks || b.limits || b.posture.ClosedPorts || len(b.posture.Budgets) > 0 {
 		list = append(list,
-			newRule(sourceIn(allow[0]), goTo("arrive")),
-			newRule(sourceIn(allow[1]), goTo("arrive")))
+			newRule(source.inSet(allow[0]), goTo("arrive")),
+			newRule(source.inSet(allow[1]), goTo("arrive")))
 	}
 	if b.blocks {
 		list = append(list,
-			newRule(sourceIn(blocked[0]), count(blockedDropped), drop()),
-			newRule(sourceIn(blocked[1]), count(blockedDropped), drop()))
+			newRule(source.inSet(blocked[0]), count(blockedDropped), drop()),
+			newRule(source.inSet(blocked[1]), count(blockedDropped), drop()))
 	}
 	if b.limits {
 		list = append(list, newRule(opensTCP(), jump("opening")))
@@ -129,7 +129,7 @@ func (b builder) late() []rule {
 		list = append(list, newRule(ctOpens(), jump("budgets")))
 	}
 	if len(list) > 0 {
-		list = append([]rule{newRule(sourceIn(allow[0]), back()), newRule(sourceIn(allow[1]), back())}, list...)
+		list = append([]rule{newRule(source.inSet(allow[0]), back()), newRule(source.inSet(allow[1]), back())}, list...)
 	}
 	if b.proxies() {
 		// Before anything may drop it: whether cookies come back, and get to where they are checked.
@@ -272,7 +272,7 @@ func (b builder) passedIn() []rule {
 		list = append(list, s.counting(delivered, s.received(), false)...)
 	}
 	if b.proxies() && !b.posture.LastCookies {
-		list = append(list, newRule(sourceIn(allow[0]), back()), newRule(sourceIn(allow[1]), back()),
+		list = append(list, newRule(source.inSet(allow[0]), back()), newRule(source.inSet(allow[1]), back()),
 			newRule(ctNew(), opensTCP(), destination.tcpServiceIn(proxied), count(proxySYNs), goTo("proxy")))
 	}
 	return append(b.proxyOpens(inLoopback(), proxyDelivered), afterFirst(newRule(inLoopback(), back()), list)...)

@@ -97,20 +97,25 @@ func (f forwarded) leaving() []statement {
 	return append(f.at(source, destination, addr, first, last), leavesBy(f.selector.Uplink))
 }
 
-// translates writes an address and a port on one side. The variants are for packets that need to be told apart.
-func (f forwarded) translates(s side, to netip.AddrPort) (variants [][]statement) {
+// rewrite is what is written into packets that a test is true of.
+type rewrite struct{ test, writes []statement }
+
+// translates writes an address and a port on one side. Where packets need to be told apart there are several rewrites,
+// and the first whose test is true is it.
+func (f forwarded) translates(s side, to netip.AddrPort) []rewrite {
 	if !f.selector.Translated() {
-		return [][]statement{nil}
+		return []rewrite{{}}
 	}
 	addr := s.setAddr(to.Addr())
 	if f.selector.Inside.Port() == f.selector.Port {
-		return [][]statement{{addr}}
+		return []rewrite{{writes: []statement{addr}}}
 	}
-	port := s.setPort(f.selector.Protocol, to.Port())
+	all := []rewrite{{writes: []statement{s.setPort(f.selector.Protocol, to.Port()), addr}}}
 	if f.selector.Protocol == policy.UDP && to.Addr().Is4() {
-		return [][]statement{{withoutChecksum(), s.setPortAlone(f.selector.Protocol, to.Port()), addr}, {port, addr}}
+		plain := rewrite{[]statement{withoutChecksum()}, []statement{s.setPortAlone(f.selector.Protocol, to.Port()), addr}}
+		all = append([]rewrite{plain}, all...)
 	}
-	return [][]statement{{port, addr}}
+	return all
 }
 
 // outside is where clients send to.
@@ -127,30 +132,17 @@ func (f forwarded) early() []rule {
 	if !f.untracked {
 		list = append(list, newRule(append(f.request(), count(f.counter(requests)), back())...),
 			newRule(append(f.answer(), count(f.counter(replies)), back())...))
-		return append(list, f.counted(errorsCome, outerError, tooBig)...)
+		return append(list, f.counted(errorsCome, outerError)...)
 	}
 	list = append(list, f.follows(f.request(), source)...)
 	for _, to := range f.translates(destination, f.selector.Inside) {
-		to = slices.Concat(f.request(), f.zeroChecksum(to), []statement{count(f.counter(requests)), notrack()},
-			f.rewrites(to), []statement{back()})
-		list = append(list, newRule(to...))
+		list = append(list, newRule(slices.Concat(f.request(), to.test, []statement{count(f.counter(requests)), notrack()},
+			to.writes, []statement{back()})...))
 	}
 	list = append(list, f.follows(f.answer(), destination)...)
 	list = append(list, newRule(append(f.answer(), count(f.counter(replies)), notrack(), back())...))
-	list = append(list, f.counted(errorsCome, outerError, tooBig)...)
+	list = append(list, f.counted(errorsCome, outerError)...)
 	return append(list, f.errorsEarly()...)
-}
-
-// zeroChecksum returns the test that a variant begins with, rewrites what it writes.
-func (f forwarded) zeroChecksum(variant []statement) []statement {
-	if len(variant) == 3 {
-		return variant[:1]
-	}
-	return nil
-}
-
-func (f forwarded) rewrites(variant []statement) []statement {
-	return variant[len(f.zeroChecksum(variant)):]
 }
 
 // through returns the rules behind the host's own filter for what is forwarded.
@@ -163,7 +155,7 @@ func (f forwarded) through() []rule {
 		list = append(list, newRule(append(f.at(destination, source, addr, first, last), comesBy(f.selector.Uplink),
 			askedElsewhere(f.selector.Local.Addr()), count(f.counter(besides)))...))
 	}
-	return append(list, f.counted(errorsPassed, innerError, tooBig)...)
+	return append(list, f.counted(errorsPassed, innerError)...)
 }
 
 // behind returns the rules after routing and behind the host's own filters, where conntrack translates answers.
@@ -173,7 +165,7 @@ func (f forwarded) behind() []rule {
 		return list
 	}
 	for _, to := range f.translates(source, f.outside()) {
-		list = append(list, newRule(slices.Concat(f.leaving(), []statement{ctUntracked()}, to)...))
+		list = append(list, newRule(slices.Concat(f.leaving(), []statement{ctUntracked()}, to.test, to.writes)...))
 	}
 	return append(list, f.errorsBehind()...)
 }

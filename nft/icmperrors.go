@@ -59,10 +59,9 @@ func (f forwarded) errorsOut() []rule {
 	if f.family() == unix.NFPROTO_IPV6 {
 		kinds = []statement{unreachable[1].statement()}
 	} else {
-		const tooBigCode = 4
 		c := statement{text: "icmp code != frag-needed", family: unix.NFPROTO_IPV4, l4: unix.IPPROTO_ICMP,
 			exprs: []expr.Any{loadHeader(expr.PayloadBaseTransportHeader, 1, 1),
-				&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{tooBigCode}}}}
+				&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{fragmentationNeeded}}}}
 		kinds = append(kinds, c)
 	}
 	list := []rule{
@@ -82,15 +81,15 @@ const (
 	innerError = true
 )
 
-// counted counts errors of one kind that are for the inside host.
-func (f forwarded) counted(counter string, translated bool, kind func(forwarded) statement) []rule {
+// counted counts errors that tell the inside host to send smaller packets.
+func (f forwarded) counted(counter string, translated bool) []rule {
 	about, at := f.selector.Local.Addr(), f.selector.Local
 	first, last := f.selector.Ports()
 	if translated {
 		at, first, last = f.inside()
 		about = at.Addr()
 	}
-	return []rule{newRule(slices.Concat([]statement{comesBy(f.selector.Uplink), destination.in(at), kind(f)},
+	return []rule{newRule(slices.Concat([]statement{comesBy(f.selector.Uplink), destination.in(at), f.tooBig()},
 		f.inner(source, about, first, last), []statement{count(f.counter(counter))})...)}
 }
 
@@ -117,16 +116,7 @@ func icmpTypes(from icmpKind, last uint8) statement {
 }
 
 // tooBig matches errors that tell to send smaller packets.
-func tooBig(f forwarded) statement {
-	if f.family() == unix.NFPROTO_IPV6 {
-		return packetTooBig.statement()
-	}
-	c := unreachable[0].statement()
-	const code = 4
-	c.text += " icmp code frag-needed"
-	c.exprs = append(c.exprs, loadHeader(expr.PayloadBaseTransportHeader, 1, 1), equal([]byte{code}))
-	return c
-}
+func (f forwarded) tooBig() statement { return saysSmaller(f.family() == unix.NFPROTO_IPV6) }
 
 // The layout of an ICMP error: eight bytes of its own, then the packet that it is about.
 const (

@@ -32,12 +32,14 @@ const (
 	tooBigTo6 = 8 + 24
 )
 
+// fragmentationNeeded is the code of such an error in IPv4 (RFC 1191, 4).
+const fragmentationNeeded = 4
+
 // saysSmaller matches errors that say that a packet needs to be smaller.
 func saysSmaller(v6 bool) statement {
 	if v6 {
 		return packetTooBig.statement()
 	}
-	const fragmentationNeeded = 4
 	s := unreachable[0].statement()
 	s.text += " icmp code frag-needed"
 	s.exprs = append(s.exprs, loadHeader(expr.PayloadBaseTransportHeader, 1, 1), equal([]byte{fragmentationNeeded}))
@@ -67,7 +69,7 @@ func (b builder) leave() []rule {
 	if !b.leaves() {
 		return nil
 	}
-	return []rule{newRule(destinationIn(narrow[0]), back()), newRule(destinationIn(narrow[1]), back()), newRule(notrack())}
+	return []rule{newRule(destination.inSet(narrow[0]), back()), newRule(destination.inSet(narrow[1]), back()), newRule(notrack())}
 }
 
 // leaves reports whether something goes untracked.
@@ -78,12 +80,4 @@ func (b builder) leaves() bool {
 		}
 	}
 	return b.untracks
-}
-
-// destinationIn matches destinations in an address set.
-func destinationIn(set addressSet) statement {
-	c := destination.loadAddr(set.v6)
-	c.text += " @" + set.name
-	c.exprs = append(c.exprs, &expr.Lookup{SourceRegister: reg, SetName: set.name})
-	return c
 }

@@ -128,9 +128,9 @@ func (s side) loadAddr(v6 bool) statement {
 		exprs: []expr.Any{loadHeader(expr.PayloadBaseNetworkHeader, s.v4, 4)}}
 }
 
-// sourceIn matches sources in an address set.
-func sourceIn(set addressSet) statement {
-	c := source.loadAddr(set.v6)
+// inSet matches packets whose address on side s is in an address set.
+func (s side) inSet(set addressSet) statement {
+	c := s.loadAddr(set.v6)
 	c.text += " @" + set.name
 	c.exprs = append(c.exprs, &expr.Lookup{SourceRegister: reg, SetName: set.name})
 	return c
