@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,7 +24,7 @@ type entries interface {
 	Retime(context.Context, conntrack.Retiming) (int, error)
 	Adopt(context.Context, []conntrack.Flow, *rate.Limiter) (int, error)
 	AdoptForwarded(context.Context, []conntrack.ForwardedFlow, *rate.Limiter) (int, error)
-	Loosen(context.Context, []conntrack.ForwardedService, *rate.Limiter) (int, error)
+	Loosen(context.Context, []netip.AddrPort, *rate.Limiter) (int, error)
 	Purge(context.Context, policy.FlowClass, []netip.Prefix, *rate.Limiter) (int, error)
 	Retire(context.Context, conntrack.Retirement) (int, error)
 }
@@ -68,7 +69,7 @@ type mover interface {
 	evict(context.Context, conntrack.Eviction, *policy.Census) (int, error)
 	retime(context.Context, conntrack.Retiming) (int, error)
 	adopt(context.Context, []policy.Selector) (int, error)
-	loosen(context.Context, []conntrack.ForwardedService) (int, error)
+	loosen(context.Context, []netip.AddrPort) (int, error)
 	purge(context.Context, policy.FlowClass, []netip.Prefix) (int, error)
 	retire(context.Context, conntrack.Retirement) (int, error)
 }
@@ -95,6 +96,10 @@ type dry struct {
 
 // dryEntries is the mover of a dry run: it has nothing to change entries with.
 type dryEntries struct{}
+
+func (l *live) rules(d nft.Desired, now time.Time) error {
+	return errors.Join(l.adoptEnding(d), l.Apply(d, now))
+}
 
 func (l *live) work() (policy.Work, error) {
 	w, err := l.Work()

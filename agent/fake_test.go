@@ -108,7 +108,7 @@ func (k *kernel) AdoptForwarded(_ context.Context, flows []conntrack.ForwardedFl
 	return len(flows), k.change("adopt forwarded")
 }
 
-func (k *kernel) Loosen(context.Context, []conntrack.ForwardedService, *rate.Limiter) (int, error) {
+func (k *kernel) Loosen(context.Context, []netip.AddrPort, *rate.Limiter) (int, error) {
 	return 0, k.change("loosen")
 }
 

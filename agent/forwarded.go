@@ -4,27 +4,27 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"time"
 
 	"ctguard/agent/conntrack"
 	"ctguard/nft"
 	"ctguard/policy"
 )
 
-// rules brings the rules to what is wanted. Connections to inside hosts that are to be tracked again get their entries
-// first, while they still live untracked: were the inside host the first to speak then, conntrack would take it for
-// the one who opened the connection, and give its packets another port than the client knows.
-func (l *live) rules(d nft.Desired, now time.Time) error {
+// adoptEnding gives connections to inside hosts that are to be tracked again their entries, while they still live
+// untracked: were the inside host the first to speak then, conntrack would take it for the one who opened the
+// connection, and give its packets another port than the client knows.
+func (l *live) adoptEnding(d nft.Desired) error {
 	ending, err := l.Ending(d)
-	if len(ending) > 0 {
-		ctx, cancel := context.WithTimeout(context.Background(), adoptPatience)
-		defer cancel()
-		_, failed := l.AdoptForwarded(ctx, forwardedFlows(ending), l.adopting)
-		if !errors.Is(failed, conntrack.ErrTableFull) { // then nothing more can be done
-			err = errors.Join(err, failed)
-		}
+	if len(ending) == 0 {
+		return err
 	}
-	return errors.Join(err, l.Apply(d, now))
+	ctx, cancel := context.WithTimeout(context.Background(), adoptPatience)
+	defer cancel()
+	_, failed := l.AdoptForwarded(ctx, forwardedFlows(ending), l.adopting)
+	if errors.Is(failed, conntrack.ErrTableFull) {
+		failed = nil // nothing more can be done
+	}
+	return errors.Join(err, failed)
 }
 
 // forwardedFlows makes connections of services and their clients.
@@ -45,7 +45,7 @@ func outside(s policy.Selector) netip.AddrPort { return netip.AddrPortFrom(s.Loc
 // loosening has the entries of forwarded TCP services check no windows any more, as soon as they are untracked; see
 // [conntrack.Table.Loosen].
 func (l *loop) loosening() walk {
-	var due []conntrack.ForwardedService
+	var due []netip.AddrPort
 	loosened := make(map[policy.Selector]bool)
 	for _, n := range l.decision.Posture.Notrack {
 		s := n.Selector
@@ -54,7 +54,7 @@ func (l *loop) loosening() walk {
 		}
 		loosened[s] = true
 		if !l.loosened[s] {
-			due = append(due, conntrack.ForwardedService{Outside: outside(s), Inside: s.Inside})
+			due = append(due, outside(s))
 		}
 	}
 	l.loosened = loosened
@@ -65,15 +65,15 @@ func (l *loop) loosening() walk {
 }
 
 // loosenWalk loosens the entries of services.
-type loosenWalk struct{ services []conntrack.ForwardedService }
+type loosenWalk struct{ services []netip.AddrPort }
 
 func (s loosenWalk) do(ctx context.Context, w walker) func(*loop) {
 	_, err := w.mover.loosen(ctx, s.services)
 	return func(l *loop) { l.trouble("loosen", err) }
 }
 
-func (l *live) loosen(ctx context.Context, services []conntrack.ForwardedService) (int, error) {
+func (l *live) loosen(ctx context.Context, services []netip.AddrPort) (int, error) {
 	return l.Loosen(ctx, services, l.retiming)
 }
 
-func (*dryEntries) loosen(context.Context, []conntrack.ForwardedService) (int, error) { return 0, nil }
+func (*dryEntries) loosen(context.Context, []netip.AddrPort) (int, error) { return 0, nil }

@@ -69,7 +69,11 @@ func (b builder) leave() []rule {
 	if !b.leaves() {
 		return nil
 	}
-	return []rule{newRule(destination.inSet(narrow[0]), back()), newRule(destination.inSet(narrow[1]), back()), newRule(notrack())}
+	return []rule{
+		newRule(destination.inSet(narrow[0]), back()),
+		newRule(destination.inSet(narrow[1]), back()),
+		newRule(notrack()),
+	}
 }
 
 // leaves reports whether something goes untracked.

@@ -44,38 +44,55 @@ var ErrTableFull = errors.New("the table is full")
 // When ctx ends or the kernel refuses entries, for want of room (ENOMEM), it returns how many were
 // made beside the error.
 func (t *Table) Adopt(ctx context.Context, flows []Flow, r *rate.Limiter) (created int, err error) {
-	if len(flows) == 0 {
-		return 0, nil
-	}
-	timeout, err := readNumber(t.established)
-	if err != nil {
-		return 0, fmt.Errorf("adopt connections: %w", err)
-	}
-	refused, reason := 0, unix.Errno(0)
-	created, err = t.change(ctx, msgNew, r, func(queue *changes) error {
-		queue.flags, queue.limit = unix.NLM_F_CREATE|unix.NLM_F_EXCL, min(queue.limit, adoptBatch)
-		queue.failed = func(errno unix.Errno) {
-			if errno != unix.EEXIST {
-				refused, reason = refused+1, errno
-			}
-		}
-		attributes := make([]byte, 0, 512)
+	created, err = t.give(ctx, len(flows), r, func(queue *changes, b []byte, life lifetimes) {
+		queue.flags = unix.NLM_F_CREATE | unix.NLM_F_EXCL
 		for _, f := range flows {
-			attributes = f.appendEntry(attributes[:0], uint32(timeout))
-			queue.add(familyOf(f.Remote.Addr()), attributes)
+			b = f.appendEntry(b[:0], life.tcp)
+			queue.add(familyOf(f.Remote.Addr()), b)
 		}
-		return nil
 	})
-	if err == nil && refused > 0 {
-		err = fmt.Errorf("%d of %d connections refused: %w", refused, len(flows), reason)
-		if reason == unix.ENOMEM {
-			err = fmt.Errorf("%w: %w", ErrTableFull, err)
-		}
-	}
 	if err != nil {
 		err = fmt.Errorf("adopt connections: %w", err)
 	}
 	return created, err
+}
+
+// lifetimes are the namespace's own timeouts of open TCP connections and of UDP streams, in seconds.
+type lifetimes struct{ tcp, udp uint32 }
+
+// give has fill queue what gives flows their entries, which it may put together in b, and returns how many changes the
+// kernel made. An entry that is there already, or one to be changed that is not, is no failure.
+func (t *Table) give(ctx context.Context, flows int, r *rate.Limiter, fill func(queue *changes, b []byte, life lifetimes),
+) (made int, err error) {
+	if flows == 0 {
+		return 0, nil
+	}
+	tcp, err := readNumber(t.established)
+	if err != nil {
+		return 0, err
+	}
+	udp, err := readNumber(t.stream)
+	if err != nil {
+		return 0, err
+	}
+	refused, reason := 0, unix.Errno(0)
+	made, err = t.change(ctx, msgNew, r, func(queue *changes) error {
+		queue.limit = min(queue.limit, adoptBatch)
+		queue.failed = func(errno unix.Errno) {
+			if errno != unix.EEXIST && errno != unix.ENOENT {
+				refused, reason = refused+1, errno
+			}
+		}
+		fill(queue, make([]byte, 0, 512), lifetimes{uint32(tcp), uint32(udp)})
+		return nil
+	})
+	if err == nil && refused > 0 {
+		err = fmt.Errorf("%d of %d connections refused: %w", refused, flows, reason)
+		if reason == unix.ENOMEM {
+			err = fmt.Errorf("%w: %w", ErrTableFull, err)
+		}
+	}
+	return made, err
 }
 
 // appendEntry appends the attributes of f's entry; see ctnetlink_create_conntrack in
@@ -87,13 +104,23 @@ func (f Flow) appendEntry(b []byte, timeout uint32) []byte {
 	}
 	b = appendTuple(b, attrTupleOrig, protoTCP, from, to)
 	b = appendTuple(b, attrTupleReply, protoTCP, to, from)
+	return appendEstablished(b, timeout, f.Scaled, fromScale, toScale)
+}
+
+// appendAnswered appends what makes an entry one of a flow that both sides speak in.
+func appendAnswered(b []byte, timeout uint32) []byte {
 	b = appendAttr(b, attrStatus, 0, 0, 0, statusConfirmed|statusSeenReply|statusAssured)
-	b = appendAttr(b, attrTimeout, binary.BigEndian.AppendUint32(nil, timeout)...)
+	return appendAttr(b, attrTimeout, binary.BigEndian.AppendUint32(nil, timeout)...)
+}
+
+// appendEstablished appends what makes an entry that of an open connection, whose windows are not checked.
+func appendEstablished(b []byte, timeout uint32, scaled bool, fromScale, toScale byte) []byte {
+	b = appendAnswered(b, timeout)
 	b, info := openNest(b, attrProtoInfo)
 	b, tcp := openNest(b, protoInfoTCP)
 	b = appendAttr(b, protoInfoState, tcpEstablished)
 	flags := byte(tcpBeLiberal)
-	if f.Scaled {
+	if scaled {
 		flags |= tcpWindowScale
 		b = appendAttr(b, protoInfoScaleOrig, fromScale)
 		b = appendAttr(b, protoInfoScaleRepl, toScale)

@@ -8,18 +8,16 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// ForwardedService is a TCP service of an inside host by where clients send and where that leads to.
-type ForwardedService struct{ Outside, Inside netip.AddrPort }
-
-// Loosen has the entries of connections to the services check no windows any more. While such a service lives
-// untracked its windows move on unseen; were it tracked again at once, as after a kill -9, its packets would be
-// INVALID, not be translated, and be answered by this host with a reset. It returns how many entries it changed.
-func (t *Table) Loosen(ctx context.Context, services []ForwardedService, r *rate.Limiter) (changed int, err error) {
+// Loosen has the entries of TCP connections to forwarded services, by where clients send, check no windows any more.
+// While such a service lives untracked its windows move on unseen; were it tracked again at once, as after a kill -9,
+// its packets would be INVALID, not be translated, and be answered by this host with a reset. It returns how many
+// entries it changed.
+func (t *Table) Loosen(ctx context.Context, services []netip.AddrPort, r *rate.Limiter) (changed int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	outside := make(map[netip.AddrPort]bool)
 	for _, s := range services {
-		outside[s.Outside] = true
+		outside[s] = true
 	}
 	b := make([]byte, 0, 128)
 	changed, err = t.change(ctx, msgNew, r, func(queue *changes) error {

@@ -24,8 +24,9 @@ const sysctlRoot = "/proc/sys/net/netfilter/"
 // Table is the conntrack table of one network namespace. Its methods may be called from several
 // goroutines; those that walk the table wait for each other.
 type Table struct {
-	count, max, established *os.File // they stay bound to the namespace they were opened in
-	home                    *os.File // that namespace
+	count, max          *os.File // they stay bound to the namespace they were opened in
+	established, stream *os.File // likewise: the timeouts of open TCP connections and of UDP streams
+	home                *os.File // that namespace
 
 	mu    sync.Mutex // guards what a walk reuses
 	buf   []byte
@@ -56,6 +57,7 @@ func (t *Table) open() (err error) {
 	}
 	for name, file := range map[string]**os.File{
 		"nf_conntrack_count": &t.count, "nf_conntrack_max": &t.max, tcpTimeout + "established": &t.established,
+		"nf_conntrack_udp_timeout_stream": &t.stream,
 	} {
 		if *file, err = os.Open(sysctlRoot + name); errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("%w: %w", ErrNotLoaded, err)
@@ -70,7 +72,7 @@ func (t *Table) open() (err error) {
 // Close releases the table's descriptors. The table must not be in use.
 func (t *Table) Close() error {
 	var errs []error
-	for _, f := range []*os.File{t.count, t.max, t.established, t.home} {
+	for _, f := range []*os.File{t.count, t.max, t.established, t.stream, t.home} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}

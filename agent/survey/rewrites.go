@@ -192,7 +192,10 @@ func sorted(all []effect) (found rewrites) {
 // needOf says why s must stay tracked for something other than a translation; empty if for nothing.
 func (r rewrites) needOf(s policy.Selector, multicast bool, routesByMark func() bool) string {
 	for _, e := range r.needs {
-		if e.kind != offloads && e.kind != refusesNew && (e.everything || e.meets(s, e.hook, multicast)) && (e.kind != marks || routesByMark()) {
+		if e.kind == offloads || e.kind == refusesNew { // of what is forwarded
+			continue
+		}
+		if (e.everything || e.meets(s, e.hook, multicast)) && (e.kind != marks || routesByMark()) {
 			return e.reason()
 		}
 	}
