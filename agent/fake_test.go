@@ -141,9 +141,15 @@ func (f fakeRules) Apply(d nft.Desired, _ time.Time) error {
 	f.applied++
 	return f.change("rules")
 }
-func (f fakeRules) Work() (policy.Work, error)                                       { return policy.Work{}, f.faults["work"] }
-func (f fakeRules) Ending(nft.Desired) (map[policy.Selector][]netip.AddrPort, error) { return nil, nil }
-func (f fakeRules) Intact() (bool, error)                                            { return !f.missing, f.faults["intact"] }
+func (f fakeRules) Work() (policy.Work, error) {
+	return policy.Work{}, f.faults["work"]
+}
+func (f fakeRules) Ending(nft.Desired) (map[policy.Selector][]netip.AddrPort, error) {
+	return nil, nil
+}
+func (f fakeRules) Intact() (bool, error) {
+	return !f.missing, f.faults["intact"]
+}
 
 // fakeSettings are the settings.
 type fakeSettings struct{ *kernel }

@@ -40,7 +40,8 @@ func TestTick(t *testing.T) {
 	if s := l.board.Status(); s.Level != top {
 		t.Errorf("95 %%: level %d, want %d", s.Level, top)
 	}
-	if !k.desired.Posture.DropInvalid || k.settings["nf_conntrack_tcp_loose"] != 0 || k.settings["nf_conntrack_tcp_timeout_time_wait"] != 10 {
+	if !k.desired.Posture.DropInvalid || k.settings["nf_conntrack_tcp_loose"] != 0 ||
+		k.settings["nf_conntrack_tcp_timeout_time_wait"] != 10 {
 		t.Errorf("95 %%: wants %+v and %v", k.desired.Posture, k.settings)
 	}
 	if l.decision.Next != 50*time.Millisecond {
@@ -311,7 +312,8 @@ func TestEvictOncePerCensus(t *testing.T) {
 	if l.eviction() != nil {
 		t.Error("a second eviction of the same census")
 	}
-	if len(k.evictions) != 1 || !slices.Equal(k.evictions[0].Spare, l.decision.Posture.Allow) || k.evictions[0].Rate == nil {
+	if len(k.evictions) != 1 || !slices.Equal(k.evictions[0].Spare, l.decision.Posture.Allow) ||
+		k.evictions[0].Rate == nil {
 		t.Errorf("evictions %+v", k.evictions)
 	}
 	if l.told(policy.EvictEvent, "5 entries of 1 heavy sources") != 1 {
@@ -345,7 +347,8 @@ func TestBlockThenEvict(t *testing.T) {
 		for range 2 { // what is finished goes first
 			l.nextWalk(time.Now()).do(t.Context(), a.walker)(l)
 		}
-		if len(k.retired) != 1 || len(k.evictions) != 1 || len(k.evictions[0].Caps) != 1 || k.evictions[0].Caps[0].SpareAssured != (fault != nil) {
+		if len(k.retired) != 1 || len(k.evictions) != 1 || len(k.evictions[0].Caps) != 1 ||
+			k.evictions[0].Caps[0].SpareAssured != (fault != nil) {
 			t.Errorf("rules %v: evictions %+v", fault, k.evictions)
 		}
 	}

@@ -158,7 +158,9 @@ func TestBackToBaseline(t *testing.T) {
 		if err := json.Unmarshal([]byte(controltest.MustAsk(t, socket, "/v1/status", http.StatusOK)), &s); err != nil {
 			t.Fatal(err)
 		}
-		if s.Count == 1000 && s.Level == 0 && len(s.Limited) == 0 && s.Override != nil && s.Override.Kind == policy.Pin && len(s.Words) == 1 && s.Words[0].Release {
+		if s.Count == 1000 && s.Level == 0 && len(s.Limited) == 0 &&
+			s.Override != nil && s.Override.Kind == policy.Pin &&
+			len(s.Words) == 1 && s.Words[0].Release {
 			return
 		}
 		if time.Now().After(deadline) {

@@ -68,9 +68,13 @@ func TestReload(t *testing.T) {
 	l := newAgent(k, c, false).loop
 	l.tick()
 	for _, step := range []struct{ text, want string }{
-		{"[steps.evict]\nleave = 95", "not reloaded, nothing changed: " + path + ":2: steps.evict.leave: 95 is not above 0"},
-		{"[table]\ncapacity = 5\ncolour = 1", "not reloaded, nothing changed: " + path + ":3: table.colour: unknown key"},
-		{"state_dir = \"/elsewhere\"", "not reloaded, nothing changed: socket, group, state_dir, metrics and notify change only with a restart"},
+		{"[steps.evict]\nleave = 95",
+			"not reloaded, nothing changed: " + path + ":2: steps.evict.leave: 95 is not above 0"},
+		{"[table]\ncapacity = 5\ncolour = 1",
+			"not reloaded, nothing changed: " + path + ":3: table.colour: unknown key"},
+		{"state_dir = \"/elsewhere\"",
+			"not reloaded, nothing changed: " +
+				"socket, group, state_dir, metrics and notify change only with a restart"},
 	} {
 		write(step.text)
 		if l.reload() {

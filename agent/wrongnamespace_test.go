@@ -28,7 +28,9 @@ func TestWrongNamespace(t *testing.T) {
 		others = 2000
 		wait(2 * emptyAfter)
 		told := l.reasons(policy.DegradedEvent)
-		if len(told) != 1 || !strings.HasPrefix(told[0], "namespace: count is 0 here while 1234 entries exist elsewhere") || !strings.Contains(told[0], "--netns") {
+		if len(told) != 1 ||
+			!strings.HasPrefix(told[0], "namespace: count is 0 here while 1234 entries exist elsewhere") ||
+			!strings.Contains(told[0], "--netns") {
 			t.Fatalf("told %q", told)
 		}
 		k.count = 1

@@ -87,7 +87,10 @@ func TestLimitSparesOpenFlows(t *testing.T) {
 	received()
 
 	table := open(t)
-	apply(t, table, Desired{Posture: limits(slow(client2+"/32"), slow("192.0.2.3/32"), slow("2001:db8::/48")), Allow: []netip.Prefix{prefix("192.0.2.3/32")}})
+	apply(t, table, Desired{
+		Posture: limits(slow(client2+"/32"), slow("192.0.2.3/32"), slow("2001:db8::/48")),
+		Allow:   []netip.Prefix{prefix("192.0.2.3/32")},
+	})
 	for range 5 {
 		mustEcho(t, stream)
 		mustEcho(t, query)
@@ -121,7 +124,9 @@ func TestLimitSparesOpenFlows(t *testing.T) {
 func TestRate(t *testing.T) {
 	const burst, attempts = 5, 20
 	for _, network := range []string{"tcp", "udp"} {
-		for name, sources := range map[string][]string{"one source": {client2}, "prefix": {client2, client3}, "ipv6": {client6}} {
+		for name, sources := range map[string][]string{
+			"one source": {client2}, "prefix": {client2, client3}, "ipv6": {client6},
+		} {
 			t.Run(network+" "+name, func(t *testing.T) {
 				l := newLink(t)
 				l.serve(80)
@@ -151,7 +156,8 @@ func TestRate(t *testing.T) {
 				}
 				most := burst + int(time.Since(began)/time.Second) + 1 // rate and rounding
 				if w := work(t, table); passed > most || w.LimitedDropped < uint64(burst+attempts-most) {
-					t.Errorf("%d of %d passed, %d packets dropped; want at most %d to pass", passed, burst+attempts, w.LimitedDropped, most)
+					t.Errorf("%d of %d passed, %d packets dropped; want at most %d to pass",
+						passed, burst+attempts, w.LimitedDropped, most)
 				}
 				p.LimitBurst = 2 * burst // sources that were metered already get it too
 				apply(t, table, Desired{Posture: p})

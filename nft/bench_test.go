@@ -17,7 +17,9 @@ func many(n int, until time.Time) []policy.Limit {
 		half := i / 2
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18 + byte(half>>16), byte(half >> 8), byte(half)}), 32)
 		if i%2 == 1 {
-			p = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0, byte(half >> 16), byte(half >> 8), byte(half)}), 64)
+			p = netip.PrefixFrom(netip.AddrFrom16([16]byte{
+				0x20, 0x01, 0x0d, 0xb8, 0, byte(half >> 16), byte(half >> 8), byte(half),
+			}), 64)
 		}
 		list[i] = policy.Limit{Prefix: p, Until: until}
 	}

@@ -102,7 +102,8 @@ func asks(t *testing.T, l *link) {
 }
 
 func timedOut(err error) bool {
-	return errors.Is(err, os.ErrDeadlineExceeded) || func() bool { var n net.Error; return errors.As(err, &n) && n.Timeout() }()
+	var n net.Error
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &n) && n.Timeout()
 }
 
 // TestBudgets holds new packets of a class to a rate before they become entries, and nobody else's: of
@@ -116,9 +117,12 @@ func TestBudgets(t *testing.T) {
 	mustEcho(t, stream)
 	table := open(t)
 	const rate = 2
-	apply(t, table, Desired{Allow: []netip.Prefix{prefix(client4 + "/32")}, Posture: policy.Posture{Budgets: []policy.Budget{
-		{Class: policy.FlowClass{Protocol: 6, Port: 80}, Rate: rate}, {Class: policy.FlowClass{Protocol: 17, Port: 80}, Rate: rate},
-	}}})
+	apply(t, table, Desired{
+		Allow: []netip.Prefix{prefix(client4 + "/32")},
+		Posture: policy.Posture{Budgets: []policy.Budget{
+			{Class: policy.FlowClass{Protocol: 6, Port: 80}, Rate: rate},
+			{Class: policy.FlowClass{Protocol: 17, Port: 80}, Rate: rate},
+		}}})
 	for i := range 100 {
 		l.segment(fmt.Sprintf("192.0.2.%d", 100+i), 80, 0x02)
 		mustEcho(t, open80)

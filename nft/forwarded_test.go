@@ -271,7 +271,8 @@ func addressesIn(b []byte) (list []netip.Addr) {
 	return list
 }
 
-// errorAbout is an ICMP error about a packet of a protocol between two IPv4 ends, with as much of it as RFC 792 asks for.
+// errorAbout is an ICMP error about a packet of a protocol between two IPv4 ends, with as much of it
+// as RFC 792 asks for.
 func errorAbout(kind, code, protocol byte, from, to netip.AddrPort) []byte {
 	b := make([]byte, 8+20+8)
 	b[0], b[1] = kind, code
@@ -339,7 +340,8 @@ func TestForwardedErrors(t *testing.T) {
 	} {
 		there := addr("203.0.113.2:40000")
 		g.in(g.client, func() {
-			if err := sendRaw(unix.IPPROTO_ICMP, client, service, errorAbout(3, 4, c.protocol, addr(c.public), there)); err != nil {
+			told := errorAbout(3, 4, c.protocol, addr(c.public), there)
+			if err := sendRaw(unix.IPPROTO_ICMP, client, service, told); err != nil {
 				t.Error(err)
 			}
 		})
@@ -347,7 +349,8 @@ func TestForwardedErrors(t *testing.T) {
 			t.Errorf("%s: the inside host hears about %s, want %s", c.name, got, want)
 		}
 		g.in(g.server, func() {
-			if err := sendRaw(unix.IPPROTO_ICMP, inside, client, errorAbout(3, 4, c.protocol, there, addr(c.private))); err != nil {
+			told := errorAbout(3, 4, c.protocol, there, addr(c.private))
+			if err := sendRaw(unix.IPPROTO_ICMP, inside, client, told); err != nil {
 				t.Error(err)
 			}
 		})

@@ -56,11 +56,13 @@ func cases() []struct {
 		{Prefix: prefix("203.0.113.10/32"), Kind: policy.Block, Until: now},            // ended
 	}, limits...)
 	posture := policy.Posture{Limits: limits, LimitRate: 10, LimitBurst: 20}
-	services := tracked(policy.Trial, "tcp/80", "udp/53", "echo", "multicast", "tcp/22 with 198.51.100.0/25", "tcp/22 with 2001:db8:4::/64", "echo with 203.0.113.7/32")
+	services := tracked(policy.Trial, "tcp/80", "udp/53", "echo", "multicast",
+		"tcp/22 with 198.51.100.0/25", "tcp/22 with 2001:db8:4::/64", "echo with 203.0.113.7/32")
 	watched := tracked(policy.Watched, "tcp/443", "udp/123")
 	handshake := policy.Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true}
 	budgets := []policy.Budget{
-		{Class: policy.FlowClass{Protocol: 6, Port: 80}, Rate: 27}, {Class: policy.FlowClass{Protocol: 17, Port: 53}, Rate: 109},
+		{Class: policy.FlowClass{Protocol: 6, Port: 80}, Rate: 27},
+		{Class: policy.FlowClass{Protocol: 17, Port: 53}, Rate: 109},
 		{Class: policy.FlowClass{Protocol: 253}, Rate: 6},
 	}
 	type c = struct {
@@ -69,29 +71,62 @@ func cases() []struct {
 	}
 	return []c{
 		{"invalid", "invalid", Desired{Posture: policy.Posture{Level: 1, DropInvalid: true}, Allow: allowList}},
-		{"invalid, rate without limits", "invalid", Desired{Posture: policy.Posture{DropInvalid: true, LimitRate: 5, Reject: true,
-			Settings: map[string]int{"nf_conntrack_tcp_loose": 0}, Caps: []policy.Cap{{Prefix: prefix("198.51.100.7/32"), Keep: 1}}}, Allow: allowList}},
+		{"invalid, rate without limits", "invalid", Desired{
+			Posture: policy.Posture{DropInvalid: true, LimitRate: 5, Reject: true,
+				Settings: map[string]int{"nf_conntrack_tcp_loose": 0},
+				Caps:     []policy.Cap{{Prefix: prefix("198.51.100.7/32"), Keep: 1}}},
+			Allow: allowList}},
 		{"limits", "limits", Desired{Posture: posture, Allow: allowList}},
-		{"limits, messy", "limits", Desired{Posture: policy.Posture{Limits: messy, LimitRate: 10, LimitBurst: 20}, Allow: allowList}},
-		{"limits, reject", "reject", Desired{Posture: policy.Posture{Limits: limits, LimitRate: 10, LimitBurst: 20, Reject: true}, Allow: allowList}},
+		{"limits, messy", "limits", Desired{
+			Posture: policy.Posture{Limits: messy, LimitRate: 10, LimitBurst: 20},
+			Allow:   allowList}},
+		{"limits, reject", "reject", Desired{
+			Posture: policy.Posture{Limits: limits, LimitRate: 10, LimitBurst: 20, Reject: true},
+			Allow:   allowList}},
 		{"no new flows", "norate", Desired{Posture: policy.Posture{Limits: limits[1:2]}}},
 		{"watched", "watched", Desired{Posture: policy.Posture{Notrack: watched}}},
 		{"notrack on trial", "trial", Desired{Posture: policy.Posture{Notrack: append(watched, services...)}}},
-		{"notrack freed", "notrack", Desired{Posture: policy.Posture{Notrack: append(watched, tracked(policy.Freed, "multicast", "tcp/80", "udp/53", "tcp/22 with 198.51.100.0/25", "tcp/22 with 2001:db8:4::/64", "echo", "echo with 203.0.113.7/32")...)}}},
-		{"notrack, all forms", "forms", Desired{Posture: policy.Posture{DropInvalid: true, Notrack: append(
-			tracked(policy.Freed, "tcp/80 at 203.0.113.0/28", "tcp/80 with 198.51.100.0/24 at 203.0.113.1/32 on eth0.100", "udp/10000-20000", "echo on br-1", "echo with ::/0 at 2001:db8::/64", "udp"),
-			tracked(policy.Trial, "tcp", "tcp/8000-8999 at 0.0.0.0/0", "udp with 0.0.0.0/0 at 0.0.0.0/0", "tcp with 2001:db8::1/128 on wan_0")...)}, Allow: allowList}},
-		{"notrack of everything", "pure", Desired{Posture: policy.Posture{DropInvalid: true, Notrack: tracked(policy.Trial, "all", "tcp/80")}, Allow: allowList}},
-		{"forwarded", "forwarded", Desired{Posture: policy.Posture{Notrack: append(tracked(policy.Trial, forwards[0], "udp/10000-20000 with 198.51.100.0/24 at 203.0.113.1/32 to 10.0.0.2:10000 by wan0"), tracked(policy.Watched, forwards[1])...)}}},
+		{"notrack freed", "notrack", Desired{
+			Posture: policy.Posture{Notrack: append(watched,
+				tracked(policy.Freed, "multicast", "tcp/80", "udp/53", "tcp/22 with 198.51.100.0/25",
+					"tcp/22 with 2001:db8:4::/64", "echo", "echo with 203.0.113.7/32")...)}}},
+		{"notrack, all forms", "forms", Desired{
+			Posture: policy.Posture{DropInvalid: true, Notrack: append(
+				tracked(policy.Freed, "tcp/80 at 203.0.113.0/28",
+					"tcp/80 with 198.51.100.0/24 at 203.0.113.1/32 on eth0.100", "udp/10000-20000", "echo on br-1",
+					"echo with ::/0 at 2001:db8::/64", "udp"),
+				tracked(policy.Trial, "tcp", "tcp/8000-8999 at 0.0.0.0/0", "udp with 0.0.0.0/0 at 0.0.0.0/0",
+					"tcp with 2001:db8::1/128 on wan_0")...)},
+			Allow: allowList}},
+		{"notrack of everything", "pure", Desired{
+			Posture: policy.Posture{DropInvalid: true, Notrack: tracked(policy.Trial, "all", "tcp/80")},
+			Allow:   allowList}},
+		{"forwarded", "forwarded", Desired{
+			Posture: policy.Posture{Notrack: append(
+				tracked(policy.Trial, forwards[0],
+					"udp/10000-20000 with 198.51.100.0/24 at 203.0.113.1/32 to 10.0.0.2:10000 by wan0"),
+				tracked(policy.Watched, forwards[1])...)}}},
 		{"closed ports", "closed", Desired{Posture: policy.Posture{ClosedPorts: true, ClosedRate: 100}, Allow: allowList}},
 		{"budgets", "budgets", Desired{Posture: policy.Posture{Budgets: budgets}, Allow: allowList}},
-		{"synproxy", "synproxy", Desired{Posture: policy.Posture{Synproxy: []uint16{80, 443}, Handshake: handshake}, Allow: allowList}},
-		{"synproxy, bare", "bare", Desired{Posture: policy.Posture{Synproxy: []uint16{80}, Handshake: policy.Handshake{MSS4: 536, MSS6: 1220}}}},
-		{"synproxy, last cookies", "cookies", Desired{Posture: policy.Posture{Synproxy: []uint16{80}, Handshake: handshake, LastCookies: true}}},
-		{"all", "all", Desired{Posture: policy.Posture{DropInvalid: true, Notrack: append(watched, services...), Limits: limits, LimitRate: 10, LimitBurst: 20,
-			ClosedPorts: true, Budgets: budgets, Synproxy: []uint16{8080}, Handshake: handshake}, Allow: allowList}},
-		{"everything allowed", "whole", Desired{Posture: policy.Posture{DropInvalid: true, Limits: []policy.Limit{{Prefix: prefix("0.0.0.0/0")}, {Prefix: prefix("::/0"), Kind: policy.Block}, {Prefix: prefix("255.255.255.255/32"), Kind: policy.Block}}, LimitRate: 5, LimitBurst: 5,
-			Notrack: tracked(policy.Trial, "tcp/22 with 0.0.0.0/0", "udp/53 with ::/0")}, Allow: []netip.Prefix{prefix("0.0.0.0/0"), prefix("ffff::/16")}}},
+		{"synproxy", "synproxy", Desired{
+			Posture: policy.Posture{Synproxy: []uint16{80, 443}, Handshake: handshake},
+			Allow:   allowList}},
+		{"synproxy, bare", "bare", Desired{
+			Posture: policy.Posture{Synproxy: []uint16{80}, Handshake: policy.Handshake{MSS4: 536, MSS6: 1220}}}},
+		{"synproxy, last cookies", "cookies", Desired{
+			Posture: policy.Posture{Synproxy: []uint16{80}, Handshake: handshake, LastCookies: true}}},
+		{"all", "all", Desired{
+			Posture: policy.Posture{DropInvalid: true, Notrack: append(watched, services...),
+				Limits: limits, LimitRate: 10, LimitBurst: 20,
+				ClosedPorts: true, Budgets: budgets, Synproxy: []uint16{8080}, Handshake: handshake},
+			Allow: allowList}},
+		{"everything allowed", "whole", Desired{
+			Posture: policy.Posture{DropInvalid: true,
+				Limits: []policy.Limit{{Prefix: prefix("0.0.0.0/0")}, {Prefix: prefix("::/0"), Kind: policy.Block},
+					{Prefix: prefix("255.255.255.255/32"), Kind: policy.Block}},
+				LimitRate: 5, LimitBurst: 5,
+				Notrack: tracked(policy.Trial, "tcp/22 with 0.0.0.0/0", "udp/53 with ::/0")},
+			Allow: []netip.Prefix{prefix("0.0.0.0/0"), prefix("ffff::/16")}}},
 	}
 }
 

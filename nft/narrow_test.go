@@ -2,8 +2,8 @@ package nft
 
 import "testing"
 
-// What this host sends to somebody behind a small MTU is tracked for a moment, so that the errors that say so are related
-// to it. Nothing else is, a flood's segments neither.
+// What this host sends to somebody behind a small MTU is tracked for a moment, so that the errors that say so are
+// related to it. Nothing else is, a flood's segments neither.
 func TestNarrowPaths(t *testing.T) {
 	l := newLink(t)
 	l.serve(80)

@@ -43,9 +43,18 @@ func TestNotrack(t *testing.T) {
 		selectors []string
 	}{
 		{"services", []string{"tcp/80", "udp/80", "echo"}},
-		{"with the client's prefixes", []string{"tcp/80 with 192.0.2.0/30", "tcp/80 with 2001:db8::/64", "udp/80 with 192.0.2.2/31", "udp/80 with ::/0", "echo with 0.0.0.0/0"}},
-		{"on the host's addresses", []string{"tcp/80 at 192.0.2.0/31", "tcp/80 at 2001:db8::/126", "udp/80 at 192.0.2.1/32", "udp/80 with ::/0 at 2001:db8::1/128", "echo at 192.0.2.1/32"}},
-		{"by way of the interface", []string{"tcp/80 on host0", "udp/80 with 192.0.2.2/32 at 192.0.2.1/32 on host0", "udp/80 at ::/0 on host0", "echo on host0"}},
+		{"with the client's prefixes", []string{
+			"tcp/80 with 192.0.2.0/30", "tcp/80 with 2001:db8::/64",
+			"udp/80 with 192.0.2.2/31", "udp/80 with ::/0", "echo with 0.0.0.0/0",
+		}},
+		{"on the host's addresses", []string{
+			"tcp/80 at 192.0.2.0/31", "tcp/80 at 2001:db8::/126",
+			"udp/80 at 192.0.2.1/32", "udp/80 with ::/0 at 2001:db8::1/128", "echo at 192.0.2.1/32",
+		}},
+		{"by way of the interface", []string{
+			"tcp/80 on host0",
+			"udp/80 with 192.0.2.2/32 at 192.0.2.1/32 on host0", "udp/80 at ::/0 on host0", "echo on host0",
+		}},
 		{"ranges", []string{"tcp/79-80", "udp/80-81", "echo"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -97,7 +106,8 @@ func TestNotrackElsewhere(t *testing.T) {
 	l := newLink(t)
 	l.serve(80)
 	table := open(t)
-	apply(t, table, untrack("tcp/80 at 192.0.2.2/31", "udp/80 at 2001:db8::/128", "tcp/80 on host1", "udp/80 on host", "tcp/81-82", "udp/1-79", "udp/81-65535", "echo at 192.0.2.2/32", "tcp at 192.0.2.2/32", "udp on lo0"))
+	apply(t, table, untrack("tcp/80 at 192.0.2.2/31", "udp/80 at 2001:db8::/128", "tcp/80 on host1", "udp/80 on host",
+		"tcp/81-82", "udp/1-79", "udp/81-65535", "echo at 192.0.2.2/32", "tcp at 192.0.2.2/32", "udp on lo0"))
 	for _, network := range []string{"tcp", "udp"} {
 		mustEcho(t, l.mustDial(network, client2, 80))
 		mustEcho(t, l.mustDial(network, client6, 80))
@@ -177,7 +187,8 @@ func TestNotrackWhole(t *testing.T) {
 		wantEntries(t, client6, c.tcp+c.udp)
 		wantEntries(t, hostV4, c.asked4)
 		for s, w := range work(t, table).Selectors {
-			if w.Requests == 0 || w.Requests != w.Delivered || w.Replies == 0 || w.Replies != w.Sent || w.New == 0 || w.Answers != w.Heard {
+			if w.Requests == 0 || w.Requests != w.Delivered ||
+				w.Replies == 0 || w.Replies != w.Sent || w.New == 0 || w.Answers != w.Heard {
 				t.Errorf("%v: %+v, want all to pass", s, w)
 			}
 			if !s.Remote.IsValid() && w.Answers == 0 {
@@ -262,12 +273,15 @@ func TestAnswersToTheHost(t *testing.T) {
 // TestTrialEndsNothing: where the host's own rules answer untracked packets with a reset, a trial
 // stops its connections for a moment, but they live on.
 func TestTrialEndsNothing(t *testing.T) {
-	for _, name := range []string{"tcp/80", "tcp/80 with 192.0.2.0/24", "tcp/80 at 192.0.2.1/32 on host0", "tcp/1-80", "tcp", "all"} {
+	for _, name := range []string{
+		"tcp/80", "tcp/80 with 192.0.2.0/24", "tcp/80 at 192.0.2.1/32 on host0", "tcp/1-80", "tcp", "all",
+	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLink(t)
 			l.serve(80)
 			feed(t, `table inet host { chain input { type filter hook input priority 0;
-				ct state established,related accept; ct state new tcp dport 80 accept; meta l4proto tcp reject with tcp reset; }; }`)
+				ct state established,related accept; ct state new tcp dport 80 accept; `+
+				`meta l4proto tcp reject with tcp reset; }; }`)
 			c := l.mustDial("tcp", client2, 80)
 			mustEcho(t, c)
 			table := open(t)
@@ -278,7 +292,8 @@ func TestTrialEndsNothing(t *testing.T) {
 				t.Fatalf("in the trial: %v, want a timeout", err)
 			}
 			// Of everything that the host sends there is more than resets.
-			if w := work(t, table).Selectors[selector(name)]; w.Requests == 0 || w.Delivered != 0 || w.Replies != 0 && name != "all" {
+			w := work(t, table).Selectors[selector(name)]
+			if w.Requests == 0 || w.Delivered != 0 || w.Replies != 0 && name != "all" {
 				t.Errorf("%+v, want requests that nobody got, and no reset taken for an answer", w)
 			}
 			d.Posture.Notrack[0].Stage = policy.Watched
@@ -407,8 +422,10 @@ table inet filter {
 	after := work(t, table)
 	diff := func(proto string) policy.SelectorWork {
 		a, b := after.Selectors[selector(proto)], before.Selectors[selector(proto)]
-		return policy.SelectorWork{Requests: a.Requests - b.Requests, New: a.New - b.New, Delivered: a.Delivered - b.Delivered,
-			Replies: a.Replies - b.Replies, Sent: a.Sent - b.Sent}
+		return policy.SelectorWork{
+			Requests: a.Requests - b.Requests, New: a.New - b.New, Delivered: a.Delivered - b.Delivered,
+			Replies: a.Replies - b.Replies, Sent: a.Sent - b.Sent,
+		}
 	}
 	if w := diff("tcp/80"); w.New == 0 || w.Delivered != 0 || w.Replies != 0 {
 		t.Errorf("tcp on trial: %+v, want requests dropped at input", w)

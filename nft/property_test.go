@@ -22,8 +22,11 @@ func draw() *rapid.Generator[Desired] {
 	})
 	selectors := rapid.SampledFrom([]string{
 		"tcp/80", "tcp/443", "udp/53", "udp/80", "echo", "multicast",
-		"tcp/80 with 198.51.100.0/24", "tcp/80 with 198.51.100.128/25", "udp/53 with 2001:db8::/33", "tcp/22 with ::/0", "echo with 198.51.100.1/32", "echo with 2001:db8::/64",
-		"tcp", "udp", "all", "tcp on eth0", "udp/1-65535", "tcp/80 at 198.51.100.0/24", "udp/53 with ::/0 at 2001:db8::1/128 on eth0", "echo at 198.51.100.1/32",
+		"tcp/80 with 198.51.100.0/24", "tcp/80 with 198.51.100.128/25",
+		"udp/53 with 2001:db8::/33", "tcp/22 with ::/0",
+		"echo with 198.51.100.1/32", "echo with 2001:db8::/64",
+		"tcp", "udp", "all", "tcp on eth0", "udp/1-65535", "tcp/80 at 198.51.100.0/24",
+		"udp/53 with ::/0 at 2001:db8::1/128 on eth0", "echo at 198.51.100.1/32",
 		"tcp/443 at 203.0.113.1/32 on eth0 to 10.0.0.2:8443 by eth0", "udp/53 at 203.0.113.1/32 to 10.0.0.2:5353 by eth0",
 	})
 	limit := rapid.Custom(func(t *rapid.T) policy.Limit {
@@ -34,7 +37,8 @@ func draw() *rapid.Generator[Desired] {
 		}
 	})
 	notrack := rapid.Custom(func(t *rapid.T) policy.Untracked {
-		return tracked(rapid.SampledFrom([]policy.Stage{policy.Watched, policy.Trial, policy.Freed}).Draw(t, "stage"), selectors.Draw(t, "selector"))[0]
+		stages := []policy.Stage{policy.Watched, policy.Trial, policy.Freed}
+		return tracked(rapid.SampledFrom(stages).Draw(t, "stage"), selectors.Draw(t, "selector"))[0]
 	})
 	return rapid.Custom(func(t *rapid.T) Desired {
 		d := Desired{Posture: policy.Posture{

@@ -10,8 +10,8 @@ import (
 	"ctguard/policy"
 )
 
-// A connection whose entry is gone repeats itself in vain while TCP is held to what conntrack knows: it is remembered as
-// long as that lasts. A packet that belongs to nothing comes once, and is not.
+// A connection whose entry is gone repeats itself in vain while TCP is held to what conntrack knows: it is remembered
+// as long as that lasts. A packet that belongs to nothing comes once, and is not.
 func TestStrays(t *testing.T) {
 	l := newLink(t)
 	l.serve(80)

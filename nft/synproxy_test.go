@@ -89,7 +89,8 @@ func TestSynproxy(t *testing.T) {
 				t.Error("synproxy lets a source in that the host's filter keeps out")
 			}
 			w := work(t, table).Proxied
-			if w.SYNs < 202 || w.Ports[80] != (policy.ProxiedPort{Completed: 2, Delivered: 2}) || w.Checked != w.Returned || w.Checked < 3 {
+			if w.SYNs < 202 || w.Ports[80] != (policy.ProxiedPort{Completed: 2, Delivered: 2}) ||
+				w.Checked != w.Returned || w.Checked < 3 {
 				t.Errorf("counted %+v", w)
 			}
 		})
@@ -266,7 +267,8 @@ func TestSynproxyByPort(t *testing.T) {
 	l.serve(80)
 	l.serve(81)
 	feed(t, `table inet host { chain input { type filter hook input priority 0; policy drop;
-		ct state established accept; tcp dport 80 accept; iifname "ifb0" tcp dport 81 accept; iifname "host0" tcp dport 81 accept; }; }`)
+		ct state established accept; tcp dport 80 accept; iifname "ifb0" tcp dport 81 accept; `+
+		`iifname "host0" tcp dport 81 accept; }; }`)
 	strict(t)
 	table := open(t)
 	d := proxy(t)

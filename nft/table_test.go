@@ -151,7 +151,9 @@ func TestInvalidInput(t *testing.T) {
 	}{
 		{"allow prefix invalid Prefix: not a prefix", Desired{Allow: []netip.Prefix{{}}}},
 		{"limit prefix invalid Prefix: not a prefix", Desired{Posture: policy.Posture{Limits: []policy.Limit{{}}}}},
-		{"notrack selector", Desired{Posture: policy.Posture{Notrack: []policy.Untracked{{Selector: policy.Selector{Protocol: "sctp", Port: 1}}}}}},
+		{"notrack selector", Desired{Posture: policy.Posture{Notrack: []policy.Untracked{
+			{Selector: policy.Selector{Protocol: "sctp", Port: 1}},
+		}}}},
 		{"notrack selector", Desired{Posture: policy.Posture{Notrack: []policy.Untracked{{}}}}},
 	} {
 		if err := table.Apply(c.desired, now); err == nil || !strings.Contains(err.Error(), c.want) {

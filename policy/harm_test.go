@@ -11,8 +11,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A host has an ordinary day; then anything at all happens. Nobody who holds no more than usual is limited, asked for an
-// assured entry, or put on an allowlist's other side.
+// A host has an ordinary day; then anything at all happens. Nobody who holds no more than usual is limited, asked for
+// an assured entry, or put on an allowlist's other side.
 func TestTheUsualIsNeverTaken(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := Defaults(rapid.SampledFrom([]Profile{Server, NATGateway}).Draw(t, "profile"))
@@ -53,7 +53,8 @@ func TestTheUsualIsNeverTaken(t *testing.T) {
 				}
 			}
 			for _, cap := range d.Posture.Caps {
-				if n, user := held[cap.Prefix.String()]; user && strings.HasPrefix(cap.Prefix.String(), "192.0.2.") && cap.Keep < n {
+				n, user := held[cap.Prefix.String()]
+				if user && strings.HasPrefix(cap.Prefix.String(), "192.0.2.") && cap.Keep < n {
 					t.Fatalf("%s may keep %d of %d, usually %d", cap.Prefix, cap.Keep, n, usual[cap.Prefix.String()])
 				}
 			}
@@ -177,14 +178,14 @@ func TestReleaseInsideALimit(t *testing.T) {
 	if !slices.Contains(p.Allow, netip.MustParsePrefix("192.0.2.7/32")) || len(p.Limits) != 1 {
 		t.Errorf("allow %v, limits %v", p.Allow, p.Limits)
 	}
-	if text := strings.Join(m.Explain(netip.MustParsePrefix("192.0.2.7/32")), "\n"); !strings.Contains(text, "left alone") ||
-		strings.Contains(text, "limited as") {
+	text := strings.Join(m.Explain(netip.MustParsePrefix("192.0.2.7/32")), "\n")
+	if !strings.Contains(text, "left alone") || strings.Contains(text, "limited as") {
 		t.Errorf("explain says\n%s", text)
 	}
 }
 
-// Connections whose packets are dropped as INVALID again and again live: they are picked up again, unless they are those
-// that ctguard took from a source above its share. When it happens again soon, it lasts longer.
+// Connections whose packets are dropped as INVALID again and again live: they are picked up again, unless they are
+// those that ctguard took from a source above its share. When it happens again soon, it lasts longer.
 func TestStraysArePickedUp(t *testing.T) {
 	stray := func(from, to string) Stray { return Stray{netip.MustParseAddr(from), netip.MustParseAddr(to)} }
 	const host = "203.0.113.1"
@@ -194,18 +195,28 @@ func TestStraysArePickedUp(t *testing.T) {
 		before  Posture
 		want    bool
 	}{
-		"one of a host that is usually here":       {strays: []Stray{stray("192.0.2.1", host)}, want: true},
-		"one of a stranger":                        {strays: []Stray{stray("198.51.100.1", host)}},
-		"two of strangers":                         {strays: []Stray{stray("198.51.100.1", host), stray("198.51.100.2", host)}, want: true},
-		"late packets are ordinary here":           {strays: []Stray{stray("192.0.2.1", host)}, invalid: 1},
-		"answers to a stranger":                    {strays: []Stray{stray("192.0.2.1", "198.51.100.1")}, want: true},
-		"a source that is limited":                 {strays: []Stray{stray("198.51.100.1", host), stray("198.51.100.1", host)}, before: Posture{Limits: []Limit{{Prefix: netip.MustParsePrefix("198.51.100.0/24")}}}},
-		"a source whose entries were evicted":      {strays: []Stray{stray("192.0.2.1", "198.51.100.1"), stray("198.51.100.1", host)}, before: Posture{Caps: []Cap{{Prefix: netip.MustParsePrefix("198.51.100.1/32")}}}},
-		"who is usually here, although it was cut": {strays: []Stray{stray("192.0.2.1", host)}, before: Posture{Caps: []Cap{{Prefix: netip.MustParsePrefix("192.0.2.1/32")}}}, want: true},
+		"one of a host that is usually here": {strays: []Stray{stray("192.0.2.1", host)}, want: true},
+		"one of a stranger":                  {strays: []Stray{stray("198.51.100.1", host)}},
+		"two of strangers": {
+			strays: []Stray{stray("198.51.100.1", host), stray("198.51.100.2", host)},
+			want:   true},
+		"late packets are ordinary here": {strays: []Stray{stray("192.0.2.1", host)}, invalid: 1},
+		"answers to a stranger":          {strays: []Stray{stray("192.0.2.1", "198.51.100.1")}, want: true},
+		"a source that is limited": {
+			strays: []Stray{stray("198.51.100.1", host), stray("198.51.100.1", host)},
+			before: Posture{Limits: []Limit{{Prefix: netip.MustParsePrefix("198.51.100.0/24")}}}},
+		"a source whose entries were evicted": {
+			strays: []Stray{stray("192.0.2.1", "198.51.100.1"), stray("198.51.100.1", host)},
+			before: Posture{Caps: []Cap{{Prefix: netip.MustParsePrefix("198.51.100.1/32")}}}},
+		"who is usually here, although it was cut": {
+			strays: []Stray{stray("192.0.2.1", host)},
+			before: Posture{Caps: []Cap{{Prefix: netip.MustParsePrefix("192.0.2.1/32")}}}, want: true},
 	} {
-		day := OrdinaryDay{Invalid: c.invalid, Sources: map[netip.Prefix]*Usual{netip.MustParsePrefix("192.0.2.1/32"): {Assured: 1}}}
+		day := OrdinaryDay{Invalid: c.invalid,
+			Sources: map[netip.Prefix]*Usual{netip.MustParsePrefix("192.0.2.1/32"): {Assured: 1}}}
 		var loose looseArbiter
-		loose.watch(situation{Observation: Observation{Time: dayStart, Work: Work{Strays: c.strays}}, ordinary: &day, before: c.before})
+		loose.watch(situation{Observation: Observation{Time: dayStart, Work: Work{Strays: c.strays}},
+			ordinary: &day, before: c.before})
 		if got := loose.pickingUp(dayStart); got != c.want {
 			t.Errorf("%s: picked up %v", name, got)
 		}
@@ -234,7 +245,8 @@ func TestOneSidedTCPIsConversation(t *testing.T) {
 		oneSided := day.OneWay > 0 || day.Invalid > 0
 		m := New(Defaults(NATGateway))
 		m.Recall(day)
-		o := Observation{Capacity: 10_000, Host: Host{Admin: map[string]int{tcpLoose: 1, unanswered[0]: 120, unanswered[1]: 300}}}
+		o := Observation{Capacity: 10_000,
+			Host: Host{Admin: map[string]int{tcpLoose: 1, unanswered[0]: 120, unanswered[1]: 300}}}
 		var d Decision
 		for i := range 12 {
 			o.Time, o.Count = dayStart.Add(time.Duration(i)*250*time.Millisecond), min(9900, 4000+1000*i)
@@ -253,8 +265,8 @@ func TestOneSidedTCPIsConversation(t *testing.T) {
 	}
 }
 
-// When there are more heavy sources than can be limited one by one, their networks are limited: not a network of somebody
-// who is usually here.
+// When there are more heavy sources than can be limited one by one, their networks are limited: not a network of
+// somebody who is usually here.
 func TestFoldSparesTheUsual(t *testing.T) {
 	c := Defaults(NATGateway)
 	day := OrdinaryDay{Sources: map[netip.Prefix]*Usual{netip.MustParsePrefix("192.0.2.200/32"): {Assured: 5}}}

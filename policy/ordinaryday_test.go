@@ -70,7 +70,8 @@ func TestFloodTeachesNothing(t *testing.T) {
 	var d OrdinaryDay
 	see(&d, dayStart, time.Second, calmCensus(dayStart, map[string]int{"192.0.2.1/32": 20}))
 	flood := calmCensus(dayStart.Add(time.Minute), map[string]int{"198.51.100.1/32": 50000})
-	d.observe(Observation{Time: dayStart.Add(time.Minute), Count: 50000, Census: flood, Kernel: KernelCounters{Invalid: 1e6}}, false)
+	d.observe(Observation{Time: dayStart.Add(time.Minute), Count: 50000, Census: flood,
+		Kernel: KernelCounters{Invalid: 1e6}}, false)
 	if u := d.Usual(netip.MustParsePrefix("198.51.100.1/32")); u != (Usual{}) {
 		t.Errorf("the flood's source has a usual holding: %+v", u)
 	}

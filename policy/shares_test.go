@@ -31,7 +31,8 @@ func TestDivide(t *testing.T) {
 	}
 	users := func(n int, has, usual float64) (list []claim) {
 		for i := range n {
-			list = append(list, claim{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(i / 250), byte(i % 250)}), 32), has, usual, 1})
+			user := netip.AddrFrom4([4]byte{192, 0, byte(i / 250), byte(i % 250)})
+			list = append(list, claim{netip.PrefixFrom(user, 32), has, usual, 1})
 		}
 		return list
 	}

@@ -136,9 +136,9 @@ func TestIdleTrialIsInNoHurry(t *testing.T) {
 	}
 }
 
-// A forwarded service whose inside host is asked some other way, too, is not untracked, and taken back at once where that
-// begins later; so is one of which the host lets no error through that asks for smaller packets. Its connections are
-// given entries before its rules go, so that nothing is left to do then.
+// A forwarded service whose inside host is asked some other way, too, is not untracked, and taken back at once where
+// that begins later; so is one of which the host lets no error through that asks for smaller packets. Its connections
+// are given entries before its rules go, so that nothing is left to do then.
 func TestForwardedTrials(t *testing.T) {
 	const name = "tcp/443 at 203.0.113.1/32 on wan0 to 10.0.0.2:8443 by wan0"
 	s := parsed(t, name)

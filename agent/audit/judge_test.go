@@ -88,7 +88,9 @@ var cases = []struct {
 	{"switches", func(f *Facts) {
 		f.with("nf_conntrack_tcp_loose", 0, "nf_conntrack_tcp_be_liberal", 1, "nf_conntrack_tcp_max_retrans", 5)
 	}, "tcp-loose:info tcp-be-liberal:info tcp-max-retrans:info"},
-	{"overwritten", func(f *Facts) { f.Files = []Assignment{{"/etc/a", 1, "k", "nf_conntrack_max", 7}} }, "setting-lost:warning"},
+	{"overwritten", func(f *Facts) {
+		f.Files = []Assignment{{"/etc/a", 1, "k", "nf_conntrack_max", 7}}
+	}, "setting-lost:warning"},
 	{"the last line counts", func(f *Facts) {
 		f.Files = []Assignment{{"/etc/a", 1, "k", "nf_conntrack_max", 7}, {"/etc/b", 1, "k", "nf_conntrack_max", 262144}}
 	}, ""},
@@ -115,11 +117,17 @@ var cases = []struct {
 		f.Table.Group, f.Table.Overlays = 5, map[string]int{"vxlan": 7}
 	}, "notrack-candidates:info"},
 	{"a helper for everybody", func(f *Facts) { f.with("nf_conntrack_helper", 1) }, "helper-auto:warning"},
-	{"a helper at work", func(f *Facts) { f.Table.Helped, f.Table.Helps = 2, map[Port]int{{6, 21}: 2} }, "helper-used:info"},
+	{"a helper at work", func(f *Facts) {
+		f.Table.Helped, f.Table.Helps = 2, map[Port]int{{6, 21}: 2}
+	}, "helper-used:info"},
 	{"a helper that idles", func(f *Facts) { f.Helpers = []string{"nf_conntrack_ftp"} }, "helper-loaded:info"},
 	{"a gateway", func(f *Facts) { f.Rules.NAT = []string{"chain post"}; f.Table.Translated = 1000 }, "nat:info"},
-	{"half of the ports", func(f *Facts) { f.Table.Ports = []PortUse{{Protocol: 6, Entries: 40000}} }, "ports-left:warning"},
-	{"no ports left", func(f *Facts) { f.Table.Ports = []PortUse{{Protocol: 6, Entries: 64000}} }, "ports-left:critical"},
+	{"half of the ports", func(f *Facts) {
+		f.Table.Ports = []PortUse{{Protocol: 6, Entries: 40000}}
+	}, "ports-left:warning"},
+	{"no ports left", func(f *Facts) {
+		f.Table.Ports = []PortUse{{Protocol: 6, Entries: 64000}}
+	}, "ports-left:critical"},
 	{"both kinds of rules", func(f *Facts) { f.Legacy, f.Rules.Tables = []string{"iptables filter"}, []string{"inet f"} },
 		"legacy-and-nft:warning"},
 	{"legacy alone", func(f *Facts) { f.Legacy = []string{"iptables filter"} }, ""},

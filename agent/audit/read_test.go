@@ -45,16 +45,20 @@ const netfilter = "proc/sys/net/netfilter/nf_conntrack_"
 // Files are read in the order in which they are applied, under every name that settings have.
 func TestReadFiles(t *testing.T) {
 	r := Reader{Root: root(t, map[string]string{
-		netfilter + "max":                              "65536\n",
-		netfilter + "tcp_timeout_established":          "432000\n",
-		"proc/sys/net/nf_conntrack_max":                "65536\n",
-		"etc/sysctl.d/10-own.conf":                     "# comment\nnet.netfilter.nf_conntrack_max = 1\n;net.nf_conntrack_max=2\n",
-		"usr/lib/sysctl.d/10-own.conf":                 "net.netfilter.nf_conntrack_max = 3\n",
-		"usr/lib/sysctl.d/05-early.conf":               "-net/netfilter/nf_conntrack_max=4\nnet.ipv4.ip_forward = 1\nnet.netfilter.nf_conntrack_* = 5\n",
-		"etc/sysctl.d/99-sysctl.conf":                  "-> ../sysctl.conf",
-		"etc/sysctl.conf":                              "net.nf_conntrack_max = 6\nnet.ipv4.ip_conntrack_max=7\nnet.netfilter.nf_conntrack_nonsense=8\n",
-		"etc/ufw/ufw.conf":                             "ENABLED=yes\n",
-		"etc/ufw/sysctl.conf":                          "net/netfilter/nf_conntrack_tcp_timeout_established=9\nnet/netfilter/nf_conntrack_max=many\n",
+		netfilter + "max":                     "65536\n",
+		netfilter + "tcp_timeout_established": "432000\n",
+		"proc/sys/net/nf_conntrack_max":       "65536\n",
+		"etc/sysctl.d/10-own.conf": "# comment\n" +
+			"net.netfilter.nf_conntrack_max = 1\n;net.nf_conntrack_max=2\n",
+		"usr/lib/sysctl.d/10-own.conf": "net.netfilter.nf_conntrack_max = 3\n",
+		"usr/lib/sysctl.d/05-early.conf": "-net/netfilter/nf_conntrack_max=4\nnet.ipv4.ip_forward = 1\n" +
+			"net.netfilter.nf_conntrack_* = 5\n",
+		"etc/sysctl.d/99-sysctl.conf": "-> ../sysctl.conf",
+		"etc/sysctl.conf": "net.nf_conntrack_max = 6\nnet.ipv4.ip_conntrack_max=7\n" +
+			"net.netfilter.nf_conntrack_nonsense=8\n",
+		"etc/ufw/ufw.conf": "ENABLED=yes\n",
+		"etc/ufw/sysctl.conf": "net/netfilter/nf_conntrack_tcp_timeout_established=9\n" +
+			"net/netfilter/nf_conntrack_max=many\n",
 		"etc/modules-load.d/x.conf":                    "# modules\nnf_conntrack\n",
 		"sys/module/nf_conntrack/initstate":            "live\n",
 		"sys/module/nf_conntrack_ftp/initstate":        "live\n",
@@ -107,12 +111,14 @@ func TestReadOtherKernels(t *testing.T) {
 func TestReadSaved(t *testing.T) {
 	nested := "table inet ctguard {\n\tchain a {\n\t\tip saddr { 1.2.3.4 } drop\n\t}\n}\n"
 	r := Reader{Root: root(t, map[string]string{
-		"etc/nftables.conf":           "flush ruleset\ntable inet ctguards {\n}\ntable ip ctguard {\n}\n# table inet ctguard {\n",
+		"etc/nftables.conf": "flush ruleset\ntable inet ctguards {\n}\n" +
+			"table ip ctguard {\n}\n# table inet ctguard {\n",
 		"etc/nftables.d/a.nft":        "table inet x { }\n" + nested + "table inet y {\n}\n" + nested,
 		"etc/sysconfig/nftables.conf": "table inet ctguard { }\n",
 		"etc/nftables.d/dir/b":        nested,
 	})}
-	want := []SavedTable{{"/etc/sysconfig/nftables.conf", 1, 1}, {"/etc/nftables.d/a.nft", 2, 6}, {"/etc/nftables.d/a.nft", 9, 13}}
+	want := []SavedTable{{"/etc/sysconfig/nftables.conf", 1, 1},
+		{"/etc/nftables.d/a.nft", 2, 6}, {"/etc/nftables.d/a.nft", 9, 13}}
 	if diff := cmp.Diff(want, r.saved(&Facts{})); diff != "" {
 		t.Error(diff)
 	}
@@ -132,7 +138,8 @@ func TestReadTooLarge(t *testing.T) {
 // A flow that lost less time than has passed was renewed; a stray packet's was not.
 func TestRenewed(t *testing.T) {
 	at := time.Unix(1000, 0)
-	first := &policy.Census{Time: at, OneWay: []policy.OneWayFlow{{ID: 1, Left: 300}, {ID: 2, Left: 300}, {ID: 3, Left: 250}}}
+	first := &policy.Census{Time: at,
+		OneWay: []policy.OneWayFlow{{ID: 1, Left: 300}, {ID: 2, Left: 300}, {ID: 3, Left: 250}}}
 	second := &policy.Census{Time: at.Add(3 * time.Second),
 		OneWay: []policy.OneWayFlow{{ID: 1, Left: 297}, {ID: 2, Left: 299}, {ID: 3, Left: 300}, {ID: 4, Left: 300}}}
 	if n := renewed(first, second); n != 2 {
@@ -146,7 +153,8 @@ func TestDigest(t *testing.T) {
 	own := netip.MustParseAddr("192.0.2.1")
 	d := newDigest([]netip.Addr{own}, map[string]int{established: 7200})
 	entry := func(proto uint8, src, dst string, more ...func(*conntrack.Entry)) {
-		e := conntrack.Entry{Protocol: proto, Source: at(src), Destination: at(dst), ReplySource: at(dst), ReplyDestination: at(src),
+		e := conntrack.Entry{Protocol: proto, Source: at(src), Destination: at(dst),
+			ReplySource: at(dst), ReplyDestination: at(src),
 			Replied: true, Silent: -1}
 		for _, change := range more {
 			change(&e)
@@ -171,7 +179,8 @@ func TestDigest(t *testing.T) {
 	entry(6, "198.51.100.1:1001", "192.0.2.1:8000", dnat)
 	entry(6, "198.51.100.1:1001", "198.51.100.2:21", func(e *conntrack.Entry) { e.Helped = true })
 	entry(47, "198.51.100.1:0", "198.51.100.2:0")
-	want := Table{Listed: 13, Idle: 1, Older: 1, HalfOpen: 1, Unreplied: 1, Loopback: 1, Own: 1, Group: 1, Translated: 3, Helped: 1,
+	want := Table{Listed: 13, Idle: 1, Older: 1, HalfOpen: 1, Unreplied: 1, Loopback: 1, Own: 1, Group: 1,
+		Translated: 3, Helped: 1,
 		Helps: map[Port]int{{6, 21}: 1}, Local: map[Port]int{{6, 80}: 3, {17, 53}: 1, {17, 4789}: 1},
 		Overlays: map[string]int{"vxlan": 1, "gre": 1}, IdleTop: []Holder{{netip.MustParseAddr("198.51.100.1"), 1}},
 		Inside: []Holder{{netip.MustParseAddr("10.0.0.2"), 2}},
@@ -191,12 +200,16 @@ func TestRules(t *testing.T) {
 	}{
 		{"invalid", "ct state invalid drop", "", func(r Rules) []string { return r.DropInvalid }},
 		{"invalid and more", "ct state invalid,untracked counter drop", "", func(r Rules) []string { return r.DropInvalid }},
-		{"vmap", "ct state vmap { established : accept, invalid : drop }", "", func(r Rules) []string { return r.DropInvalid }},
-		{"iptables", "", "-A PREROUTING -m conntrack --ctstate INVALID -j DROP", func(r Rules) []string { return r.DropInvalid }},
-		{"iptables, old", "", "-A PREROUTING -m state --state INVALID -j DROP", func(r Rules) []string { return r.DropInvalid }},
+		{"vmap", "ct state vmap { established : accept, invalid : drop }", "",
+			func(r Rules) []string { return r.DropInvalid }},
+		{"iptables", "", "-A PREROUTING -m conntrack --ctstate INVALID -j DROP",
+			func(r Rules) []string { return r.DropInvalid }},
+		{"iptables, old", "", "-A PREROUTING -m state --state INVALID -j DROP",
+			func(r Rules) []string { return r.DropInvalid }},
 		{"notrack", "tcp dport 53 notrack", "", func(r Rules) []string { return r.Notrack }},
 		{"iptables notrack", "", "-A PREROUTING -p udp -j CT --notrack", func(r Rules) []string { return r.Notrack }},
-		{"iptables helper", "", "-A PREROUTING -p tcp --dport 21 -j CT --helper ftp", func(r Rules) []string { return r.Helpers }},
+		{"iptables helper", "", "-A PREROUTING -p tcp --dport 21 -j CT --helper ftp",
+			func(r Rules) []string { return r.Helpers }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := loadRules(t, c.nft, c.iptables)

@@ -145,7 +145,8 @@ func TestBadConfig(t *testing.T) {
 		{"bad port", "[management]\nports = [22, 65536]", []string{
 			`bad.toml:2: management.ports: 65536 is no port`}},
 		{"bad selector", "[notrack]\nservices = [\"auto\", \"sctp\"]", []string{
-			`bad.toml:2: notrack.services: selector "sctp" is none of "tcp", "tcp/PORT", "tcp/FIRST-LAST", the same of udp, "echo", each of them also followed by ` +
+			`bad.toml:2: notrack.services: selector "sctp" is none of "tcp", "tcp/PORT", "tcp/FIRST-LAST", ` +
+				`the same of udp, "echo", each of them also followed by ` +
 				`"with REMOTE-PREFIX", "at OWN-PREFIX" or "on INTERFACE"; "multicast"; "all"; or "auto"`}},
 		{"bad exception", "[notrack]\nexcept = [\"auto\"]", []string{
 			`bad.toml:2: notrack.except: selector "auto" is none of`}},
@@ -187,7 +188,8 @@ func TestBadConfig(t *testing.T) {
 			`bad.toml:2: socket: expected value but found '/' instead`}},
 		{"twice", "profile = \"server\"\nprofile = \"server\"", []string{
 			`bad.toml:2: profile: Key 'profile' has already been defined`}},
-		{"several, in the order of the lines", "allow = [\"x\"]\nlookahead = \"1h\"\n[evict]\nfloor = 0\ncolour = 1\n[steps.fly]\n[table]\ncapacity = -5", []string{
+		{"several, in the order of the lines", "allow = [\"x\"]\nlookahead = \"1h\"\n" +
+			"[evict]\nfloor = 0\ncolour = 1\n[steps.fly]\n[table]\ncapacity = -5", []string{
 			`bad.toml:1: allow: "x" is no address or prefix`,
 			`bad.toml:2: lookahead: 1h0m0s is not between 0s and 5m`,
 			`bad.toml:4: evict.floor: 0 is below 1`,
@@ -220,7 +222,8 @@ func TestStepOff(t *testing.T) {
 	for _, s := range c.Policy.Steps {
 		got = append(got, s.Name)
 	}
-	if want := slices.DeleteFunc(policy.StepNames(), func(name policy.StepName) bool { return name == policy.Notrack }); !slices.Equal(got, want) {
+	want := slices.DeleteFunc(policy.StepNames(), func(name policy.StepName) bool { return name == policy.Notrack })
+	if !slices.Equal(got, want) {
 		t.Errorf("ladder %v, want %v", got, want)
 	}
 	if s, _ := c.Policy.Step(policy.Evict); s.Enter != 95 || s.Leave != 75 || s.Settle.String() != "1s" {
@@ -257,7 +260,8 @@ func TestMarksMakeWay(t *testing.T) {
 // One configuration leaves the defaults of the next alone.
 func TestConfigsShareNothing(t *testing.T) {
 	before := parse(t, "")
-	parse(t, "[tighten.floors]\nnf_conntrack_udp_timeout = \"7s\"\n[steps.notrack]\nenabled = false\n[steps.evict]\nenter = 99")
+	parse(t, "[tighten.floors]\nnf_conntrack_udp_timeout = \"7s\"\n"+
+		"[steps.notrack]\nenabled = false\n[steps.evict]\nenter = 99")
 	if diff := cmp.Diff(before, parse(t, ""), comparePrefixes); diff != "" {
 		t.Errorf("the defaults moved (-before +after):\n%s", diff)
 	}

@@ -35,7 +35,8 @@ func TestParseNamespace(t *testing.T) {
 
 // Each namespace has a socket, a state directory and a capacity of its own, also after a reload.
 func TestNamespacesShareNothing(t *testing.T) {
-	const text = "namespaces = [\"host\", \"blue\", \"red\"]\n[table]\ncapacity = 500\n[capacities]\nblue = 200\n[metrics]\nlisten = \"127.0.0.1:9479\"\n"
+	const text = "namespaces = [\"host\", \"blue\", \"red\"]\n[table]\ncapacity = 500\n" +
+		"[capacities]\nblue = 200\n[metrics]\nlisten = \"127.0.0.1:9479\"\n"
 	all := parse(t, text)
 	host := all.In(all.Namespaces[0])
 	if host.Socket != all.Socket || host.StateDir != all.StateDir || host.Capacity != 500 || host.Metrics == "" {

@@ -14,7 +14,11 @@ import (
 // ask returns the source ports of the flows that a filter wants.
 func ask(t *testing.T, table *Table, f EntryFilter) (ports []uint16) {
 	t.Helper()
-	if err := table.Entries(t.Context(), f, func(f Entry) bool { ports = append(ports, f.Source.Port()); return true }); err != nil {
+	err := table.Entries(t.Context(), f, func(f Entry) bool {
+		ports = append(ports, f.Source.Port())
+		return true
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	slices.Sort(ports)
@@ -24,14 +28,16 @@ func ask(t *testing.T, table *Table, f EntryFilter) (ports []uint16) {
 // filtered is a table of flows that differ in what can be asked for; the source port names them.
 func filtered(t *testing.T) *Table {
 	table := openTable(t)
-	base := flow{Src: addr("192.0.2.1"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_TCP, DstPort: 443, State: tcpEstablished, Status: busy, Timeout: 430000}
+	base := flow{Src: addr("192.0.2.1"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_TCP, DstPort: 443,
+		State: tcpEstablished, Status: busy, Timeout: 430000}
 	flows := make([]flow, 7)
 	for i := range flows {
 		flows[i] = base
 		flows[i].SrcPort = uint16(i + 1)
 	}
 	flows[1].Src, flows[1].State, flows[1].Status, flows[1].Timeout = addr("192.0.2.2"), tcpSynSent, 0, 60
-	flows[2].Proto, flows[2].State, flows[2].DstPort, flows[2].Status, flows[2].Timeout = unix.IPPROTO_UDP, 0, 53, conntrackfill.SeenReply, 30
+	flows[2].Proto, flows[2].State, flows[2].DstPort = unix.IPPROTO_UDP, 0, 53
+	flows[2].Status, flows[2].Timeout = conntrackfill.SeenReply, 30
 	flows[3].Src, flows[3].Dst = addr("2001:db8::1"), addr("2001:db8:1::1")
 	flows[4].Zone = 7
 	flows[5].NewDst = addr("203.0.113.9")
@@ -75,9 +81,13 @@ func TestEntryFilters(t *testing.T) {
 // A flow says what conntrack(8) says, and how long it has been silent.
 func TestEntryWords(t *testing.T) {
 	table := filtered(t)
-	err := table.Entries(t.Context(), EntryFilter{Translated: ptr(true), Timeouts: map[string]int{"nf_conntrack_tcp_timeout_established": 432000}}, func(f Entry) bool {
-		if f.State != "ESTABLISHED" || !f.Assured || !f.Replied || !f.Translated || f.ReplySource.Addr() != addr("203.0.113.9") ||
-			f.Destination != netip.MustParseAddrPort("198.51.100.1:443") || f.Silent < 1990*time.Second || f.Silent > 2010*time.Second || f.ID == 0 {
+	filter := EntryFilter{Translated: ptr(true),
+		Timeouts: map[string]int{"nf_conntrack_tcp_timeout_established": 432000}}
+	err := table.Entries(t.Context(), filter, func(f Entry) bool {
+		if f.State != "ESTABLISHED" || !f.Assured || !f.Replied || !f.Translated ||
+			f.ReplySource.Addr() != addr("203.0.113.9") ||
+			f.Destination != netip.MustParseAddrPort("198.51.100.1:443") ||
+			f.Silent < 1990*time.Second || f.Silent > 2010*time.Second || f.ID == 0 {
 			t.Errorf("got %+v", f)
 		}
 		return true

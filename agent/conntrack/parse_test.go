@@ -116,7 +116,8 @@ func TestParseUnknownAttributes(t *testing.T) {
 		padded = appendAttr(padded, 1000)
 		padded = append(padded, b[familyLen:]...)
 		padded = appendAttr(padded, 1001, bytes.Repeat([]byte{7}, 50)...)
-		if !got.parse(padded) || got.orig != want.orig || got.status != want.status || got.timeout != want.timeout || got.state != want.state {
+		if !got.parse(padded) || got.orig != want.orig || got.status != want.status ||
+			got.timeout != want.timeout || got.state != want.state {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
 	}

@@ -69,8 +69,9 @@ func TestRetire(t *testing.T) {
 			var progress atomic.Uint64
 			n, err := table.Retire(t.Context(), Retirement{
 				Timeouts: map[string]int{
-					"nf_conntrack_tcp_timeout_time_wait": 120, "nf_conntrack_tcp_timeout_close": 10, "nf_conntrack_tcp_timeout_syn_sent": 120,
-					"nf_conntrack_tcp_timeout_syn_recv": 60, "nf_conntrack_tcp_timeout_established": 432000, "nf_conntrack_tcp_timeout_close_wait": 60,
+					"nf_conntrack_tcp_timeout_time_wait": 120, "nf_conntrack_tcp_timeout_close": 10,
+					"nf_conntrack_tcp_timeout_syn_sent": 120, "nf_conntrack_tcp_timeout_syn_recv": 60,
+					"nf_conntrack_tcp_timeout_established": 432000, "nf_conntrack_tcp_timeout_close_wait": 60,
 					"nf_conntrack_tcp_timeout_last_ack": 30, "nf_conntrack_udp_timeout": 30, "nf_conntrack_udp_timeout_stream": 120,
 					"nf_conntrack_icmp_timeout": 30, "nf_conntrack_icmpv6_timeout": 30, "nf_conntrack_generic_timeout": 600,
 				},
@@ -113,7 +114,8 @@ func TestRetireKeeps(t *testing.T) {
 func TestWalkByStatus(t *testing.T) {
 	table := openTable(t)
 	for i, status := range []uint32{0, conntrackfill.SeenReply, busy} {
-		fill(t, flow{Src: addr("192.0.2.1"), Dst: addr("198.51.100.1"), Proto: protoUDP, SrcPort: uint16(1 + i), DstPort: 9, Status: status, Timeout: 60})
+		fill(t, flow{Src: addr("192.0.2.1"), Dst: addr("198.51.100.1"), Proto: protoUDP,
+			SrcPort: uint16(1 + i), DstPort: 9, Status: status, Timeout: 60})
 	}
 	for _, c := range []struct {
 		part part
@@ -124,7 +126,11 @@ func TestWalkByStatus(t *testing.T) {
 		{part{has: statusSeenReply, lacks: statusAssured}, []uint16{2}},
 	} {
 		var got []uint16
-		if _, err := table.walk(t.Context(), c.part, deadline(0), func(e *entry) bool { got = append(got, e.orig.srcPort); return true }); err != nil {
+		_, err := table.walk(t.Context(), c.part, deadline(0), func(e *entry) bool {
+			got = append(got, e.orig.srcPort)
+			return true
+		})
+		if err != nil {
 			t.Fatal(err)
 		}
 		slices.Sort(got)

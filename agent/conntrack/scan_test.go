@@ -61,7 +61,8 @@ func TestScanWhole(t *testing.T) {
 	if want := map[uint8]int{6: 10, 17: 1}; !maps.Equal(c.ProtocolsReplied, want) {
 		t.Errorf("replied %v, want %v by protocol", c.ProtocolsReplied, want)
 	}
-	if i := slices.IndexFunc(c.Ports, func(p policy.PortCount) bool { return p.Protocol == 17 }); i < 0 || c.Ports[i] != (policy.PortCount{Protocol: 17, Port: 53, Entries: 2, Replied: 1}) {
+	udp := slices.IndexFunc(c.Ports, func(p policy.PortCount) bool { return p.Protocol == 17 })
+	if want := (policy.PortCount{Protocol: 17, Port: 53, Entries: 2, Replied: 1}); udp < 0 || c.Ports[udp] != want {
 		t.Errorf("ports %+v, want two flows of udp/53 and one of them with a reply", c.Ports)
 	}
 	for state, want := range map[uint8]int{tcpSynSent: 10, tcpSynRecv: 5, tcpTimeWait: 3, tcpEstablished: 2} {
@@ -109,7 +110,8 @@ func TestScanOptions(t *testing.T) {
 	})
 	t.Run("coarse sources", func(t *testing.T) {
 		c, err := table.Scan(t.Context(), ScanOptions{V4Bits: 24, V6Bits: 32})
-		if err != nil || c.Distinct != 2 || c.Sources[0].Prefix != prefix("192.0.2.0/24") || c.Sources[1].Prefix != prefix("2001:db8::/32") {
+		if err != nil || c.Distinct != 2 ||
+			c.Sources[0].Prefix != prefix("192.0.2.0/24") || c.Sources[1].Prefix != prefix("2001:db8::/32") {
 			t.Errorf("%+v, %v", c, err)
 		}
 	})
@@ -123,7 +125,8 @@ func TestScanOptions(t *testing.T) {
 		defer func(n int) { maxPorts = n }(maxPorts)
 		maxPorts = 1
 		c, err := table.Scan(t.Context(), ScanOptions{MaxSources: 1})
-		if err != nil || len(c.Sources) != 1 || c.Sources[0].Entries != 10 || len(c.Ports) != 1 || c.Rest.Entries != len(flows)-10 || c.Distinct != 7 {
+		if err != nil || len(c.Sources) != 1 || c.Sources[0].Entries != 10 ||
+			len(c.Ports) != 1 || c.Rest.Entries != len(flows)-10 || c.Distinct != 7 {
 			t.Errorf("%+v, %v", c, err)
 		}
 	})
@@ -191,7 +194,8 @@ func TestScanOneWay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(first.OneWay) != 1 || len(second.OneWay) != 1 || first.OneWay[0].ID == 0 || first.OneWay[0].ID != second.OneWay[0].ID {
+	if len(first.OneWay) != 1 || len(second.OneWay) != 1 ||
+		first.OneWay[0].ID == 0 || first.OneWay[0].ID != second.OneWay[0].ID {
 		t.Fatalf("one-way flows %v, then %v; want the same one", first.OneWay, second.OneWay)
 	}
 	if left := first.OneWay[0].Left; left < 295 || left > 300 {
@@ -207,7 +211,8 @@ func TestScanOneWay(t *testing.T) {
 func TestScanApart(t *testing.T) {
 	table := openTable(t)
 	for i, src := range []string{"2001:db8:1::10", "2001:db8:1::66", "2001:db8:1::66", "2001:db8:2::1", "2001:db8:2::2"} {
-		fill(t, flow{Src: addr(src), Dst: addr("2001:db8:ff::1"), Proto: unix.IPPROTO_UDP, SrcPort: uint16(100 + i), DstPort: 53, Timeout: 30})
+		fill(t, flow{Src: addr(src), Dst: addr("2001:db8:ff::1"), Proto: unix.IPPROTO_UDP,
+			SrcPort: uint16(100 + i), DstPort: 53, Timeout: 30})
 	}
 	c, err := table.Scan(t.Context(), ScanOptions{Apart: []netip.Addr{addr("2001:db8:1::1"), addr("192.0.2.1")}})
 	if err != nil {
@@ -217,7 +222,8 @@ func TestScanApart(t *testing.T) {
 	for _, s := range c.Sources {
 		got[s.Prefix.String()] = s.Entries
 	}
-	if want := map[string]int{"2001:db8:1::10/128": 1, "2001:db8:1::66/128": 2, "2001:db8:2::/64": 2}; !maps.Equal(got, want) {
+	want := map[string]int{"2001:db8:1::10/128": 1, "2001:db8:1::66/128": 2, "2001:db8:2::/64": 2}
+	if !maps.Equal(got, want) {
 		t.Errorf("sources %v, want %v", got, want)
 	}
 }

@@ -25,7 +25,9 @@ func TestEventLog(t *testing.T) {
 	if len(h.list) != eventsKept {
 		t.Errorf("%d events are kept, want %d", len(h.list), eventsKept)
 	}
-	if got := h.recent(20); len(got) != 20 || got[0].Number != eventsKept+81 || got[0].Reason != fmt.Sprint(eventsKept+81) || got[19].Number != eventsKept+100 {
+	if got := h.recent(20); len(got) != 20 ||
+		got[0].Number != eventsKept+81 || got[0].Reason != fmt.Sprint(eventsKept+81) ||
+		got[19].Number != eventsKept+100 {
 		t.Errorf("the last 20 are %d from %d to %d", len(got), got[0].Number, got[len(got)-1].Number)
 	}
 	for _, c := range []struct {

@@ -12,7 +12,8 @@ import (
 	"ctguard/agent/state"
 )
 
-// Whatever root asks, the answer is one of those that are documented, and what reaches the loop has a reason and an end.
+// Whatever root asks, the answer is one of those that are documented, and what reaches the loop has a reason
+// and an end.
 func FuzzRequest(f *testing.F) {
 	for _, seed := range [][2]string{{"hold", `{"kind":"pin","level":4,"for":"1h","reason":"x"}`}, {"auto", `{}`},
 		{"revert", `{"for":"15m","reason":"x"}`}, {"prefix", `{"prefix":"10.0.0.0/8","for":"1m","reason":"x"}`},

@@ -70,7 +70,8 @@ func TestHistoryIsBounded(t *testing.T) {
 		}
 	}
 	points := h.points(48 * time.Hour)
-	if reach := points[len(points)-1].Time.Sub(points[0].Time); reach < 11*time.Hour+58*time.Minute || reach > 12*time.Hour {
+	reach := points[len(points)-1].Time.Sub(points[0].Time)
+	if reach < 11*time.Hour+58*time.Minute || reach > 12*time.Hour {
 		t.Errorf("it reaches %s back", reach)
 	}
 }

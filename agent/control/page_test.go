@@ -68,13 +68,15 @@ func TestPage(t *testing.T) {
 	server := httptest.NewServer(&page{board: busy(), details: true})
 	defer server.Close()
 	_, header, text := get(t, server.URL)
-	for _, want := range []string{"level 2 of 2, tighten", "914 of 1000", "full in 12 s", "engaged 1m0s", "<td class=\"w\">203.0.113.77</td>",
+	for _, want := range []string{"level 2 of 2, tighten", "914 of 1000", "full in 12 s", "engaged 1m0s",
+		"<td class=\"w\">203.0.113.77</td>",
 		"level 0 to 2", "class=\"mark\"", "80 tighten", "&lt;script&gt;", "4321", "15 minutes", "limited sources"} {
 		if !strings.Contains(strings.ToLower(text), strings.ToLower(want)) {
 			t.Errorf("the page does not have %q", want)
 		}
 	}
-	if found := regexp.MustCompile(`(?i)<script|<img|<iframe|<link|<form|onerror=alert\(2\)>|\sstyle=|href=|\son\w+="|url\(|@import`).
+	if found := regexp.MustCompile(`(?i)<script|<img|<iframe|<link|<form|onerror=alert\(2\)>|` +
+		`\sstyle=|href=|\son\w+="|url\(|@import`).
 		FindString(text); found != "" {
 		t.Errorf("the page has %q", found)
 	}

@@ -130,11 +130,12 @@ func isClosed(c net.Conn, within time.Duration) bool {
 func TestRefusedRequests(t *testing.T) {
 	r := start(t, Options{}, usual)
 	for request, want := range map[string]string{
-		`/v1/hold {"kind":"pin","level":2,"for":"30m"}`:                              "a reason is needed",
-		`/v1/hold {"kind":"pin","level":2,"reason":"test"}`:                          `--for "" is no duration`,
-		`/v1/hold {"kind":"pin","level":2,"for":"-1s","reason":"test"}`:              `--for "-1s" is no duration`,
-		`/v1/hold {"kind":"pin","level":2,"for":"169h","reason":"test"}`:             "between 0s and 168h0m0s",
-		`/v1/hold {"kind":"push","level":1,"for":"30m","reason":"test"}`:             `kind "push" is none of pin, cap, freeze`,
+		`/v1/hold {"kind":"pin","level":2,"for":"30m"}`:                  "a reason is needed",
+		`/v1/hold {"kind":"pin","level":2,"reason":"test"}`:              `--for "" is no duration`,
+		`/v1/hold {"kind":"pin","level":2,"for":"-1s","reason":"test"}`:  `--for "-1s" is no duration`,
+		`/v1/hold {"kind":"pin","level":2,"for":"169h","reason":"test"}`: "between 0s and 168h0m0s",
+		`/v1/hold {"kind":"push","level":1,"for":"30m","reason":"test"}`: `kind "push" is none of ` +
+			`pin, cap, freeze`,
 		`/v1/hold {"kind":"pin","level":1,"for":"30m","reason":"test","force":true}`: `unknown field "force"`,
 		`/v1/hold {"kind":"pin","level":"1","for":"30m","reason":"test"}`:            "request: ",
 		`/v1/hold nonsense`: "request: ",
@@ -224,7 +225,8 @@ func TestPeers(t *testing.T) {
 		if info, err := os.Stat(socket); err != nil || info.Sys().(*syscall.Stat_t).Gid != daemon {
 			t.Errorf("the socket is not the group's (%v)", err)
 		}
-		if got := asUser(t, nobody, nobody, socket, hold); got != "403 only root and members of group daemon may change things here" {
+		got := asUser(t, nobody, nobody, socket, hold)
+		if got != "403 only root and members of group daemon may change things here" {
 			t.Errorf("a stranger holds: %s", got)
 		}
 		if got := asUser(t, nobody, daemon, socket, hold); got != "204" {

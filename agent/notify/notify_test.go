@@ -94,7 +94,8 @@ func TestSend(t *testing.T) {
 	}))
 	defer server.Close()
 	c := newCounts()
-	n := New(Config{Command: []string{"sh", "-c", `cat > "$1"`, "sh", file}, Webhook: server.URL}, "blue", slog.Default(), c.add)
+	config := Config{Command: []string{"sh", "-c", `cat > "$1"`, "sh", file}, Webhook: server.URL}
+	n := New(config, "blue", slog.Default(), c.add)
 	n.Tell(level(0, 3))
 	n.Tell(policy.Event{Kind: policy.DegradedEvent, Reason: "rules: no"})
 	run(t, n)
@@ -110,7 +111,8 @@ func TestSend(t *testing.T) {
 	if err := json.Unmarshal(text, &notice); err != nil {
 		t.Fatal(err)
 	}
-	if len(notice.Events) != 2 || notice.Level != 3 || notice.Namespace != "blue" || notice.Events[1].Reason != "rules: no" {
+	if len(notice.Events) != 2 || notice.Level != 3 || notice.Namespace != "blue" ||
+		notice.Events[1].Reason != "rules: no" {
 		t.Errorf("the notice is %+v", notice)
 	}
 	if c.get("sent") != 2 {

@@ -11,7 +11,8 @@ import (
 // Whatever is in the files of an earlier run, it is refused or understood, operators' words have an end, and a
 // machine can decide with them.
 func FuzzFiles(f *testing.F) {
-	for _, seed := range []string{"", "{", "null", "[]", `{"override":{"kind":"pin","level":99,"until":"2099-01-01T00:00:00Z"}}`,
+	for _, seed := range []string{"", "{", "null", "[]",
+		`{"override":{"kind":"pin","level":99,"until":"2099-01-01T00:00:00Z"}}`,
 		`{"words":[{"prefix":"10.0.0.0/8","until":"2099-01-01T00:00:00Z"},{}]}`,
 		`{"version":1,"day":{"updated":"2026-01-01T00:00:00Z"}}`, `[{"protocol":"tcp","port":80}]`, `["tcp/80"]`} {
 		f.Add([]byte(seed))

@@ -69,7 +69,9 @@ func TestWordsWithoutVersion(t *testing.T) {
 // Who is logged in outlives the process for an hour; what is older, of a time to come, or newer counts for nothing.
 func TestLogins(t *testing.T) {
 	now := time.Now().Round(0)
-	list := []Login{{netip.MustParseAddrPort("192.0.2.1:22"), netip.MustParseAddrPort("192.0.2.2:1024"), now.Add(-time.Hour)}}
+	list := []Login{{
+		netip.MustParseAddrPort("192.0.2.1:22"), netip.MustParseAddrPort("192.0.2.2:1024"), now.Add(-time.Hour),
+	}}
 	dir := t.TempDir()
 	if err := At(dir).KeepLogins(list, now); err != nil {
 		t.Fatal(err)
@@ -79,7 +81,8 @@ func TestLogins(t *testing.T) {
 		if err != nil || len(got) != want {
 			t.Errorf("after %s: %v, %v; want %d", after, got, err, want)
 		}
-		if want == 1 && (got[0].Local != list[0].Local || got[0].Remote != list[0].Remote || !got[0].Since.Equal(list[0].Since)) {
+		if want == 1 && (got[0].Local != list[0].Local || got[0].Remote != list[0].Remote ||
+			!got[0].Since.Equal(list[0].Since)) {
 			t.Errorf("after %s: %v, want %v", after, got, list)
 		}
 	}

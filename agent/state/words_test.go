@@ -23,7 +23,8 @@ func TestWordsAreBounded(t *testing.T) {
 	if ov := words.Override; ov == nil || ov.Until.After(latest) {
 		t.Errorf("override %+v, want one until %s at most", ov, latest)
 	}
-	if list := words.Words; len(list) != 1 || list[0].Prefix != netip.MustParsePrefix("192.0.2.0/24") || list[0].Until.After(latest) {
+	if list := words.Words; len(list) != 1 || list[0].Prefix != netip.MustParsePrefix("192.0.2.0/24") ||
+		list[0].Until.After(latest) {
 		t.Errorf("words %+v, want the one with a prefix, until %s at most", list, latest)
 	}
 	if err == nil || !strings.Contains(err.Error(), "without a prefix") {

@@ -58,8 +58,8 @@ func TestFirstServices(t *testing.T) {
 	}
 }
 
-// A user who listens on more ports than the bound makes neither more selectors nor more listeners than that, and one line
-// says so.
+// A user who listens on more ports than the bound makes neither more selectors nor more listeners than that, and one
+// line says so.
 func TestManyListeners(t *testing.T) {
 	conntracktest.Own(t)
 	listen(t, "tcp4", ":443")

@@ -12,7 +12,8 @@ import (
 func enterGateway(t *testing.T, programs ...string) {
 	t.Helper()
 	enter(t, programs...)
-	run(t, "ip link add wan0 type veth peer name wan1", "ip link add lan0 type veth peer name lan1", "ip link set wan1 up", "ip link set lan1 up", "ip address add 203.0.113.7/24 dev wan0",
+	run(t, "ip link add wan0 type veth peer name wan1", "ip link add lan0 type veth peer name lan1",
+		"ip link set wan1 up", "ip link set lan1 up", "ip address add 203.0.113.7/24 dev wan0",
 		"ip address add 10.0.0.1/24 dev lan0", "ip address add 2001:db8:7::1/64 dev wan0 nodad",
 		"ip address add fd00::1/64 dev lan0 nodad", "ip link set wan0 up", "ip link set lan0 up",
 		"ip link del world", "ip route add default via 203.0.113.254", "ip -6 route add default via 2001:db8:7::fe dev wan0")
@@ -88,9 +89,10 @@ func TestForwarded(t *testing.T) {
 		{"a part of the interfaces", pre + "iifname \"wan*\" tcp dport 443 dnat ip to 10.0.0.2\n}}",
 			"tcp/443 at 203.0.113.7/32 to 10.0.0.2:443 by wan0: there is more to its rule than can be repeated: " + nats},
 		{"several inside hosts", pre + "iifname wan0 tcp dport 443 dnat ip to 10.0.0.2-10.0.0.9\n}}", ""},
-		{"in turn", pre + "iifname wan0 tcp dport 443 dnat ip to numgen inc mod 2 map { 0 : 10.0.0.2, 1 : 10.0.0.3 }\n}}", ""},
-		{"by a hash", pre + "iifname wan0 tcp dport 443 dnat ip to jhash ip saddr mod 2 map { 0 : 10.0.0.2, 1 : 10.0.0.3 }\n}}",
-			""},
+		{"in turn", pre + "iifname wan0 tcp dport 443 dnat ip to numgen inc mod 2 map " +
+			"{ 0 : 10.0.0.2, 1 : 10.0.0.3 }\n}}", ""},
+		{"by a hash", pre + "iifname wan0 tcp dport 443 dnat ip to jhash ip saddr mod 2 map " +
+			"{ 0 : 10.0.0.2, 1 : 10.0.0.3 }\n}}", ""},
 		{"random ports", pre + "iifname wan0 tcp dport 443 dnat ip to 10.0.0.2:8000-8009 random\n}}", ""},
 		{"a map beside it", pre + web + "iifname wan0 dnat ip to tcp dport map { 444 : 10.0.0.2 }\n}}",
 			name + ": another rule may lead to the same port of the inside host: " + nats},
@@ -176,7 +178,8 @@ func TestForwardedByIptables(t *testing.T) {
 	}
 }
 
-// Chains that are come to by more ways than can be followed are given up, soon, and nothing that comes after is repeated.
+// Chains that are come to by more ways than can be followed are given up, soon, and nothing that comes after
+// is repeated.
 func TestManyWaysAreGivenUp(t *testing.T) {
 	r := &ruleset{exact: make(map[chainKey][]exactRule)}
 	at := func(level int) chainKey { return chainKey{name: fmt.Sprint("c", level)} }

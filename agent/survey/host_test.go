@@ -122,7 +122,9 @@ func TestArrivals(t *testing.T) {
 			policy.Arrivals{TCPOpens: 1234, UDPDatagrams: 123, Echoes: 7}},
 		{"cut off", map[string]string{"proc/thread-self/net/snmp": "Tcp: PassiveOpens\nTcp: 5\nUdp: InDatagrams"},
 			policy.Arrivals{TCPOpens: 5}},
-		{"columns that don't match", map[string]string{"proc/thread-self/net/snmp": "Tcp: PassiveOpens X\nTcp: 5\nUdp: InDatagrams\nUdp: 6"},
+		{"columns that don't match", map[string]string{
+			"proc/thread-self/net/snmp": "Tcp: PassiveOpens X\nTcp: 5\nUdp: InDatagrams\nUdp: 6",
+		},
 			policy.Arrivals{UDPDatagrams: 6}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -170,13 +172,16 @@ func TestMemoryOfTheMachine(t *testing.T) {
 		want  int
 		fault string
 	}{
-		"total":    {map[string]string{"proc/meminfo": "MemTotal:       16384 kB\nMemFree: 5 kB\nHugePages_Total:       0\n"}, 16 << 20, ""},
+		"total": {map[string]string{
+			"proc/meminfo": "MemTotal:       16384 kB\nMemFree: 5 kB\nHugePages_Total:       0\n",
+		}, 16 << 20, ""},
 		"no total": {map[string]string{"proc/meminfo": "MemFree: 5 kB\n"}, 0, "look for room: no MemTotal in /proc/meminfo"},
 		"no file":  {nil, 0, "look for room: "},
 	} {
 		h, _ := fixture(t, c.files)
 		m, err := h.Memory()
-		if c.fault == "" && (err != nil || m.Total != c.want) || c.fault != "" && (err == nil || !strings.HasPrefix(err.Error(), c.fault)) {
+		if c.fault == "" && (err != nil || m.Total != c.want) ||
+			c.fault != "" && (err == nil || !strings.HasPrefix(err.Error(), c.fault)) {
 			t.Errorf("%s: %d (%v), want %d or %q", name, m.Total, err, c.want, c.fault)
 		}
 	}
@@ -220,7 +225,8 @@ func TestParseSocket(t *testing.T) {
 func TestOtherNamespaces(t *testing.T) {
 	stock := slackPerCPU * runtime.NumCPU()
 	slab := func(n int) string {
-		return fmt.Sprintf("slabinfo - version: 2.1\nnf_conntrack_expect 9000 9000 208 19 1\nnf_conntrack %d %d 256 16 1 : tunables 0 0 0\n", n, n+10)
+		return fmt.Sprintf("slabinfo - version: 2.1\nnf_conntrack_expect 9000 9000 208 19 1\n"+
+			"nf_conntrack %d %d 256 16 1 : tunables 0 0 0\n", n, n+10)
 	}
 	const entries = "entries  clashres found\n000000ff  00000000 00000000\n000000ff  00000000 00000000\n"
 	for name, c := range map[string]struct {

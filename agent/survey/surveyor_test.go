@@ -113,7 +113,8 @@ func TestParts(t *testing.T) {
 		"udp":    "udp",
 		"tcp":    "tcp, tcp/8080",
 		"all":    "all, tcp/8080, echo, multicast",
-		"tcp on eth0,tcp with 10.0.0.0/8 at 10.1.0.0/16": "tcp on eth0, tcp with 10.0.0.0/8 at 10.1.0.0/16, tcp/8080 on eth0, tcp/8080 with 10.0.0.0/8 at 10.1.0.0/16",
+		"tcp on eth0,tcp with 10.0.0.0/8 at 10.1.0.0/16": "tcp on eth0, tcp with 10.0.0.0/8 at 10.1.0.0/16, " +
+			"tcp/8080 on eth0, tcp/8080 with 10.0.0.0/8 at 10.1.0.0/16",
 		"all,auto": "all, tcp/8080, echo, multicast",
 	} {
 		s := Surveyor{host: New("/"), config: config.Config{Services: strings.Split(listed, ",")}}

@@ -36,7 +36,8 @@ func FuzzJournal(f *testing.F) {
 	text, _ := json.Marshal(good)
 	for _, seed := range []string{string(text), "", "{", `{"version":2}`, `{"boot":"first boot","settings":null}`,
 		`{"boot":"first boot","settings":{"../../../x":{"first":1}}}`,
-		`{"boot":"first boot","namespace":18446744073709551615,"settings":{"nf_conntrack_max":{"first":-1,"written":65536}}}`} {
+		`{"boot":"first boot","namespace":18446744073709551615,` +
+			`"settings":{"nf_conntrack_max":{"first":-1,"written":65536}}}`} {
 		f.Add([]byte(seed), true)
 		f.Add([]byte(seed), false)
 	}

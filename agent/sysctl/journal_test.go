@@ -32,7 +32,10 @@ func written(f *fixture, settings map[string]Entry) (path string, text []byte) {
 // No flipped bit makes a value that is written back in silence.
 func TestFlippedBits(t *testing.T) {
 	f := newFixture(t)
-	want := map[string]Entry{udp: {First: 30, Before: 30, Written: 10}, established: {First: 432000, Before: 432000, Written: 7440}}
+	want := map[string]Entry{
+		udp:         {First: 30, Before: 30, Written: 10},
+		established: {First: 432000, Before: 432000, Written: 7440},
+	}
 	path, text := written(f, want)
 	undetected := 0
 	for i := range text {
@@ -103,7 +106,8 @@ func TestOldJournal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := json.Marshal(map[string]any{"boot": j.Boot, "namespace": j.Namespace, "settings": map[string]Entry{udp: {First: 30, Before: 30, Written: 10}}})
+	text, err := json.Marshal(map[string]any{"boot": j.Boot, "namespace": j.Namespace,
+		"settings": map[string]Entry{udp: {First: 30, Before: 30, Written: 10}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -489,7 +489,8 @@ func TestOldNames(t *testing.T) {
 	}
 	k := f.keeper()
 	f.apply(k, map[string]int{udp: 10}, "udp_timeout 30 -> 10")
-	if text, err := os.ReadFile(filepath.Join(f.proc, "sys/net/ipv4/netfilter/ip_conntrack_udp_timeout")); string(text) != "10" {
+	text, err := os.ReadFile(filepath.Join(f.proc, "sys/net/ipv4/netfilter/ip_conntrack_udp_timeout"))
+	if string(text) != "10" {
 		t.Errorf("the old file holds %q (%v)", text, err)
 	}
 	f.apply(f.keeper(), nil, "udp_timeout 10 -> 30")

@@ -156,7 +156,8 @@ func TestCommandsAreDocumented(t *testing.T) {
 		text.WriteString(page)
 	}
 	for _, c := range newCommand().Commands() {
-		if name := c.Name(); name != "version" && !c.Hidden && !regexp.MustCompile(`ctguard `+name+`\b`).MatchString(text.String()) {
+		if name := c.Name(); name != "version" && !c.Hidden &&
+			!regexp.MustCompile(`ctguard `+name+`\b`).MatchString(text.String()) {
 			t.Errorf("no document says what ctguard %s is for", name)
 		}
 	}

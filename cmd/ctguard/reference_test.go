@@ -52,8 +52,8 @@ func table(title, head string, rows [][]string) string {
 	return b.String() + "\n"
 }
 
-// configurationKeys reads every key of the configuration, its default and what is said of it from the example, which another test
-// compares with the code.
+// configurationKeys reads every key of the configuration, its default and what is said of it from the example, which
+// another test compares with the code.
 func configurationKeys(t *testing.T) string {
 	section, said := "", ""
 	setting := regexp.MustCompile(`^(?:"?([a-z0-9_.-]+)"?) = (.*)$`)

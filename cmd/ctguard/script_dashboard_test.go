@@ -61,7 +61,8 @@ func dashboard(ts *testscript.TestScript, neg bool, args []string) {
 			if err == nil {
 				err = json.Unmarshal(text, &answer)
 			}
-			if err == nil && answer.Status == "success" && len(answer.Data.Result) > 0 && answer.Data.Result[0].Value[1] != "NaN" {
+			if err == nil && answer.Status == "success" &&
+				len(answer.Data.Result) > 0 && answer.Data.Result[0].Value[1] != "NaN" {
 				ts.Logf("%s: %d", query, len(answer.Data.Result))
 				break
 			}

@@ -63,7 +63,8 @@ func fetch(ts *testscript.TestScript, url string) ([]byte, error) {
 // browse ARGS... has chromium do something, with no window and no network but the script's. It must find nothing to
 // complain about on the page.
 func browse(ts *testscript.TestScript, neg bool, args []string) {
-	c := exec.Command("chromium", append([]string{"--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+	c := exec.Command("chromium", append([]string{
+		"--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
 		"--user-data-dir=" + ts.MkAbs("chromium"), "--hide-scrollbars", "--enable-logging=stderr"}, args...)...)
 	c.Dir = ts.MkAbs(".")
 	out, err := c.CombinedOutput()

@@ -19,7 +19,8 @@ func TestScreenFits(t *testing.T) {
 	since := time.Unix(900, 0)
 	m := &topView{window: 1, glyphs: unicodeGlyphs, said: "said \x1b[2J", lost: errors.New("lost \x1b]0;x\a")}
 	m.status = control.Status{Mode: "hold", Level: 2, Fill: 99.9, Time: time.Unix(1000, 0),
-		Steps:    []policy.StepStatus{{Name: "grow", Skipped: "no\x1b[31m\r\n"}, {Name: "admit", Engaged: true, Since: &since, Enter: 95}},
+		Steps: []policy.StepStatus{{Name: "grow", Skipped: "no\x1b[31m\r\n"},
+			{Name: "admit", Engaged: true, Since: &since, Enter: 95}},
 		Degraded: []string{"bad\x1b[8m"}, Override: &policy.Override{Kind: policy.Pin, Reason: "why\u009b2J"},
 		Events: []control.NumberedEvent{{Event: policy.Event{Kind: policy.LevelEvent, Reason: "up\x1bc"}}},
 		Holders: &control.HoldersStatus{States: map[string]int{"assured": 1}, Sources: []control.HolderStatus{

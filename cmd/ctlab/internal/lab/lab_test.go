@@ -36,7 +36,8 @@ func TestScenarioIsChecked(t *testing.T) {
 func TestCatalogueIsComplete(t *testing.T) {
 	seen := map[string]bool{}
 	for _, a := range Attacks {
-		if a.Name == "" || a.Summary == "" || len(a.Topologies) == 0 || a.rate == 0 || a.port == 0 && a.kind != flood.Odd || seen[a.Name] {
+		if a.Name == "" || a.Summary == "" || len(a.Topologies) == 0 ||
+			a.rate == 0 || a.port == 0 && a.kind != flood.Odd || seen[a.Name] {
 			t.Errorf("attack %+v is incomplete or there twice", a)
 		}
 		seen[a.Name] = true

@@ -51,7 +51,8 @@ func TestUDP(t *testing.T) {
 			_, _ = c.WriteTo(buf[:n], from)
 		}
 	}()
-	if res := measured(t, spec(UDP, c.LocalAddr())); res.Done == 0 || res.Failed > 0 || res.Rate() != float64(res.Done)/0.05 {
+	res := measured(t, spec(UDP, c.LocalAddr()))
+	if res.Done == 0 || res.Failed > 0 || res.Rate() != float64(res.Done)/0.05 {
 		t.Errorf("%+v, %v a second", res, res.Rate())
 	}
 }
