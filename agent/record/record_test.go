@@ -199,3 +199,23 @@ func TestFormats(t *testing.T) {
 		}
 	}
 }
+
+// A recording of format 0, with its names, is decided on as it was made.
+func TestFormat0(t *testing.T) {
+	var text, line bytes.Buffer
+	first := head{0, "0.1.0", policy.Defaults(policy.Server), policy.OrdinaryDay{}}
+	one := frame{Observation: policy.Observation{Time: time.Unix(1, 0), Count: 1, Capacity: 1000}}
+	lines := json.NewEncoder(&line)
+	if err := errors.Join(lines.Encode(first), lines.Encode(one)); err != nil {
+		t.Fatal(err)
+	}
+	zip := gzip.NewWriter(&text)
+	old := strings.ReplaceAll(line.String(), `"Settle":`, `"Hold":`)
+	if _, err := zip.Write([]byte(old)); err != nil || zip.Close() != nil || !strings.Contains(old, `"Hold":`) {
+		t.Fatal(err, old)
+	}
+	ticks := 0
+	if err := Replay(&text, nil, func(Tick) { ticks++ }); err != nil || ticks != 1 {
+		t.Errorf("%d ticks, %v", ticks, err)
+	}
+}

@@ -2,6 +2,7 @@ package record
 
 import (
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"encoding/json"
 	"errors"
@@ -27,8 +28,8 @@ func Replay(in io.Reader, c *policy.Config, each func(Tick)) error {
 		return fmt.Errorf("replay: this is no recording of ctguard run --record: %w", err)
 	}
 	lines := json.NewDecoder(zip)
-	var first head
-	if err := lines.Decode(&first); err != nil {
+	first, err := readHead(lines)
+	if err != nil {
 		return fmt.Errorf("replay: read the recording's head: %w", err)
 	}
 	if first.Format > format {
@@ -64,4 +65,18 @@ func Replay(in io.Reader, c *policy.Config, each func(Tick)) error {
 		o.Host = host
 		each(Tick{o, m.Tick(o), f.Level})
 	}
+}
+
+// readHead reads the first line. Format 0 calls a step's settle time by another name.
+func readHead(lines *json.Decoder) (head, error) {
+	var text json.RawMessage
+	var first head
+	err := lines.Decode(&text)
+	if err == nil {
+		err = json.Unmarshal(text, &first)
+	}
+	if err == nil && first.Format < 1 {
+		err = json.Unmarshal(bytes.ReplaceAll(text, []byte(`"Hold":`), []byte(`"Settle":`)), &first)
+	}
+	return first, err
 }

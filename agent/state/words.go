@@ -30,6 +30,17 @@ type Words struct {
 	Words    []policy.Word    `json:"words"`
 }
 
+// UnmarshalJSON reads also what version 0 wrote, which had another name for words.
+func (w *Words) UnmarshalJSON(text []byte) error {
+	var is struct {
+		Override      *policy.Override
+		Words, Manual []policy.Word
+	}
+	err := json.Unmarshal(text, &is)
+	*w = Words{is.Override, append(is.Words, is.Manual...)}
+	return err
+}
+
 // WordsOf returns the operators' words that a machine goes by.
 func WordsOf(m *policy.Machine) Words { return Words{m.Override(), m.Words()} }
 
@@ -65,7 +76,7 @@ func (d *Dir) Words(now time.Time) (Words, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return Words{}, nil
 	}
-	var found keptWords
+	var found Words
 	if err == nil {
 		err = d.read(d.words(), text, &found, wordsVersion)
 	}
@@ -84,7 +95,7 @@ func (d *Dir) Words(now time.Time) (Words, error) {
 		found.Override.Until = soonest(found.Override.Until)
 		w.Override = found.Override
 	}
-	for _, word := range found.Words.Words {
+	for _, word := range found.Words {
 		if !word.Prefix.IsValid() {
 			err = errors.New("one without a prefix is left out")
 			continue

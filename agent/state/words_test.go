@@ -31,3 +31,23 @@ func TestWordsAreBounded(t *testing.T) {
 		t.Errorf("told %v of the one that has none", err)
 	}
 }
+
+// What an operator said to an older ctguard holds after an upgrade.
+func TestWordsOfVersion0(t *testing.T) {
+	d, now := At(t.TempDir()), time.Now()
+	text := `{"override": null, "manual": [{"prefix": "192.0.2.7/32", "release": true, "until": "` +
+		now.Add(time.Hour).Format(time.RFC3339) + `", "reason": "a partner"}]}`
+	if err := os.WriteFile(d.words(), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	words, err := d.Words(now)
+	if err != nil || len(words.Words) != 1 || !words.Words[0].Release {
+		t.Fatalf("words %+v (%v), want the release", words, err)
+	}
+	if err := d.Remember(words); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := d.Words(now); err != nil || len(again.Words) != 1 {
+		t.Errorf("written down and read again: %+v (%v)", again, err)
+	}
+}
