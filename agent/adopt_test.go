@@ -101,18 +101,12 @@ const strictRules = `table inet strict {
 }
 `
 
-// On a host where everything lived untracked, connections that others opened, those that it opened itself
-// and those with itself go on when tracking begins again, each in the direction in which it was opened.
-func TestAdoptAll(t *testing.T) {
-	conntracktest.Own(t)
-	peer, err := conntracktest.NewPeer()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(peer.Close)
-	rules := filepath.Join(t.TempDir(), "rules")
-	if err := errors.Join(os.WriteFile(rules, []byte(strictRules), 0o600), conntracktest.Run("nft -f "+rules),
-		os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_loose", []byte("0"), 0o600)); err != nil {
+// liveUnder loads the host's rules in the test's own namespace and returns what changes that namespace, and its table
+// inet ctguard.
+func liveUnder(t *testing.T, hostRules string, c connections) (*live, *nft.Table) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "rules")
+	if err := errors.Join(os.WriteFile(file, []byte(hostRules), 0o600), conntracktest.Run("nft -f "+file)); err != nil {
 		t.Fatal(err)
 	}
 	entries, err := conntrack.Open()
@@ -125,7 +119,22 @@ func TestAdoptAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { table.Close() })
-	l := newLive(table, nil, entries, survey.New("/").Established)
+	return newLive(table, nil, entries, c), table
+}
+
+// On a host where everything lived untracked, connections that others opened, those that it opened itself
+// and those with itself go on when tracking begins again, each in the direction in which it was opened.
+func TestAdoptAll(t *testing.T) {
+	conntracktest.Own(t)
+	peer, err := conntracktest.NewPeer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(peer.Close)
+	l, _ := liveUnder(t, strictRules, survey.New("/").Established)
+	if err := os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_loose", []byte("0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	all := selectorsOf(t, "all")
 	if err := l.rules(nft.Desired{Posture: policy.Posture{Notrack: []policy.Untracked{{Selector: all[0],
 		Stage: policy.Freed}}}}, time.Now()); err != nil {

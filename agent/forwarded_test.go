@@ -8,12 +8,10 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"ctguard/agent/conntrack"
 	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/nft"
 	"ctguard/policy"
@@ -77,21 +75,10 @@ func newGate(t *testing.T) *gate {
 		t.Fatal(err)
 	}
 	t.Cleanup(g.outer.Close)
-	rules := filepath.Join(t.TempDir(), "rules")
-	if err := errors.Join(os.WriteFile(rules, []byte(gatewayRules), 0o600), conntracktest.Run("nft -f "+rules),
-		os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o600)); err != nil {
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	entries, err := conntrack.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { entries.Close() })
-	if g.table, err = nft.Open(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { g.table.Close() })
-	g.live = newLive(g.table, nil, entries, nil)
+	g.live, g.table = liveUnder(t, gatewayRules, nil)
 	return g
 }
 

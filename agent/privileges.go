@@ -16,9 +16,9 @@ var errPrivilege = errors.New("ctguard needs root, or CAP_NET_ADMIN and, to try 
 
 // checkPrivileges says whether this process may do what an agent does.
 func checkPrivileges() error {
-	_, sets, err := capabilitySets()
-	if err != nil {
-		return err
+	header, sets := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, [2]unix.CapUserData{}
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return fmt.Errorf("read privileges: %w", err)
 	}
 	for _, needed := range []uint{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN} {
 		if sets[0].Effective&(1<<needed) == 0 {
@@ -65,13 +65,4 @@ func onlyNetAdmin() (unix.CapUserHeader, [2]unix.CapUserData) {
 	const only = 1 << unix.CAP_NET_ADMIN
 	return unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3},
 		[2]unix.CapUserData{{Effective: only, Permitted: only}}
-}
-
-// capabilitySets returns the capabilities of the calling thread.
-func capabilitySets() (unix.CapUserHeader, [2]unix.CapUserData, error) {
-	header, sets := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, [2]unix.CapUserData{}
-	if err := unix.Capget(&header, &sets[0]); err != nil {
-		return header, sets, fmt.Errorf("read privileges: %w", err)
-	}
-	return header, sets, nil
 }

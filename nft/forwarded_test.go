@@ -432,8 +432,8 @@ func TestForwardedBesides(t *testing.T) {
 	}
 }
 
-// TestForwardedBesideUntracked: what goes to the inside host's port directly from another of this host's networks, and is
-// left untracked by the host itself, is not translated.
+// TestForwardedBesideUntracked: what goes to the inside host's port directly from another of this host's networks, and
+// is left untracked by the host itself, is not translated.
 func TestForwardedBesideUntracked(t *testing.T) {
 	g := newGateway(t, fmt.Sprintf(hostRules, "")+`table inet raw {
 	chain prerouting {

@@ -178,7 +178,7 @@ func (m *Machine) climb(s situation) []Event {
 // posture asks every step what it wants and returns the whole wanted state.
 func (m *Machine) posture(s situation) (Posture, []Event) {
 	p := Posture{Level: m.ladder.level, Settings: make(map[string]int), Reject: m.cfg.Reject,
-		OneSided: m.ordinary.oneSided(m.cfg.OrdinaryInvalid)}
+		OneSided: s.oneSided()}
 	m.shared.begin()
 	var events []Event
 	for _, w := range m.steps {

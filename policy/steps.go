@@ -104,9 +104,12 @@ type situation struct {
 // listed reports whether the configuration has the step that is asked.
 func (s situation) listed() bool { return s.marks.Name != "" }
 
+// oneSided reports whether TCP without answers is conversations here; see [OrdinaryDay].
+func (s situation) oneSided() bool { return s.ordinary.oneSided(s.cfg.OrdinaryInvalid) }
+
 // ordinaryClass reports whether a class has no answers on an ordinary day: nobody can tell a flood of it by that.
 func (s situation) ordinaryClass(class FlowClass) bool {
-	return s.ordinary.Unanswered(class) || class.Protocol == tcp && s.ordinary.oneSided(s.cfg.OrdinaryInvalid)
+	return s.ordinary.Unanswered(class) || class.Protocol == tcp && s.oneSided()
 }
 
 // shared is all that the steps know of each other, and what they ask of the loop. Each field names the step that

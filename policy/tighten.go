@@ -101,7 +101,7 @@ func (t *tighten) want(s situation, p *Posture) []Event {
 	}
 	p.Retire = t.retire(s)
 	x := t.scale(s)
-	oneSided := s.ordinary.oneSided(s.cfg.OrdinaryInvalid)
+	oneSided := s.oneSided()
 	for name, floor := range s.cfg.Floors {
 		if oneSided && slices.Contains(unanswered[:], name) {
 			continue
@@ -131,7 +131,7 @@ func (t *tighten) retire(s situation) Retirement {
 	if s.Census != nil {
 		t.dead = float64(s.Census.TCPStates[tcpSynSent]) > deadPart*float64(s.Census.Seen)
 	}
-	r.Dead = t.dead && !s.ordinary.oneSided(s.cfg.OrdinaryInvalid)
+	r.Dead = t.dead && !s.oneSided()
 	return r
 }
 

@@ -62,7 +62,8 @@ type lifetimes struct{ tcp, udp uint32 }
 
 // give has fill queue what gives flows their entries, which it may put together in b, and returns how many changes the
 // kernel made. An entry that is there already, or one to be changed that is not, is no failure.
-func (t *Table) give(ctx context.Context, flows int, r *rate.Limiter, fill func(queue *changes, b []byte, life lifetimes),
+func (t *Table) give(
+	ctx context.Context, flows int, r *rate.Limiter, fill func(queue *changes, b []byte, life lifetimes),
 ) (made int, err error) {
 	if flows == 0 {
 		return 0, nil

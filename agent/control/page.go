@@ -26,7 +26,7 @@ var pageStyle string
 
 var pageHTML = template.Must(template.New("page").Funcs(template.FuncMap{
 	"clock": func(t time.Time) string { return t.Format("Jan 2 15:04:05") }, "state": stepState,
-	"what": eventName, "short": shortPrefix,
+	"what": eventName, "short": ShortPrefix,
 	"seconds": func(s *float64) string { return fmt.Sprintf("%.0f", *s) },
 }).Parse(pageTemplate))
 
@@ -139,7 +139,7 @@ func eventName(e NumberedEvent, details bool) string {
 		text += " " + string(e.Step)
 	}
 	if details && e.Prefix.IsValid() {
-		text += " " + shortPrefix(e.Prefix)
+		text += " " + ShortPrefix(e.Prefix)
 	}
 	if e.DryRun {
 		text += " (dry run)"
@@ -147,8 +147,8 @@ func eventName(e NumberedEvent, details bool) string {
 	return text
 }
 
-// shortPrefix writes a prefix that is one address as that address.
-func shortPrefix(p netip.Prefix) string {
+// ShortPrefix writes a prefix that is one address as that address.
+func ShortPrefix(p netip.Prefix) string {
 	if p.IsSingleIP() {
 		return p.Addr().String()
 	}

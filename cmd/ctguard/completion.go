@@ -38,11 +38,11 @@ func (p *program) completeSources(c *cobra.Command, args []string, _ string) ([]
 	}
 	var names []string
 	for _, l := range s.Limited {
-		names = append(names, cobra.CompletionWithDesc(shortPrefix(l.Prefix), "limited"))
+		names = append(names, cobra.CompletionWithDesc(control.ShortPrefix(l.Prefix), "limited"))
 	}
 	if s.Holders != nil {
 		for _, h := range s.Holders.Sources {
-			names = append(names, shortPrefix(h.Prefix))
+			names = append(names, control.ShortPrefix(h.Prefix))
 		}
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp

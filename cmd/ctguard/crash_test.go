@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -110,7 +111,7 @@ type matrix struct {
 	panics  string // the program with panics in it
 	memory  string // where memory cgroups are made; empty where none can be
 	before  map[string]string
-	lasting []conversation
+	lasting []net.Conn
 	tried   map[[2]string]int
 	slowest map[[2]string]time.Duration
 }
@@ -124,7 +125,7 @@ func newMatrix(h *host) *matrix {
 		unix.Mount("test", h.state, "tmpfs", 0, "size=256k,mode=755")); err != nil {
 		h.Fatal(err)
 	}
-	m.lasting = []conversation{h.converse(8080), h.converse(22)}
+	m.lasting = []net.Conn{h.converse(8080), h.converse(22)}
 	m.before = h.snapshot()
 	return m
 }
@@ -244,7 +245,7 @@ func (m *matrix) try(c crash) {
 	}
 	m.clean()
 	for _, one := range m.lasting {
-		if err := one.alive(); err != nil {
+		if err := exchange(one); err != nil {
 			m.Errorf("%s: a connection is dead: %v", c, err)
 		}
 	}

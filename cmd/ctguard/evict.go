@@ -91,7 +91,7 @@ func (e eviction) run(c *cobra.Command) error {
 	of := ""
 	var deleted int
 	if e.wholeSource {
-		of = " of " + shortPrefix(e.filter.Source)
+		of = " of " + control.ShortPrefix(e.filter.Source)
 		deleted, err = table.EvictPrefix(c.Context(), e.filter.Source, spare)
 	} else {
 		deleted, err = table.Remove(c.Context(), e.filter, spare, false, nil)

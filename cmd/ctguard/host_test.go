@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -223,11 +222,8 @@ func (h *host) leftovers() (list []string) {
 	return list
 }
 
-// conversation is a connection that lasts, between the peer and a service of the host.
-type conversation struct{ net.Conn }
-
 // converse opens a connection from the peer to a service on the port, which answers with what it is sent.
-func (h *host) converse(port uint16) conversation {
+func (h *host) converse(port uint16) net.Conn {
 	h.Helper()
 	address := netip.AddrPortFrom(conntracktest.Here4, port).String()
 	l, err := net.Listen("tcp", address)
@@ -235,35 +231,12 @@ func (h *host) converse(port uint16) conversation {
 		h.Fatal(err)
 	}
 	h.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				_, _ = io.Copy(c, c)
-			}()
-		}
-	}()
+	go echo(l)
 	var c net.Conn
 	h.peer.Do(func() { c, err = net.DialTimeout("tcp", address, patience) })
 	if err != nil {
 		h.Fatal(err)
 	}
 	h.Cleanup(func() { c.Close() })
-	return conversation{c}
-}
-
-// alive says something and waits for the answer.
-func (c conversation) alive() error {
-	if err := c.SetDeadline(time.Now().Add(stallAfter)); err != nil {
-		return err
-	}
-	if _, err := c.Write([]byte("alive?")); err != nil {
-		return err
-	}
-	_, err := io.ReadFull(c, make([]byte, len("alive?")))
-	return err
+	return c
 }

@@ -1,17 +1,6 @@
 package main
 
-import (
-	"net/netip"
-	"regexp"
-)
-
-// shortPrefix writes a prefix that is one address as that address.
-func shortPrefix(p netip.Prefix) string {
-	if p.IsSingleIP() {
-		return p.Addr().String()
-	}
-	return p.String()
-}
+import "regexp"
 
 // single is a prefix within a text that is one address.
 var single = regexp.MustCompile(`\b(\d+\.\d+\.\d+\.\d+)/32\b|([0-9a-fA-F:]*:[0-9a-fA-F:.]*)/128\b`)

@@ -129,17 +129,20 @@ func listen(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Check(inside(place(ts, where), open))
 		}
 		ts.Defer(func() { l.Close() })
+		go echo(l)
+	}
+}
+
+// echo sends back what comes, on each connection, until the listener is closed.
+func echo(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
 		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() {
-					defer c.Close()
-					_, _ = io.Copy(c, c)
-				}()
-			}
+			defer c.Close()
+			_, _ = io.Copy(c, c)
 		}()
 	}
 }

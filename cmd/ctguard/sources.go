@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ctguard/agent/conntrack"
+	"ctguard/agent/control"
 	"ctguard/policy"
 )
 
@@ -134,7 +135,7 @@ func printSources(w io.Writer, r sourcesReport, took time.Duration) {
 	fmt.Fprintln(t, "entries\tat least\tunreplied\thalf-open\tclosing\treplied\tassured\t  source")
 	for _, s := range r.Sources {
 		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t%d\t%d\t  %s\n", s.Entries, s.Low, s.States["unreplied"], s.States["half-open"],
-			s.States["closing"], s.States["replied"], s.States["assured"], shortPrefix(s.Prefix))
+			s.States["closing"], s.States["replied"], s.States["assured"], control.ShortPrefix(s.Prefix))
 	}
 	t.Flush()
 	fmt.Fprintln(w)

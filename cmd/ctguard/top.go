@@ -31,7 +31,7 @@ func (p *program) topCommand() *cobra.Command {
 			}
 			m := &topView{ctx: c.Context(), program: p, every: every, width: 80, height: 24, window: 1,
 				glyphs: glyphsFor(os.Getenv)}
-			first, ok := m.look().(topNews)
+			first, ok := m.look()().(topNews)
 			if ok && first.err != nil {
 				return first.err // without a daemon there is nothing to look at
 			}
@@ -97,13 +97,16 @@ func (m *topView) again() tea.Cmd {
 	return tea.Tick(m.every, func(time.Time) tea.Msg { return topDue{} })
 }
 
-// look asks the daemon.
-func (m *topView) look() tea.Msg {
-	var n topNews
-	if n.err = m.program.call(m.ctx, "status", nil, &n.status); n.err == nil {
-		n.err = m.program.call(m.ctx, "history?last="+topWindows[m.window].String(), nil, &n.points)
+// look asks the daemon, beside the view: so it takes along what it needs of that.
+func (m *topView) look() tea.Cmd {
+	ctx, program, window := m.ctx, m.program, topWindows[m.window]
+	return func() tea.Msg {
+		var n topNews
+		if n.err = program.call(ctx, "status", nil, &n.status); n.err == nil {
+			n.err = program.call(ctx, "history?last="+window.String(), nil, &n.points)
+		}
+		return n
 	}
-	return n
 }
 
 // take takes news, or keeps the last ones where nobody answers.
@@ -120,7 +123,7 @@ func (m *topView) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case tea.WindowSizeMsg:
 		m.width, m.height = msg.Width, msg.Height
 	case topDue:
-		return m, m.look
+		return m, m.look()
 	case topNews:
 		m.take(msg)
 		return m, m.again()
@@ -196,7 +199,7 @@ func (m *topView) word(verb string, release bool) {
 		return
 	}
 	prefix := sources[m.chosen].Prefix
-	m.question = &topChange{fmt.Sprintf("%s %s for %s", verb, shortPrefix(prefix), topSpan), "prefix",
+	m.question = &topChange{fmt.Sprintf("%s %s for %s", verb, control.ShortPrefix(prefix), topSpan), "prefix",
 		control.PrefixRequest{Prefix: prefix.String(), Release: release, For: topSpan, Reason: topReason}}
 }
 
