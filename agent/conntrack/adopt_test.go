@@ -17,6 +17,7 @@ import (
 
 	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/agent/survey"
+	"ctguard/policy"
 )
 
 // adoptPort is the port of the service that lives untracked.
@@ -242,5 +243,23 @@ func TestAdoptMany(t *testing.T) {
 	}
 	if created, err := table.Adopt(t.Context(), flows[1:], nil); created != 0 || err != nil {
 		t.Errorf("created %d again (%v)", created, err)
+	}
+}
+
+// UDP flows to inside hosts get as long to be silent as the administrator gives them.
+func TestAdoptForwardedDatagrams(t *testing.T) {
+	table := openTable(t)
+	if err := os.WriteFile(sysctlRoot+"nf_conntrack_udp_timeout_stream", []byte("3600"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	phone := ForwardedFlow{Client: netip.MustParseAddrPort("192.0.2.1:5060"),
+		Outside: netip.MustParseAddrPort("203.0.113.1:5060"), Inside: netip.MustParseAddrPort("198.51.100.1:5060"), UDP: true}
+	if n, err := table.AdoptForwarded(t.Context(), []ForwardedFlow{phone}, nil); err != nil || n != 1 {
+		t.Fatalf("adopted %d (%v)", n, err)
+	}
+	for _, e := range dump(t, table) {
+		if e.timeout < 3590 || e.timeout > 3600 || !e.translated() || e.class(false) != policy.Assured {
+			t.Errorf("%d seconds left, translated %v, %v", e.timeout, e.translated(), e.class(false))
+		}
 	}
 }
