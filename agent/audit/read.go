@@ -110,7 +110,7 @@ func (r Reader) table(ctx context.Context, f *Facts, host *survey.Host) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(lookAgain - time.Since(start)):
+	case <-time.After(lookAgain - time.Since(first.Time)):
 	}
 	f.Later, f.Waited = r.counters(), time.Since(start).Round(100*time.Millisecond)
 	second, err := table.Scan(ctx, conntrack.ScanOptions{Limit: conntrack.SampleSize})
@@ -128,10 +128,11 @@ func renewed(first, second *policy.Census) (n int) {
 	for _, flow := range first.OneWay {
 		left[flow.ID] = flow.Left
 	}
-	passed := uint32(second.Time.Sub(first.Time) / time.Second)
+	// At least so many whole seconds lie between the two looks at any entry, and an entry of which no packet came has
+	// lost as many: the kernel counts whole ones too.
+	passed := uint32(second.Time.Add(-second.Took).Sub(first.Time) / time.Second)
 	for _, flow := range second.OneWay {
-		// One second less: the kernel counts whole ones.
-		if before, ok := left[flow.ID]; ok && flow.Left+passed > before+1 {
+		if before, ok := left[flow.ID]; ok && flow.Left+passed > before {
 			n++
 		}
 	}

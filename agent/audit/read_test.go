@@ -135,13 +135,14 @@ func TestReadTooLarge(t *testing.T) {
 	}
 }
 
-// A flow that lost less time than has passed was renewed; a stray packet's was not.
+// A flow that lost less time than has passed was renewed, even if the first look met it in the very moment of a packet;
+// a stray packet's was not.
 func TestRenewed(t *testing.T) {
 	at := time.Unix(1000, 0)
 	first := &policy.Census{Time: at,
 		OneWay: []policy.OneWayFlow{{ID: 1, Left: 300}, {ID: 2, Left: 300}, {ID: 3, Left: 250}}}
-	second := &policy.Census{Time: at.Add(3 * time.Second),
-		OneWay: []policy.OneWayFlow{{ID: 1, Left: 297}, {ID: 2, Left: 299}, {ID: 3, Left: 300}, {ID: 4, Left: 300}}}
+	second := &policy.Census{Time: at.Add(3900 * time.Millisecond), Took: 800 * time.Millisecond,
+		OneWay: []policy.OneWayFlow{{ID: 1, Left: 297}, {ID: 2, Left: 298}, {ID: 3, Left: 300}, {ID: 4, Left: 300}}}
 	if n := renewed(first, second); n != 2 {
 		t.Errorf("%d renewed", n)
 	}
