@@ -93,7 +93,7 @@ type pageData struct {
 	Left, Top    int    // of every chart
 	Window       string
 	Refused      uint64
-	Charts       []chart
+	Charts       []fillChart
 	FirstLimited []LimitedStatus
 	Newest       []NumberedEvent
 }
@@ -103,7 +103,7 @@ func (p *page) draw(s *Status, points []Point, events []NumberedEvent) ([]byte, 
 	window := windowOf(points)
 	d := pageData{Status: s, Details: p.details, Style: template.CSS(pageStyle), Left: chartLeft, Top: chartTop,
 		Window: spanName(window), FirstLimited: s.Limited[:min(20, len(s.Limited))],
-		Charts: []chart{newChart("wide", 960, 300, s, points, events, window),
+		Charts: []fillChart{newChart("wide", 960, 300, s, points, events, window),
 			newChart("narrow", 400, 300, s, points, events, window)}}
 	for _, p := range points {
 		d.Refused += p.Drops

@@ -2,10 +2,11 @@ package control
 
 import (
 	"fmt"
+	"iter"
 	"slices"
-	"strings"
 	"time"
 
+	"ctguard/agent/chart"
 	"ctguard/policy"
 )
 
@@ -15,29 +16,24 @@ const (
 	levelHeight, hoursHeight        = 36, 20
 )
 
-// chart is fill over time as the template draws it: numbers, and texts that the template escapes.
-type chart struct {
+// fillChart is fill over time as the template draws it: numbers, and texts that the template escapes.
+type fillChart struct {
 	Class         string
 	Width, Height int
 	Window        string
 	Highest       float64
-	LevelY        int
-	Grid, Marks   []place
-	Hours, Events []place
-	Drops         []place
+	LevelY        float64
+	Grid, Marks   []chart.Place
+	Hours, Events []chart.Place
+	Drops         []chart.Place
 	Levels        []box
 	Runs          []run // a run for each stretch of the history without a hole
 }
 
 type (
-	// place is a point of the plane and what stands there.
-	place struct {
-		X, Y int
-		Text string
-	}
 	// box is a stretch of one level.
 	box struct {
-		X, Y, Width, Height int
+		X, Y, Width, Height float64
 		Text                string
 	}
 	// run is the lines of one stretch, as points of SVG.
@@ -74,55 +70,49 @@ func spanName(d time.Duration) string {
 	return fmt.Sprintf("%.0f hours", d.Hours())
 }
 
-// newChart draws the last so long.
+// newChart draws the last so long. Along its plane run seconds, 0 at the end.
 func newChart(class string, width, height int, s *Status, points []Point, events []NumberedEvent,
-	window time.Duration) chart {
-	c := chart{Class: class, Width: width, Height: height, Window: spanName(window)}
-	right, bottom := width-chartRight, height-levelHeight-hoursHeight
-	c.LevelY = bottom + levelHeight
-	y := func(percent float64) int {
-		return chartTop + int(float64(bottom-chartTop)*(1-min(100, max(0, percent))/100)+0.5)
-	}
-	for _, percent := range []float64{0, 25, 50, 75, 100} {
-		c.Grid = append(c.Grid, place{right, y(percent), fmt.Sprint(percent)})
-	}
-	c.Marks = marks(s.Steps, right, y)
+	window time.Duration) fillChart {
+	plane := chart.Plane{Left: chartLeft, Top: chartTop, Right: float64(width - chartRight),
+		Bottom: float64(height - levelHeight - hoursHeight), From: -window.Seconds()}
+	c := fillChart{Class: class, Width: width, Height: height, Window: spanName(window),
+		LevelY: plane.Bottom + levelHeight, Grid: plane.Grid(), Marks: marks(s.Steps, plane)}
 	const pixels = 2 // a column
-	columns := Columns(points, window, (right-chartLeft)/pixels)
-	x := func(column int) int { return chartLeft + column*pixels }
+	columns := Columns(points, window, int(plane.Right-plane.Left)/pixels)
+	x := func(column int) float64 { return plane.From * (1 - float64(column)/float64(len(columns))) }
 	for i, column := range columns {
 		c.Highest = max(c.Highest, column.Fill)
 		if column.Drops > 0 {
-			c.Drops = append(c.Drops, place{x(i), chartTop - 8, fmt.Sprintf("%d refused", column.Drops)})
+			c.Drops = append(c.Drops, chart.Place{X: plane.X(x(i)), Y: chartTop - 8,
+				Text: fmt.Sprintf("%d refused", column.Drops)})
 		}
 	}
-	c.Runs = runs(columns, x, y, bottom)
-	c.Levels = levels(columns, len(s.Steps), x, bottom+levelHeight)
+	c.Runs = runs(columns, plane, x)
+	c.Levels = levels(columns, len(s.Steps), func(i int) float64 { return plane.X(x(i)) }, c.LevelY)
 	if len(points) == 0 {
 		return c
 	}
-	begin := points[len(points)-1].end().Add(-window)
-	at := func(t time.Time) int {
-		return chartLeft + int(float64(right-chartLeft)*float64(t.Sub(begin))/float64(window))
-	}
+	end := points[len(points)-1].end()
+	at := func(t time.Time) float64 { return plane.X(t.Sub(end).Seconds()) }
 	for _, e := range events {
-		if e.Kind == policy.LevelEvent && e.Time.After(begin) {
-			c.Events = append(c.Events, place{at(e.Time), bottom, e.Time.Format(time.TimeOnly) + " " + eventName(e, false)})
+		if e.Kind == policy.LevelEvent && e.Time.After(end.Add(-window)) {
+			c.Events = append(c.Events, chart.Place{X: at(e.Time), Y: plane.Bottom,
+				Text: e.Time.Format(time.TimeOnly) + " " + eventName(e, false)})
 		}
 	}
-	c.Hours = hours(begin, window, at, height-4)
+	c.Hours = hours(end.Add(-window), window, at, float64(height-4))
 	return c
 }
 
 // marks are where steps are entered. Of two that would be written over each other the higher one is named.
-func marks(steps []policy.StepStatus, x int, y func(float64) int) []place {
-	var list []place
-	named := -chartTop // where the last name stands
+func marks(steps []policy.StepStatus, plane chart.Plane) []chart.Place {
+	var list []chart.Place
+	named := -plane.Top // where the last name stands
 	for _, s := range slices.Backward(steps) {
 		if s.Skipped != "" {
 			continue
 		}
-		m := place{x, y(s.Enter), fmt.Sprintf("%g %s", s.Enter, s.Name)}
+		m := chart.Place{X: plane.Right, Y: plane.Y(s.Enter), Text: fmt.Sprintf("%g %s", s.Enter, s.Name)}
 		if m.Y-named < 10 {
 			m.Text = ""
 		} else {
@@ -134,31 +124,31 @@ func marks(steps []policy.StepStatus, x int, y func(float64) int) []place {
 }
 
 // runs draws fill and pressure, one line for each stretch without a hole.
-func runs(columns []Column, x func(int) int, y func(float64) int, bottom int) []run {
+func runs(columns []Column, plane chart.Plane, x func(int) float64) []run {
 	var list []run
-	var fill, pressure strings.Builder
-	first := 0
-	for i := range len(columns) + 1 {
-		if i < len(columns) && columns[i].Known {
-			if fill.Len() == 0 {
-				first = i
+	for from := 0; from < len(columns); {
+		to := from
+		for to < len(columns) && columns[to].Known {
+			to++
+		}
+		if to > from {
+			line := func(value func(Column) float64) iter.Seq2[float64, float64] {
+				return func(yield func(float64, float64) bool) {
+					for i := from; i < to && yield(x(i), value(columns[i])); i++ {
+					}
+				}
 			}
-			fmt.Fprintf(&fill, "%d,%d ", x(i), y(columns[i].Fill))
-			fmt.Fprintf(&pressure, "%d,%d ", x(i), y(columns[i].Pressure))
-			continue
+			fill := line(func(c Column) float64 { return c.Fill })
+			list = append(list, run{plane.Line(fill), plane.Line(line(func(c Column) float64 { return c.Pressure })),
+				plane.Under(fill)})
 		}
-		if fill.Len() > 0 {
-			under := fmt.Sprintf("%d,%d %s%d,%d", x(first), bottom, fill.String(), x(i-1), bottom)
-			list = append(list, run{strings.TrimSpace(fill.String()), strings.TrimSpace(pressure.String()), under})
-			fill.Reset()
-			pressure.Reset()
-		}
+		from = to + 1
 	}
 	return list
 }
 
 // levels draws the level as boxes that stand on a line, one for each stretch of the same level.
-func levels(columns []Column, most int, x func(int) int, bottom int) []box {
+func levels(columns []Column, most int, x func(int) float64, bottom float64) []box {
 	var list []box
 	for from := 0; from < len(columns); {
 		to := from + 1
@@ -166,7 +156,7 @@ func levels(columns []Column, most int, x func(int) int, bottom int) []box {
 			to++
 		}
 		if level := columns[from].Level; level > 0 {
-			height := (levelHeight - 6) * level / max(1, most)
+			height := float64((levelHeight - 6) * level / max(1, most))
 			list = append(list, box{x(from), bottom - height, x(to) - x(from), height, fmt.Sprintf("level %d", level)})
 		}
 		from = to
@@ -175,7 +165,7 @@ func levels(columns []Column, most int, x func(int) int, bottom int) []box {
 }
 
 // hours writes four times below the plane, at round ones of the local clock.
-func hours(begin time.Time, window time.Duration, at func(time.Time) int, y int) []place {
+func hours(begin time.Time, window time.Duration, at func(time.Time) float64, y float64) []chart.Place {
 	_, offset := begin.Zone()
 	zone := time.Duration(offset) * time.Second
 	gap := window / 3
@@ -185,9 +175,9 @@ func hours(begin time.Time, window time.Duration, at func(time.Time) int, y int)
 	if gap < 2*time.Minute {
 		gap = time.Minute
 	}
-	var list []place
+	var list []chart.Place
 	for t := begin.Add(zone).Truncate(gap).Add(gap - zone); t.Before(begin.Add(window)); t = t.Add(gap) {
-		list = append(list, place{at(t), y, t.In(begin.Location()).Format("15:04")})
+		list = append(list, chart.Place{X: at(t), Y: y, Text: t.In(begin.Location()).Format("15:04")})
 	}
 	return list
 }

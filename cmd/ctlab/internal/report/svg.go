@@ -5,9 +5,10 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"iter"
 	"math"
-	"strings"
 
+	"ctguard/agent/chart"
 	"ctguard/cmd/ctlab/internal/lab"
 )
 
@@ -38,19 +39,13 @@ type drawing struct {
 
 type panel struct {
 	Name, Verdict          string
-	Top, Bottom, TextY     int
-	AttackX, AttackW       string
+	Top, Bottom, TextY     float64
+	AttackX, AttackWidth   float64
 	Fill, FillArea, Served string
 	Level                  string
-	Grid                   []tick
-	Seconds                []tick
-	LevelTicks             []tick
-}
-
-// tick is a grid line: where, and what stands beside it.
-type tick struct {
-	At    string
-	Label string
+	Grid                   []chart.Place
+	Seconds                []chart.Place
+	LevelTicks             []chart.Place
 }
 
 // SVG draws one attack: a panel for each result, all on the same time axis.
@@ -74,84 +69,76 @@ func SVG(w io.Writer, results []*lab.Result) error {
 		d.Panels = append(d.Panels, drawPanel(r, panelTop+24+i*(panelHeight+panelGap), span))
 		d.Levels = d.Levels || isAgent(r)
 	}
-	d.Height = d.Panels[len(d.Panels)-1].Bottom + footer
+	d.Height = int(d.Panels[len(d.Panels)-1].Bottom) + footer
 	d.LegendY = panelTop - 8
 	return svg.Execute(w, d)
 }
 
 func drawPanel(r *lab.Result, top int, span float64) panel {
+	plane := chart.Plane{Left: plotLeft, Top: float64(top), Right: plotRight, Bottom: float64(top + panelHeight), To: span}
+	onset := r.Scenario.Calm.Seconds()
 	p := panel{
 		Name: "guard: " + r.Scenario.Guard, Verdict: verdict(r),
-		Top: top, Bottom: top + panelHeight, TextY: top - 8,
-	}
-	x := func(s float64) float64 { return plotLeft + s/span*(plotRight-plotLeft) }
-	y := func(percent float64) float64 { return float64(p.Bottom) - percent/100*panelHeight }
-
-	onset := r.Scenario.Calm.Seconds()
-	p.AttackX, p.AttackW = num(x(onset)), num(x(onset+r.Scenario.AttackFor.Seconds())-x(onset))
-	for _, v := range []float64{0, 25, 50, 75, 100} {
-		p.Grid = append(p.Grid, tick{num(y(v)), fmt.Sprintf("%.0f", v)})
+		Top: plane.Top, Bottom: plane.Bottom, TextY: plane.Top - 8, Grid: plane.Grid(),
+		AttackX:     plane.X(onset),
+		AttackWidth: plane.X(onset+r.Scenario.AttackFor.Seconds()) - plane.X(onset),
+		Fill:        plane.Line(fill(r)), FillArea: plane.Under(fill(r)), Served: plane.Line(served(r)),
 	}
 	for s := 0.0; s <= span; s += secondsStep(span) {
-		p.Seconds = append(p.Seconds, tick{num(x(s)), fmt.Sprintf("%.0f s", s)})
+		p.Seconds = append(p.Seconds, chart.Place{X: plane.X(s), Y: plane.Bottom, Text: fmt.Sprintf("%.0f s", s)})
 	}
-	p.Fill, p.FillArea = fillPath(r, x, y)
-	p.Served = servedPath(r, x, y)
 	if isAgent(r) {
-		p.Level, p.LevelTicks = levelPath(r, x, y)
+		top := max(levelTop, r.MaxLevel)
+		p.Level = plane.Line(level(r, top))
+		for l := 0; l <= top; l += 2 {
+			p.LevelTicks = append(p.LevelTicks, chart.Place{X: plane.Right, Y: plane.Y(100 * float64(l) / float64(top)),
+				Text: fmt.Sprint(l)})
+		}
 	}
 	return p
 }
 
-func fillPath(r *lab.Result, x, y func(float64) float64) (line, area string) {
-	var pts []string
-	for _, s := range r.Samples {
-		pts = append(pts, num(x(s.Seconds))+","+num(y(min(100, s.Fill))))
+// fill is the table's fill at each look at it.
+func fill(r *lab.Result) iter.Seq2[float64, float64] {
+	return func(yield func(float64, float64) bool) {
+		for _, s := range r.Samples {
+			if !yield(s.Seconds, s.Fill) {
+				return
+			}
+		}
 	}
-	if len(pts) == 0 {
-		return "", ""
-	}
-	line = "M" + strings.Join(pts, "L")
-	return line, line + "L" + num(x(duration(r))) + "," + num(y(0)) + "L" + num(x(0)) + "," + num(y(0)) + "Z"
 }
 
-// servedPath is a step line: a bucket is a stretch, not a moment.
-func servedPath(r *lab.Result, x, y func(float64) float64) string {
-	var b strings.Builder
-	for _, bk := range r.HTTP.Buckets {
-		if bk.Asked == 0 {
-			continue
+// served is a step line: a bucket is a stretch, not a moment.
+func served(r *lab.Result) iter.Seq2[float64, float64] {
+	return func(yield func(float64, float64) bool) {
+		for _, bk := range r.HTTP.Buckets {
+			if bk.Asked == 0 {
+				continue
+			}
+			share := 100 * float64(bk.Served) / float64(bk.Asked)
+			if !yield(bk.Seconds, share) || !yield(min(bk.Seconds+bucketSeconds, duration(r)), share) {
+				return
+			}
 		}
-		v := num(y(100 * float64(bk.Served) / float64(bk.Asked)))
-		op := "L"
-		if b.Len() == 0 {
-			op = "M"
-		}
-		to := min(bk.Seconds+bucketSeconds, duration(r))
-		b.WriteString(op + num(x(bk.Seconds)) + "," + v + "L" + num(x(to)) + "," + v)
 	}
-	return b.String()
 }
 
 // levelTop is the level drawn at the top of a panel, where the guard goes no higher.
 const levelTop = 8
 
-func levelPath(r *lab.Result, x, y func(float64) float64) (string, []tick) {
-	top := max(levelTop, r.MaxLevel)
-	at := func(level int) string { return num(y(100 * float64(level) / float64(top))) }
-	var b strings.Builder
-	for i, s := range r.Samples {
-		op := "H" + num(x(s.Seconds)) + "V" + at(max(0, s.Level))
-		if i == 0 {
-			op = "M" + num(x(s.Seconds)) + "," + at(max(0, s.Level))
+// level is a step line, as percent of the top one: a level lasts until the look that finds another.
+func level(r *lab.Result, top int) iter.Seq2[float64, float64] {
+	return func(yield func(float64, float64) bool) {
+		before := 0.0
+		for _, s := range r.Samples {
+			now := 100 * float64(max(0, s.Level)) / float64(top)
+			if now != before && !yield(s.Seconds, before) || !yield(s.Seconds, now) {
+				return
+			}
+			before = now
 		}
-		b.WriteString(op)
 	}
-	var ticks []tick
-	for l := 0; l <= top; l += 2 {
-		ticks = append(ticks, tick{at(l), fmt.Sprint(l)})
-	}
-	return b.String(), ticks
 }
 
 // verdict is a panel in a sentence.
@@ -172,5 +159,3 @@ func secondsStep(span float64) float64 {
 	}
 	return math.Ceil(span / 10)
 }
-
-func num(v float64) string { return fmt.Sprintf("%.1f", v) }
