@@ -178,6 +178,9 @@ type Census struct {
 	Distinct         int           // how many sources were told apart; at least len(Sources)
 	Rest             Holding       // the entries of all sources not listed, without a prefix
 	OneWay           []OneWayFlow  // TCP picked up in the middle that never saw an answer, bounded
+	// the longest silences, in seconds by sysctl name of the timeout, after which conversations went on since the last
+	// scan that looked for them; see [WatchedFloors]
+	Silences map[string]int
 }
 
 // OneWayFlow is a TCP entry beyond its handshake without an answer. It may be a stray packet's, which is

@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
@@ -26,6 +27,8 @@ type OrdinaryDay struct {
 	Flows   bool                    `json:"flows"`             // OneWay was looked for
 	Invalid float64                 `json:"invalid"`           // INVALID packets a second
 	Opens   float64                 `json:"opens"`             // new work a second, see [Arrivals]: its peak, fading
+	// silences after which conversations went on, by sysctl name of their timeout, where a floor is no longer
+	Silences map[string]Silence `json:"silences,omitempty"`
 
 	crowds         []netip.Prefix // sources that usually have so much that many users must be behind them
 	invalid, opens pace
@@ -99,6 +102,9 @@ type DayStatus struct {
 	OneWay     int        `json:"one_way_flows"`  // lasting TCP connections that this host sees one direction of
 	Invalid    float64    `json:"invalid_per_second"`
 	Unanswered []string   `json:"unanswered_classes"` // that nobody answers here, such as an overlay
+	// seconds that conversations are silent for and go on all the same, by sysctl name of their timeout, where its
+	// floor is no longer: that timeout is not made shorter than this
+	Silences map[string]int `json:"silences"`
 	// sources with forty times the median of usual holdings and more, the largest first: many users behind one address?
 	Crowds []netip.Prefix `json:"crowds"`
 }
@@ -107,7 +113,10 @@ type DayStatus struct {
 func (d *OrdinaryDay) Status() DayStatus {
 	s := DayStatus{Known: d.Known(), Learnt: math.Round(d.Learnt.Seconds()), Fitted: int(d.Fitted),
 		Sources: len(d.Sources), OneWay: d.OneWay, Invalid: math.Round(10*d.Invalid) / 10, Unanswered: []string{},
-		Crowds: append([]netip.Prefix{}, d.crowds...)}
+		Silences: make(map[string]int), Crowds: append([]netip.Prefix{}, d.crowds...)}
+	for name, silence := range d.Silences {
+		s.Silences[name] = silence.Seconds
+	}
 	if s.Known {
 		s.Updated = &d.Updated
 	}
@@ -133,6 +142,10 @@ func (s DayStatus) String() string {
 	}
 	if len(s.Unanswered) > 0 {
 		text += ", never answered: " + strings.Join(s.Unanswered[:min(5, len(s.Unanswered))], " ")
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Silences)) {
+		text += fmt.Sprintf(", %s goes on after %s of silence", strings.TrimPrefix(name, "nf_conntrack_"),
+			time.Duration(s.Silences[name])*time.Second)
 	}
 	if len(s.Crowds) > 0 {
 		text += fmt.Sprintf("; %s usually has more than %d times the median (a weight in %s makes room for many users "+
@@ -192,6 +205,7 @@ func (d *OrdinaryDay) Unanswered(class FlowClass) bool {
 func (d *OrdinaryDay) observe(o Observation, ordinary bool) {
 	if o.Census != nil {
 		d.learnOneWay(o.Census)
+		d.learnSilences(o.Census)
 	}
 	before := d.opens.at
 	invalid := rateSince(&d.invalid, o.Time, o.Kernel.Invalid)

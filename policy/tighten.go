@@ -106,6 +106,7 @@ func (t *tighten) want(s situation, p *Posture) []Event {
 		if oneSided && slices.Contains(unanswered[:], name) {
 			continue
 		}
+		floor = max(floor, s.ordinary.patience(name))
 		if value, known := s.Admin[name]; known && value > floor && x > 0 {
 			p.Settings[name] = floor + int(math.Round(float64(value-floor)*(1-x)))
 		}

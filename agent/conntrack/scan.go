@@ -32,8 +32,9 @@ type ScanOptions struct {
 	V4Bits, V6Bits int           // prefix lengths that make a source; 0 means 32 and 64
 	// IPv6 addresses in whose networks of V6Bits each address is a source of its own: a router's in its LAN
 	Apart      []netip.Addr
-	OneSided   bool // TCP without answers counts as assured: this host sees one direction of it
-	MaxSources int  // sources listed, largest first; 0 means 1024
+	OneSided   bool     // TCP without answers counts as assured: this host sees one direction of it
+	MaxSources int      // sources listed, largest first; 0 means 1024
+	Silence    *Silence // nil to look for no silences; see [policy.Census.Silences]
 }
 
 func (o ScanOptions) withDefaults() ScanOptions {
@@ -72,11 +73,18 @@ func (t *Table) Scan(ctx context.Context, o ScanOptions) (*policy.Census, error)
 	}
 	y := &t.tally
 	y.reset(o, expect)
+	if y.listener = nil; o.Silence != nil {
+		y.listener = &t.listener
+		y.listener.begin(*o.Silence, start)
+	}
 	end, err := t.walk(ctx, part{}, deadline(o.Budget), y.add)
 	c := y.census()
 	c.Total, c.Whole = max(total, c.Seen), end.whole
 	c.Time = time.Now()
 	c.Took = c.Time.Sub(start)
+	if y.listener != nil {
+		c.Silences = y.listener.end()
+	}
 	return c, err
 }
 
@@ -93,6 +101,7 @@ type tally struct {
 	ports        [numPortTables][]replies
 	portsTouched [numPortTables]bool
 	oneWay       []policy.OneWayFlow
+	listener     *listener // nil unless silences are looked for
 }
 
 // mostOneWay is how many one-way flows a census lists: enough to see whether some of them are renewed.
@@ -163,6 +172,9 @@ func (y *tally) add(e *entry) bool {
 		}
 		y.portsTouched[i] = true
 		y.ports[i][e.orig.dstPort].add(e)
+	}
+	if y.listener != nil {
+		y.listener.look(e)
 	}
 	y.sources.add(y.source(e.orig.src), class)
 	return y.seen != y.options.Limit

@@ -28,10 +28,11 @@ type Table struct {
 	established, stream *os.File // likewise: the timeouts of open TCP connections and of UDP streams
 	home                *os.File // that namespace
 
-	mu    sync.Mutex // guards what a walk reuses
-	buf   []byte
-	entry entry
-	tally tally
+	mu       sync.Mutex // guards what a walk reuses
+	buf      []byte
+	entry    entry
+	tally    tally
+	listener listener
 
 	statsMu sync.Mutex
 	stats   *socket
