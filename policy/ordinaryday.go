@@ -118,7 +118,8 @@ func (d *OrdinaryDay) Status() DayStatus {
 		s.Silences[name] = silence.Seconds
 	}
 	if s.Known {
-		s.Updated = &d.Updated
+		updated := d.Updated // a copy: this status is read while the day goes on
+		s.Updated = &updated
 	}
 	for class := range d.Silent {
 		s.Unanswered = append(s.Unanswered, class.String())

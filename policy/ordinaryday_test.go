@@ -195,3 +195,18 @@ func TestCrowds(t *testing.T) {
 		}
 	}
 }
+
+// A status is somebody else's to read while the day goes on.
+func TestDayStatusIsACopy(t *testing.T) {
+	var d OrdinaryDay
+	see(&d, dayStart, time.Minute, calmCensus(dayStart, map[string]int{"192.0.2.1/32": 10}))
+	d.Silences = map[string]Silence{established: {36000, dayStart}}
+	status := d.Status()
+	before := *status.Updated
+	later := calmCensus(dayStart.Add(time.Hour), map[string]int{"192.0.2.1/32": 10})
+	later.Silences = map[string]int{established: 72000}
+	see(&d, dayStart.Add(time.Hour), time.Minute, later)
+	if d.Updated.Equal(before) || !status.Updated.Equal(before) || status.Silences[established] != 36000 {
+		t.Errorf("updated %s, was %s; silences %v", *status.Updated, before, status.Silences)
+	}
+}
