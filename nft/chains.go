@@ -119,6 +119,7 @@ func (b builder) late() []rule {
 	if b.posture.DropInvalid {
 		list = append(list, newRule(ctInvalid(), jump("invalid")))
 	}
+	list = append(list, b.reserve()...)
 	if b.limits || len(b.posture.Budgets) > 0 {
 		list = append(list, newRule(opensTCP(), back())) // early has metered it
 	}
@@ -137,6 +138,19 @@ func (b builder) late() []rule {
 			fromSomebody(), count(proxyReturned), back())}, list...)
 	}
 	return afterFirst(newRule(inLoopback(), back()), list)
+}
+
+// reserve refuses what others open above what may be filled. Only conntrack knows what belongs to a flow that there is
+// already: one that nobody answers goes on.
+func (b builder) reserve() []rule {
+	const bursts = 20 // a twentieth of a second: about a tick
+	switch r := b.posture.Reserve; {
+	case !r.Engaged:
+		return nil
+	case r.Rate > 0:
+		return []rule{newRule(ctOpens(), aboveRateAndBurst(r.Rate, max(1, r.Rate/bursts)), count(reserveDropped), drop())}
+	}
+	return []rule{newRule(ctOpens(), count(reserveDropped), drop())}
 }
 
 // proxies reports whether some port is behind synproxy.

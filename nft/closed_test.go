@@ -146,3 +146,53 @@ func TestBudgets(t *testing.T) {
 		t.Errorf("%d of 100 SYNs have entries", kept)
 	}
 }
+
+// TestReserve lets others open no more than the rate, and leaves what there is alone, answered or not: who is on the
+// allowlist opens what they like.
+func TestReserve(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	open80, stream := l.mustDial("tcp", client2, 80), l.mustDial("udp", client2, 80)
+	mustEcho(t, open80)
+	mustEcho(t, stream)
+	silent, err := net.ListenPacket("udp", ":9999")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { silent.Close() })
+	unanswered := l.mustDial("udp", client2, 9999)
+	speak := func() {
+		if _, err := unanswered.Write([]byte("one-way")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	speak()
+	table := open(t)
+	allowed := []netip.Prefix{prefix(client4 + "/32")}
+	apply(t, table, Desired{Allow: allowed, Posture: policy.Posture{Reserve: policy.Reserve{Engaged: true}}})
+	for range 10 {
+		mustEcho(t, open80)
+		mustEcho(t, stream)
+		speak()
+	}
+	if w := work(t, table).ReserveDropped; w != 0 {
+		t.Errorf("%d packets of flows that there are were dropped", w)
+	}
+	for i := range 20 {
+		l.segment(fmt.Sprintf("192.0.2.%d", 100+i), 80, 0x02)
+	}
+	echoed(l.mustDial("udp", client3, 80), time.Millisecond)
+	if w := work(t, table).ReserveDropped; w != 21 {
+		t.Errorf("%d of 21 new flows were refused", w)
+	}
+	mustEcho(t, l.mustDial("tcp", client4, 80))
+	mustEcho(t, l.mustDial("udp", client4, 80))
+	apply(t, table, Desired{Allow: allowed, Posture: policy.Posture{Reserve: policy.Reserve{Engaged: true, Rate: 40}}})
+	before := work(t, table).ReserveDropped
+	for i := range 100 {
+		l.segment(fmt.Sprintf("192.0.2.%d", 100+i), 81, 0x02)
+	}
+	if w := work(t, table).ReserveDropped - before; w < 80 || w > 98 {
+		t.Errorf("%d of 100 SYNs at once were refused, with 40 a second allowed and two at once", w)
+	}
+}

@@ -108,6 +108,10 @@ func cases() []struct {
 				tracked(policy.Watched, forwards[1])...)}}},
 		{"closed ports", "closed", Desired{Posture: policy.Posture{ClosedPorts: true, ClosedRate: 100}, Allow: allowList}},
 		{"budgets", "budgets", Desired{Posture: policy.Posture{Budgets: budgets}, Allow: allowList}},
+		{"reserve", "reserve", Desired{Posture: policy.Posture{Reserve: policy.Reserve{Engaged: true, Rate: 4096}},
+			Allow: allowList}},
+		{"reserve, nothing left", "reserved", Desired{Posture: policy.Posture{Reserve: policy.Reserve{Engaged: true}},
+			Allow: allowList}},
 		{"synproxy", "synproxy", Desired{
 			Posture: policy.Posture{Synproxy: []uint16{80, 443}, Handshake: handshake},
 			Allow:   allowList}},
@@ -118,7 +122,8 @@ func cases() []struct {
 		{"all", "all", Desired{
 			Posture: policy.Posture{DropInvalid: true, Notrack: append(watched, services...),
 				Limits: limits, LimitRate: 10, LimitBurst: 20,
-				ClosedPorts: true, Budgets: budgets, Synproxy: []uint16{8080}, Handshake: handshake},
+				ClosedPorts: true, Budgets: budgets, Synproxy: []uint16{8080}, Handshake: handshake,
+				Reserve: policy.Reserve{Engaged: true, Rate: 1}},
 			Allow: allowList}},
 		{"everything allowed", "whole", Desired{
 			Posture: policy.Posture{DropInvalid: true,

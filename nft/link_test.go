@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ctguard/agent/conntrack/conntrackfill"
+	"ctguard/agent/conntrack/conntracktest"
 )
 
 // Addresses of the two hosts of a link. The client has several so that it can be several sources.
@@ -58,10 +59,20 @@ func newLink(t *testing.T) *link {
 	}
 	run(t, fmt.Sprintf("ip link add host0 type veth peer name client0 netns %d", tid))
 	setUp(t, "host0", hostV4+"/24", hostV6+"/64")
-	l.do(func() { setUp(t, "client0", client2+"/24", client3+"/24", client4+"/24", client6+"/64") })
+	l.do(func() {
+		setUp(t, "client0", client2+"/24", client3+"/24", client4+"/24", client6+"/64")
+		usable(t)
+	})
+	usable(t)
 	// Any rule about ct switches conntrack on in the namespace.
 	feed(t, "table inet tracking {\n chain input {\n type filter hook input priority 0\n ct state invalid accept\n }\n}\n")
 	return l
+}
+
+func usable(t *testing.T) {
+	if err := conntracktest.Settle(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func setUp(t *testing.T, device string, addresses ...string) {

@@ -113,6 +113,7 @@ const (
 	limitedDropped = "limited_dropped"
 	closedDropped  = "closed_dropped"
 	budgetDropped  = "budget_dropped"
+	reserveDropped = "reserve_dropped"
 	proxySYNs      = "proxy_syns"
 	proxyReturned  = "proxy_returned"
 	proxyChecked   = "proxy_checked"
@@ -121,7 +122,7 @@ const (
 // namedCounters lists them.
 func namedCounters() []string {
 	return []string{
-		blockedDropped, invalidDropped, limitedDropped, closedDropped, budgetDropped,
+		blockedDropped, invalidDropped, limitedDropped, closedDropped, budgetDropped, reserveDropped,
 		proxySYNs, proxyReturned, proxyChecked,
 	}
 }

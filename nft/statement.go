@@ -425,11 +425,13 @@ func withinRate(meter addressSet, bits, perSecond, burst int) statement {
 }
 
 // aboveRate matches what comes faster than a rate, after a second's worth.
-func aboveRate(perSecond int) statement {
+func aboveRate(perSecond int) statement { return aboveRateAndBurst(perSecond, perSecond) }
+
+func aboveRateAndBurst(perSecond, burst int) statement {
 	return statement{
-		text: fmt.Sprintf("limit rate over %d/second burst %d packets", perSecond, perSecond),
+		text: fmt.Sprintf("limit rate over %d/second burst %d packets", perSecond, burst),
 		exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(perSecond), Over: true,
-			Unit: expr.LimitTimeSecond, Burst: uint32(perSecond)}},
+			Unit: expr.LimitTimeSecond, Burst: uint32(burst)}},
 	}
 }
 

@@ -30,6 +30,7 @@ func (t *Table) Work() (policy.Work, error) {
 		BlockedDropped: named[blockedDropped],
 		ClosedDropped:  named[closedDropped],
 		BudgetDropped:  named[budgetDropped],
+		ReserveDropped: named[reserveDropped],
 		Proxied: policy.Proxied{
 			SYNs: named[proxySYNs], Returned: named[proxyReturned], Checked: named[proxyChecked],
 			Ports: t.proxiedPorts(byService),

@@ -51,6 +51,11 @@ func (n *notrack) want(s situation, p *Posture) []Event {
 		return s.engaged && slices.Contains(s.Services, one) || n.lane && slices.Contains(s.Lane, one)
 	})
 	p.Notrack, p.Adopt = wanted, n.adopt()
+	p.Reserve = n.reserve(s, p.Level)
+	if p.Reserve.Engaged && !s.before.Reserve.Engaged {
+		events = append(events, Event{Kind: StepEvent, Step: Notrack,
+			Reason: "the last entries of the table are kept for the allowlist: " + n.laneRefusal(s)})
+	}
 	n.publish(s)
 	connects := slices.ContainsFunc(wanted, func(w Untracked) bool { return w.Selector.connects() })
 	s.shared.adopting = n.adopting()
@@ -113,7 +118,12 @@ func (*notrack) status(s situation) string {
 			n++
 		}
 	}
-	return fmt.Sprintf("%d of %d selectors untracked", n, len(s.Services))
+	text := fmt.Sprintf("%d of %d selectors untracked", n, len(s.Services))
+	if s.before.Reserve.Engaged {
+		text += fmt.Sprintf("; the last entries of the table are kept for the allowlist, %d new flows of others were refused",
+			s.Work.ReserveDropped)
+	}
+	return text
 }
 
 // SelectorStatus is how one candidate for notrack stands.

@@ -75,6 +75,7 @@ type Work struct {
 	BlockedDropped uint64  // packets of blocked sources
 	ClosedDropped  uint64  // packets for this host that no socket waited for
 	BudgetDropped  uint64  // packets of a flood's class above its budget
+	ReserveDropped uint64  // new flows refused for [Reserve]
 	Proxied        Proxied
 	Selectors      map[Selector]SelectorWork // by selector, watched ones included
 }

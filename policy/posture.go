@@ -24,6 +24,7 @@ type Posture struct {
 	ClosedPorts bool        // drop local TCP and UDP packets that no socket waits for
 	ClosedRate  int         // so many of them a second are let through
 	Budgets     []Budget
+	Reserve     Reserve        // what others may still open while the table is about to be full
 	Allow       []netip.Prefix // never limited, evicted or refused: the allowlist and what an operator released
 	Retire      Retirement     // finished entries that go
 	Adopt       []Selector     // TCP services that lived untracked: their connections are given entries
@@ -41,7 +42,7 @@ func (p *Posture) purge(class FlowClass) {
 // HasRules reports whether p wants any rule in the kernel; without one there is no table.
 func (p Posture) HasRules() bool {
 	return p.DropInvalid || len(p.Notrack) > 0 || len(p.Limits) > 0 || len(p.Synproxy) > 0 ||
-		p.ClosedPorts || len(p.Budgets) > 0
+		p.ClosedPorts || len(p.Budgets) > 0 || p.Reserve.Engaged
 }
 
 // Retirement says which finished entries go, whoever owns them; see agent/conntrack.

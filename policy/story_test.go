@@ -96,7 +96,7 @@ func (r *run) tell(word, rest string) (jump time.Duration, err error) {
 		w.room, err = strconv.Atoi(rest)
 	case "stuck":
 		w.stuck = true
-	case "service", "lane", "broken", "listener":
+	case "service", "lane", "broken", "refused", "listener":
 		err = w.choose(word, rest)
 	case "allow":
 		var p netip.Prefix
@@ -146,6 +146,8 @@ func (w *world) choose(word, text string) error {
 		w.lane = append(w.lane, s)
 	case "listener":
 		w.listen = append(w.listen, s)
+	case "refused":
+		w.refused[s] = "a rule asks what conntrack calls it"
 	default:
 		w.broken[s] = true
 	}

@@ -19,6 +19,7 @@ type world struct {
 	admin       map[string]int
 	services    []Selector
 	lane        []Selector
+	others      float64 // flows that who is not allowlisted may still open, while there is a reserve
 	refused     map[Selector]string
 	broken      map[Selector]bool // the host's own rules drop it untracked
 	unsupported map[StepName]string
@@ -141,6 +142,7 @@ func (w *world) advance(d Decision) {
 		}
 	}
 	w.count()
+	w.others = float64(p.Reserve.Rate) * dt
 	for _, g := range w.groups {
 		for _, s := range g.sources {
 			w.open(g, s, p, limited, dt)
@@ -233,6 +235,11 @@ func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Li
 			}
 			return
 		}
+	}
+	if r := p.Reserve; r.Engaged && !slices.ContainsFunc(w.allow, s.prefix.Overlaps) {
+		pass := min(flows, w.others)
+		w.work.ReserveDropped += uint64(math.Round(flows - pass))
+		flows, w.others = pass, w.others-pass
 	}
 	free := max(0, float64(w.bound(p))-w.total)
 	if flows > free {

@@ -72,8 +72,9 @@ func (q *listener) look(e *entry) {
 	if silent < floor-floor/4 || len(q.now) >= mostQuiet {
 		return
 	}
-	// The last packet of an entry that seems to be older than these timeouts came under others.
-	if time.Duration(silent)*time.Second >= q.at.Sub(q.since) {
+	// The last packet of an entry that seems to be older than these timeouts came under others. What is left is in
+	// whole seconds, so that a silence looks up to a second longer.
+	if time.Duration(silent-1)*time.Second >= q.at.Sub(q.since) {
 		return
 	}
 	if q.now == nil {

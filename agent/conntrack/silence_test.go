@@ -99,7 +99,7 @@ func TestNoSilence(t *testing.T) {
 		{"still silent", tcp(1, 700), tcp(1, 690), asked, time.Hour, 0},
 		{"another one", tcp(1, 700), tcp(2, 999), asked, time.Hour, 0},
 		{"as short as everybody's", tcp(1, 950), tcp(1, 999), asked, time.Hour, 0},
-		{"set under timeouts that nobody saw", tcp(1, 700), tcp(1, 999), asked, 299 * time.Second, 0},
+		{"set under timeouts that nobody saw", tcp(1, 700), tcp(1, 999), asked, 298 * time.Second, 0},
 		{"other timeouts meanwhile", tcp(1, 700), tcp(1, 899), other, time.Hour, 0},
 		{"more left than the timeout", tcp(1, 1700), tcp(1, 999), asked, time.Hour, 0},
 		{"repeats itself", tcp(1, 150), tcp(1, 999), asked, time.Hour, 0},

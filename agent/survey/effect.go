@@ -34,6 +34,7 @@ const (
 	synproxies          // opens connections in place of a service
 	judgesNew           // accepts, drops or sorts the first packet of a connection, and untracked ones not
 	refusesNew          // may drop the first packet of a connection, and untracked ones not
+	admitsNew           // lets in the first packet of a connection, or other rules decide on it, and untracked ones not
 	offloads            // takes forwarded flows past all other rules
 	unknown             // an expression or extension that is not known here
 )
@@ -57,6 +58,7 @@ var reasons = map[kind]string{
 	synproxies:     "its connections are opened by synproxy in %s",
 	judgesNew:      "its new connections are told apart by their state in %s",
 	refusesNew:     "its new connections may be refused by their state in %s",
+	admitsNew:      "its new connections are told apart by their state in %s",
 	offloads:       "its connections may be offloaded by %s",
 	unknown:        "it is not known what is done with it in %s",
 }
@@ -212,7 +214,7 @@ func (r *ruleset) all() []effect {
 				if !nat {
 					continue
 				}
-			case judgesNew:
+			case judgesNew, admitsNew:
 				if nat || base.hook != prerouting && base.hook != input {
 					continue
 				}

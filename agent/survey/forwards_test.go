@@ -17,6 +17,7 @@ func enterGateway(t *testing.T, programs ...string) {
 		"ip address add 10.0.0.1/24 dev lan0", "ip address add 2001:db8:7::1/64 dev wan0 nodad",
 		"ip address add fd00::1/64 dev lan0 nodad", "ip link set wan0 up", "ip link set lan0 up",
 		"ip link del world", "ip route add default via 203.0.113.254", "ip -6 route add default via 2001:db8:7::fe dev wan0")
+	settle(t)
 }
 
 // forwardedBy lists the forwarded services with why they are refused.

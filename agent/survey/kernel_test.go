@@ -40,6 +40,14 @@ func enter(t *testing.T, programs ...string) {
 		"ip addr add 2001:db8:1::1/64 dev world nodad",
 		"ip route add default via 198.51.100.254",
 		"ip route add default via 2001:db8:1::ffff")
+	settle(t)
+}
+
+func settle(t *testing.T) {
+	t.Helper()
+	if err := conntracktest.Settle(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // run runs command lines without shell syntax.

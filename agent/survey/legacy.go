@@ -55,7 +55,7 @@ func (h *Host) legacyNeeds() []effect {
 			}
 			for _, e := range c.effects {
 				if e.kind == translates || e.kind == proxies || e.kind == marks && !e.byConnection ||
-					e.kind == judgesNew || e.kind == refusesNew { // of which the verdicts are not read
+					e.kind == judgesNew || e.kind == refusesNew || e.kind == admitsNew { // of which the verdicts are not read
 					continue
 				}
 				all = append(all, effect{kind: e.kind, everything: true, where: where})

@@ -35,6 +35,9 @@ func (m *reader) judges(what judgement) {
 	if refuses || what == sorts {
 		m.does(refusesNew)
 	}
+	if what != drops && m.narrow {
+		m.does(admitsNew)
+	}
 }
 
 // judgement is what a rule does with packets.

@@ -16,6 +16,7 @@ type rewrites struct {
 	nat      []effect
 	needs    []effect    // what else needs the entry: marks, helpers, zones and so on
 	opens    []effect    // what tells new connections apart by their state
+	admits   []effect    // of it, what lets them in
 	forwards []forward   // what leads to inside hosts
 	sources  []exactRule // what translates the source of forwarded packets
 	strict   bool        // this host's own packets may be refused; see filtersOutput
@@ -175,6 +176,8 @@ func sorted(all []effect) (found rewrites) {
 			found.nat = append(found.nat, e)
 		case judgesNew:
 			found.opens = append(found.opens, e)
+		case admitsNew:
+			found.admits = append(found.admits, e)
 		case proxies:
 			if found.proxied == "" {
 				found.proxied = e.where
@@ -185,7 +188,8 @@ func sorted(all []effect) (found rewrites) {
 			}
 		}
 	}
-	found.nat, found.needs, found.opens = distinct(found.nat), distinct(found.needs), distinct(found.opens)
+	found.nat, found.needs = distinct(found.nat), distinct(found.needs)
+	found.opens, found.admits = distinct(found.opens), distinct(found.admits)
 	return found
 }
 
@@ -204,13 +208,14 @@ func (r rewrites) needOf(s policy.Selector, multicast bool, routesByMark func() 
 
 // openedBy says why s must stay tracked for rules that see new connections only; empty if for nothing. No trial
 // would find out: what such a rule accepts may be a small part of what comes, as all of IPv6 or VRRP among
-// multicast, and what it limits or refuses would get in. The few allowlisted remote sides of the management lane
-// get in anyway.
+// multicast, and what it limits or refuses would get in. The few remote sides of a selector that names them are
+// welcome to get past a limit, but they must get in.
 func (r rewrites) openedBy(s policy.Selector, multicast bool) string {
+	judging := r.opens
 	if s.Remote.IsValid() {
-		return ""
+		judging = r.admits
 	}
-	for _, e := range r.opens {
+	for _, e := range judging {
 		if e.meets(s, e.hook, multicast) {
 			return e.reason()
 		}

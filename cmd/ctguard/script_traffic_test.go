@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ctguard/agent/conntrack/conntrackfill"
+	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/agent/control"
 	"ctguard/policy"
 )
@@ -108,6 +109,8 @@ func peer(ts *testscript.TestScript, neg bool, args []string) {
 				ip("route replace default via "+gateway.Addr().String()))
 		}))
 	}
+	ts.Check(inside(there, conntracktest.Settle))
+	ts.Check(conntracktest.Settle())
 }
 
 // listen [-in PEER] ADDR... opens TCP sockets that listen until the script ends, and answer with what

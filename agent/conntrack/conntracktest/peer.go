@@ -56,6 +56,12 @@ func NewPeer() (*Peer, error) {
 				"ip address add "+There6.String()+"/64 dev "+thereLink+" nodad", "ip link set "+thereLink+" up")
 		})
 	}
+	if err == nil {
+		err = Settle()
+	}
+	if err == nil {
+		p.Do(func() { err = Settle() })
+	}
 	if err != nil {
 		p.Close()
 		return nil, err
