@@ -51,6 +51,7 @@ func (n *notrack) want(s situation, p *Posture) []Event {
 		return s.engaged && slices.Contains(s.Services, one) || n.lane && slices.Contains(s.Lane, one)
 	})
 	p.Notrack, p.Adopt = wanted, n.adopt()
+	p.Uncounted = !n.counts(s.Observation, *s.cfg)
 	n.publish(s)
 	connects := slices.ContainsFunc(wanted, func(w Untracked) bool { return w.Selector.connects() })
 	s.shared.adopting = n.adopting()
