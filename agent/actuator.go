@@ -37,6 +37,7 @@ type ruleset interface {
 	Apply(nft.Desired, time.Time) error
 	Work() (policy.Work, error)
 	Intact() (bool, error)
+	Foreign() uint64
 	Ending(nft.Desired) (map[policy.Selector][]netip.AddrPort, error)
 }
 
@@ -60,6 +61,7 @@ type actuator interface {
 	rules(nft.Desired, time.Time) error
 	work() (policy.Work, error)
 	intact() (bool, error)
+	foreign() uint64
 	set(map[string]int) ([]sysctl.Change, error)
 }
 
@@ -109,6 +111,8 @@ func (l *live) work() (policy.Work, error) {
 
 func (l *live) intact() (bool, error) { return l.Intact() }
 
+func (l *live) foreign() uint64 { return l.Foreign() }
+
 func (l *live) set(wanted map[string]int) ([]sysctl.Change, error) {
 	return l.settings.Apply(wanted)
 }
@@ -137,6 +141,7 @@ func (l *live) retire(ctx context.Context, r conntrack.Retirement) (int, error) 
 func (*dry) rules(nft.Desired, time.Time) error { return nil }
 func (*dry) work() (policy.Work, error)         { return policy.Work{}, nil }
 func (*dry) intact() (bool, error)              { return true, nil }
+func (*dry) foreign() uint64                    { return 0 }
 
 // set returns the changes that wanted would have brought.
 func (d *dry) set(wanted map[string]int) ([]sysctl.Change, error) {

@@ -147,6 +147,8 @@ func (f fakeRules) Work() (policy.Work, error) {
 func (f fakeRules) Ending(nft.Desired) (map[policy.Selector][]netip.AddrPort, error) {
 	return nil, nil
 }
+func (fakeRules) Foreign() uint64 { return 0 }
+
 func (f fakeRules) Intact() (bool, error) {
 	return !f.missing, f.faults["intact"]
 }

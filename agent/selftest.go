@@ -53,9 +53,12 @@ func tryRules(options []nft.Option) (err error) {
 	}
 	defer func() { err = errors.Join(err, table.Close()) }()
 	now := time.Now()
-	posture := topPosture(now)
-	if err := table.Apply(nft.Desired{Posture: posture, Allow: posture.Allow}, now); err != nil {
-		return fmt.Errorf("rules: %w", err)
+	for _, uncounted := range []bool{false, true} {
+		posture := topPosture(now)
+		posture.Uncounted = uncounted
+		if err := table.Apply(nft.Desired{Posture: posture, Allow: posture.Allow}, now); err != nil {
+			return fmt.Errorf("rules: %w", err)
+		}
 	}
 	return table.Apply(nft.Desired{}, now)
 }

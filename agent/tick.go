@@ -68,7 +68,7 @@ type stack interface {
 
 // observe reads everything that one tick needs.
 func (l *loop) observe(now time.Time) (policy.Observation, error) {
-	o := policy.Observation{Time: now, Host: l.facts.Host, Adopted: l.adopted,
+	o := policy.Observation{Time: now, Host: l.facts.Host, Adopted: l.adopted, Foreign: l.actuator.foreign(),
 		Kernel: l.last.Kernel, Arrivals: l.last.Arrivals, Sockets: l.last.Sockets, Work: l.last.Work}
 	blind, err := l.sensors.read(&o, l.config.Capacity, l.actuator.work)
 	if err != nil {

@@ -71,6 +71,9 @@ func (b *batch) create(want *ruleset, now time.Time) {
 	for _, name := range serviceSets() {
 		b.note(b.conn.AddSet(b.serviceSet(name), nil))
 	}
+	for _, s := range portSets() {
+		b.note(b.conn.AddSet(b.portSet(s), nil))
+	}
 	for _, s := range straySets {
 		b.note(b.conn.AddSet(b.straySet(s), nil))
 	}
@@ -84,6 +87,7 @@ func (b *batch) change(have, want *ruleset, now time.Time) {
 	for _, c := range changed {
 		b.makeEmpty(have, c)
 	}
+	b.removeHooks(have, want)
 	if have.rate != "" && have.rate != want.rate {
 		for _, s := range meters {
 			b.conn.FlushSet(b.addressSet(s)) // an element keeps the rate it was made with
@@ -99,6 +103,9 @@ func (b *batch) change(have, want *ruleset, now time.Time) {
 	}
 	for _, name := range serviceSets() {
 		b.changeServices(name, have.services[name], want.services[name])
+	}
+	for _, s := range portSets() {
+		b.changePorts(s, have.ports[s.name], want.ports[s.name])
 	}
 	for _, c := range changed {
 		for _, r := range c.rules {
@@ -140,6 +147,19 @@ func (b *batch) makeEmpty(have *ruleset, c chain) {
 	}
 	b.conn.AddChain(kernel)
 	b.note(nil)
+}
+
+// removeHooks deletes base chains that want lacks.
+func (b *batch) removeHooks(have, want *ruleset) {
+	for _, old := range have.chains {
+		if old.hook == nil || slices.ContainsFunc(want.chains, func(c chain) bool { return c.name == old.name }) {
+			continue
+		}
+		kernel := &nftables.Chain{Table: b.table(), Name: old.name}
+		b.conn.FlushChain(kernel)
+		b.conn.DelChain(kernel)
+		b.note(nil)
+	}
 }
 
 // changeCounters adds and deletes named counters. It comes after the rules that used them are gone.
@@ -212,6 +232,27 @@ func (b *batch) changeServices(name string, have, want map[service]struct{}) {
 		}
 	}
 	b.changeElements(b.serviceSet(name), remove, add)
+}
+
+// portSet describes a port set to the kernel.
+func (b *batch) portSet(s portSet) *nftables.Set {
+	return &nftables.Set{Table: b.table(), Name: s.name, KeyType: nftables.TypeInetService}
+}
+
+// changePorts adds and deletes ports.
+func (b *batch) changePorts(s portSet, have, want map[uint16]struct{}) {
+	var remove, add []nftables.SetElement
+	for port := range have {
+		if _, ok := want[port]; !ok {
+			remove = append(remove, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(port)})
+		}
+	}
+	for port := range want {
+		if _, ok := have[port]; !ok {
+			add = append(add, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(port)})
+		}
+	}
+	b.changeElements(b.portSet(s), remove, add)
 }
 
 // changeElements deletes and adds elements, in this order, so that an element may be replaced.

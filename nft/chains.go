@@ -1,6 +1,8 @@
 package nft
 
 import (
+	"slices"
+
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
@@ -8,13 +10,22 @@ import (
 )
 
 // builder writes the chains. Rules appear only where something needs them, so that the table shows
-// what is engaged; the chains themselves are always the same.
+// what is engaged. Base chains are there only while they have a rule: an empty one costs each packet as much as two
+// rules do.
+//
+// Most packets are in the middle of a conversation with a service, so what they need comes first, and what few need is
+// asked last: whether a source is allowed only once it would be refused, whether an address is this host's only of
+// packets to a service's port.
 type builder struct {
 	posture  policy.Posture
-	blocks   bool // some source is blocked
-	limits   bool // some source is limited
-	services bool // some selector is a plain service
-	untracks bool // some plain service is untracked
+	blocks   bool    // some source is blocked
+	limits   bool    // some source is limited
+	exempt   [2]bool // by family: some allowed source is in a blocked prefix
+	looks    bool    // what becomes of selectors' packets is counted
+	narrow   bool    // somebody has said that packets need to be smaller
+	services bool    // some selector is a plain service
+	untracks bool    // some plain service is untracked
+	ports    map[string]map[uint16]struct{}
 	custom   []custom
 	forwards []forwarded
 	trials   []custom // every TCP selector on trial, plain services too
@@ -29,6 +40,8 @@ func (b builder) chains(keep *retained) []chain {
 		{"cookies", &hook{"input", nftables.ChainHookInput, beforeRaw}, b.cookies()},
 		{"passed_in", &hook{"input", nftables.ChainHookInput, last}, b.passedIn()},
 		{"passed_out", &hook{"output", nftables.ChainHookOutput, last}, b.passedOut()},
+		{"through", &hook{"forward", nftables.ChainHookForward, last}, b.through()},
+		{"behind", &hook{"postrouting", nftables.ChainHookPostrouting, beforeSourceNAT}, b.behind()},
 		{"arrive", nil, b.arrive()},
 		{"service", nil, b.service()},
 		{"leave", nil, b.leave()},
@@ -36,13 +49,10 @@ func (b builder) chains(keep *retained) []chain {
 		{"opening", nil, b.opening()},
 		{"refuse", nil, b.refuse()},
 		{"budgets", nil, b.budgets()},
+		{"blocked", nil, b.blocked()},
 		{"closed", nil, b.closed()},
 		{"proxy", nil, b.proxy()},
-	}
-	if keep.forwards = keep.forwards || len(b.forwards) > 0; keep.forwards {
-		list = append(list,
-			chain{"through", &hook{"forward", nftables.ChainHookForward, last}, b.through()},
-			chain{"behind", &hook{"postrouting", nftables.ChainHookPostrouting, beforeSourceNAT}, b.behind()})
+		{"reserve", nil, b.reserve()},
 	}
 	for _, r := range keep.sorted() {
 		list = append(list, chain{r.chain(), nil, b.prefixRate(r)})
@@ -54,43 +64,114 @@ func (b builder) chains(keep *retained) []chain {
 // here makes none.
 func (b builder) early() []rule {
 	var list []rule
-	if b.blocks || b.limits || b.posture.ClosedPorts || len(b.posture.Budgets) > 0 {
-		list = append(list,
-			newRule(source.inSet(allow[0]), goTo("arrive")),
-			newRule(source.inSet(allow[1]), goTo("arrive")))
-	}
 	if b.blocks {
-		list = append(list,
-			newRule(source.inSet(blocked[0]), count(blockedDropped), drop()),
-			newRule(source.inSet(blocked[1]), count(blockedDropped), drop()))
+		for i := range blocked {
+			list = append(list, newRule(append([]statement{source.inSet(blocked[i])}, b.block(i)...)...))
+		}
 	}
 	if b.limits {
 		list = append(list, newRule(opensTCP(), jump("opening")))
 	}
-	if b.posture.ClosedPorts {
-		list = append(list,
-			newRule(protocol(unix.IPPROTO_TCP), going(toLocal), jump("closed")),
-			newRule(protocol(unix.IPPROTO_UDP), going(toLocal), jump("closed")))
-	}
 	if len(b.posture.Budgets) > 0 {
 		list = append(list, newRule(opensTCP(), jump("budgets")))
 	}
-	if b.services || len(b.custom) > 0 || len(b.forwards) > 0 {
-		list = append(list, newRule(goTo("arrive")))
+	if len(b.forwardsShown()) == 0 { // what is asked at an inside host's service comes first, see arrive
+		list = append(list, b.quietly()...)
+	}
+	if b.posture.ClosedPorts {
+		list = append(list,
+			newRule(protocol(unix.IPPROTO_TCP), jump("closed")),
+			newRule(protocol(unix.IPPROTO_UDP), jump("closed")))
+	}
+	for _, of := range b.arriving() {
+		list = append(list, newRule(append(of, goTo("arrive"))...))
 	}
 	return afterFirst(newRule(inLoopback(), back()), list)
 }
 
-// closed drops packets for this host that no socket waits for, above a rate that the host answers as ever.
+// block is what becomes of blocked sources of a family.
+func (b builder) block(family int) []statement {
+	if b.exempt[family] {
+		return []statement{jump("blocked")}
+	}
+	return []statement{count(blockedDropped), drop()}
+}
+
+// blocked drops blocked sources that are not allowed.
+func (b builder) blocked() []rule {
+	if !b.exempt[0] && !b.exempt[1] {
+		return nil
+	}
+	return append(sparesAllowed(), newRule(count(blockedDropped), drop()))
+}
+
+// sparesAllowed are rules that let allowed sources by what comes after them in a chain.
+func sparesAllowed() []rule {
+	return []rule{newRule(source.inSet(allow[0]), back()), newRule(source.inSet(allow[1]), back())}
+}
+
+// quietly leaves plain services untracked between looks, with next to nothing counted: of freed ones what opens a
+// flow, of those on trial whether anybody asks, which begins a look.
+func (b builder) quietly() []rule {
+	if b.looks {
+		return nil
+	}
+	var list []rule
+	if udp := freed[1]; b.has(udp) { // TCP sends many segments at once, so its packets bear another rule more easily
+		list = append(list, newRule(destination.portIn(udp), going(toLocal), count(freedOpened), notrack(), back()))
+	}
+	if tcp := freed[0]; b.has(tcp) {
+		list = append(list,
+			newRule(opensTCP(), destination.portIn(tcp), going(toLocal), count(freedOpened)),
+			newRule(destination.portIn(tcp), going(toLocal), notrack(), back()))
+	}
+	for _, set := range onTrial {
+		if b.has(set) {
+			list = append(list, newRule(destination.portIn(set), going(toLocal), destination.protocolServiceIn(set.proto, asked),
+				notrack(), back()))
+		}
+	}
+	return list
+}
+
+// has reports whether a set has ports.
+func (b builder) has(set portSet) bool { return len(b.ports[set.name]) > 0 }
+
+// arriving says of which packets selectors have yet to be looked for, each a rule's statements.
+func (b builder) arriving() [][]statement {
+	if b.services && b.looks || len(b.forwardsShown()) > 0 {
+		return [][]statement{{}}
+	}
+	var list [][]statement
+	if b.leaves() { // errors that say how long packets may be
+		list = [][]statement{{protocol(unix.IPPROTO_ICMP)}, {protocol(unix.IPPROTO_ICMPV6)}}
+	}
+	for _, s := range b.custom {
+		switch {
+		case !s.shown():
+		case s.selector.Group:
+			list = [][]statement{{notTCP()}}
+		case s.selector.Protocol != policy.ICMP:
+			return [][]statement{{}}
+		case len(list) == 0:
+			list = [][]statement{{protocol(unix.IPPROTO_ICMP)}, {protocol(unix.IPPROTO_ICMPV6)}}
+		}
+	}
+	return list
+}
+
+// closed drops packets for this host that no socket waits for, above a rate that the host answers as ever. Sockets
+// are looked for first: most packets have one.
 func (b builder) closed() []rule {
 	if !b.posture.ClosedPorts {
 		return nil
 	}
-	drops := []statement{count(closedDropped), drop()}
+	drops := []statement{going(toLocal), count(closedDropped), drop()}
 	if b.posture.ClosedRate > 0 {
-		drops = append([]statement{aboveRate(b.posture.ClosedRate)}, drops...)
+		drops = []statement{going(toLocal), aboveRate(b.posture.ClosedRate), count(closedDropped), drop()}
 	}
-	return []rule{newRule(awaited(), back()), newRule(drops...)}
+	list := append([]rule{newRule(awaited(), back())}, sparesAllowed()...)
+	return append(list, newRule(drops...))
 }
 
 // budgets drops what comes of a class above its budget: TCP before conntrack, where its first packet tells
@@ -109,7 +190,10 @@ func (b builder) budgets() []rule {
 		}
 		list = append(list, newRule(append(class, aboveRate(budget.Rate), count(budgetDropped), drop())...))
 	}
-	return list
+	if len(list) == 0 {
+		return nil
+	}
+	return append(sparesAllowed(), list...)
 }
 
 // late sees packets after conntrack and before any NAT. What is dropped here while its entry is not
@@ -119,7 +203,9 @@ func (b builder) late() []rule {
 	if b.posture.DropInvalid {
 		list = append(list, newRule(ctInvalid(), jump("invalid")))
 	}
-	list = append(list, b.reserve()...)
+	if b.posture.Reserve.Engaged {
+		list = append(list, newRule(ctOpens(), jump("reserve")))
+	}
 	if b.limits || len(b.posture.Budgets) > 0 {
 		list = append(list, newRule(opensTCP(), back())) // early has metered it
 	}
@@ -129,9 +215,6 @@ func (b builder) late() []rule {
 	if len(b.posture.Budgets) > 0 {
 		list = append(list, newRule(ctOpens(), jump("budgets")))
 	}
-	if len(list) > 0 {
-		list = append([]rule{newRule(source.inSet(allow[0]), back()), newRule(source.inSet(allow[1]), back())}, list...)
-	}
 	if b.proxies() {
 		// Before anything may drop it: whether cookies come back, and get to where they are checked.
 		list = append([]rule{newRule(ctInvalid(), answersTCP(), destination.tcpServiceIn(proxied), going(toLocal),
@@ -140,17 +223,17 @@ func (b builder) late() []rule {
 	return afterFirst(newRule(inLoopback(), back()), list)
 }
 
-// reserve refuses what others open above what may be filled. Only conntrack knows what belongs to a flow that there is
-// already: one that nobody answers goes on.
+// reserve refuses what others open above what may be filled.
 func (b builder) reserve() []rule {
 	const bursts = 20 // a twentieth of a second: about a tick
+	drops := []statement{count(reserveDropped), drop()}
 	switch r := b.posture.Reserve; {
 	case !r.Engaged:
 		return nil
 	case r.Rate > 0:
-		return []rule{newRule(ctOpens(), aboveRateAndBurst(r.Rate, max(1, r.Rate/bursts)), count(reserveDropped), drop())}
+		drops = append([]statement{aboveRateAndBurst(r.Rate, max(1, r.Rate/bursts))}, drops...)
 	}
-	return []rule{newRule(ctOpens(), count(reserveDropped), drop())}
+	return append(sparesAllowed(), newRule(drops...))
 }
 
 // proxies reports whether some port is behind synproxy.
@@ -205,28 +288,36 @@ func afterFirst(first rule, list []rule) []rule {
 // arrive counts safe traffic on its way in, and leaves it untracked where that is wanted.
 func (b builder) arrive() []rule {
 	var list []rule
-	for _, f := range b.forwards { // first: they are asked at an address of this host
+	for _, f := range b.forwardsShown() { // first: they are asked at an address of this host
 		list = append(list, f.early()...)
 	}
-	if b.services || b.hasLocal() {
+	if len(list) > 0 {
+		list = append(list, b.quietly()...)
+	}
+	if b.services && b.looks || b.hasLocal() {
 		list = append(list, newRule(going(toLocal), goTo("service")))
 	}
 	for _, s := range b.custom {
 		if s.selector.Group {
-			list = append(list, s.counting(requests, s.incoming(), true)...)
+			list = append(list, s.asked()...)
 		}
 	}
 	return list
 }
 
-// hasLocal reports whether some custom selector is about this host's own addresses.
+// hasLocal reports whether some custom selector with rules is about this host's own addresses, or errors about what
+// goes untracked are.
 func (b builder) hasLocal() bool {
-	for _, s := range b.custom {
-		if !s.selector.Group {
-			return true
-		}
+	return b.leaves() || slices.ContainsFunc(b.custom, func(s custom) bool { return !s.selector.Group && s.shown() })
+}
+
+// forwardsShown returns the forwarded services that have rules: untracked ones are counted all the time, because what
+// comes to their hosts some other way would be answered wrongly.
+func (b builder) forwardsShown() []forwarded {
+	if b.looks {
+		return b.forwards
 	}
-	return false
+	return slices.DeleteFunc(slices.Clone(b.forwards), func(f forwarded) bool { return !f.untracked })
 }
 
 // service sees packets for this host's own addresses.
@@ -235,19 +326,21 @@ func (b builder) service() []rule {
 	if b.leaves() {
 		list = rememberNarrow()
 	}
-	if b.services {
+	if b.services && b.looks {
 		list = append(list,
 			newRule(fromSomebody(), destination.serviceIn(requests)),
 			newRule(opensTCP(), destination.tcpServiceIn(opened)),
 			newRule(destination.serviceIn(untracked), notrack()))
 	}
 	for _, s := range b.custom {
-		if s.selector.Group {
+		if s.selector.Group || !s.shown() {
 			continue
 		}
 		list = append(list, s.opening()...)
-		list = append(list, s.answering(answers)...)
-		list = append(list, s.counting(requests, s.incoming(), true)...)
+		if s.counted {
+			list = append(list, s.answering(answers)...)
+		}
+		list = append(list, s.asked()...)
 	}
 	return list
 }
@@ -258,35 +351,58 @@ func (b builder) service() []rule {
 // what they don't know with a reset would end every connection of that service: none gets out.
 func (b builder) outgoing() []rule {
 	var list []rule
+	for _, f := range b.forwardsShown() {
+		list = append(list, f.own()...)
+	}
+	if !b.looks {
+		list = append(list, b.leaving(freed)...)
+	}
 	for _, s := range b.trials {
 		list = append(list, rules(s.outgoing(), resets(), drop())...)
 	}
-	for _, f := range b.forwards {
-		list = append(list, f.own()...)
-	}
-	if b.services {
+	switch {
+	case !b.looks:
+		list = append(list, b.leaving(onTrial)...)
+	case b.services:
 		list = append(list,
 			newRule(source.serviceIn(replies)),
 			newRule(source.serviceIn(untracked), jump("leave")))
 	}
 	for _, s := range b.custom {
-		list = append(list, s.counting(replies, s.outgoing(), true)...)
+		list = append(list, s.answered()...)
 	}
 	return append(b.proxyOpens(outLoopback(), proxyCompleted), afterFirst(newRule(outLoopback(), back()), list)...)
+}
+
+// leaving leaves the answers of plain services untracked between looks.
+func (b builder) leaving(sets [2]portSet) []rule {
+	then := []statement{notrack(), back()}
+	if b.narrow {
+		then = []statement{goTo("leave")}
+	}
+	var list []rule
+	for _, set := range []portSet{sets[1], sets[0]} { // as in quietly
+		if b.has(set) {
+			list = append(list, newRule(append([]statement{source.portIn(set)}, then...)...))
+		}
+	}
+	return list
 }
 
 // passedIn counts requests that the host's own rules let through.
 func (b builder) passedIn() []rule {
 	var list []rule
-	if b.services {
+	if b.looks && b.services {
 		list = append(list, newRule(destination.serviceIn(delivered)))
 	}
 	for _, s := range b.custom {
-		list = append(list, s.answering(heard)...)
-		list = append(list, s.counting(delivered, s.received(), false)...)
+		if s.counted {
+			list = append(list, s.answering(heard)...)
+			list = append(list, s.counting(delivered, s.received(), false)...)
+		}
 	}
 	if b.proxies() && !b.posture.LastCookies {
-		list = append(list, newRule(source.inSet(allow[0]), back()), newRule(source.inSet(allow[1]), back()),
+		list = append(append(list, sparesAllowed()...),
 			newRule(ctNew(), opensTCP(), destination.tcpServiceIn(proxied), count(proxySYNs), goTo("proxy")))
 	}
 	return append(b.proxyOpens(inLoopback(), proxyDelivered), afterFirst(newRule(inLoopback(), back()), list)...)
@@ -296,11 +412,13 @@ func (b builder) passedIn() []rule {
 // postrouting, where forwarded packets would have to be told apart.
 func (b builder) passedOut() []rule {
 	var list []rule
-	if b.services {
+	if b.looks && b.services {
 		list = append(list, newRule(source.serviceIn(sent)))
 	}
 	for _, s := range b.custom {
-		list = append(list, s.counting(sent, s.outgoing(), false)...)
+		if s.counted {
+			list = append(list, s.counting(sent, s.outgoing(), false)...)
+		}
 	}
 	return afterFirst(newRule(outLoopback(), back()), list)
 }
@@ -308,7 +426,7 @@ func (b builder) passedOut() []rule {
 // through sees what is forwarded, behind the host's own filter.
 func (b builder) through() []rule {
 	var list []rule
-	for _, f := range b.forwards {
+	for _, f := range b.forwardsShown() {
 		list = append(list, f.through()...)
 	}
 	return list
@@ -317,7 +435,7 @@ func (b builder) through() []rule {
 // behind sees what leaves, where conntrack would translate it.
 func (b builder) behind() []rule {
 	var list []rule
-	for _, f := range b.forwards {
+	for _, f := range b.forwardsShown() {
 		list = append(list, f.behind()...)
 	}
 	return list
@@ -330,7 +448,7 @@ func (b builder) invalid() []rule {
 	if !b.posture.DropInvalid {
 		return nil
 	}
-	var list []rule
+	list := sparesAllowed()
 	if b.untracks {
 		list = append(list, newRule(going(toLocal), destination.serviceIn(untracked), back()))
 	}
@@ -351,7 +469,7 @@ func (b builder) opening() []rule {
 	if !b.limits {
 		return nil
 	}
-	return []rule{newRule(sourceVerdict(limited[0])), newRule(sourceVerdict(limited[1]))}
+	return append(sparesAllowed(), newRule(sourceVerdict(limited[0])), newRule(sourceVerdict(limited[1])))
 }
 
 // prefixRate lets a limited source open flows up to the rate. The limited prefix is what is metered, so

@@ -11,7 +11,11 @@ import (
 type custom struct {
 	selector  policy.Selector
 	untracked bool
+	counted   bool // what becomes of its packets is counted now
 }
+
+// shown reports whether it has rules.
+func (s custom) shown() bool { return s.untracked || s.counted }
 
 // counter returns the name of one of s's counters. A name is made of what nft takes unquoted:
 // letters, digits and _./- . It is at most 200 bytes long, of the 255 that NFT_OBJ_MAXNAMELEN allows.
@@ -25,7 +29,7 @@ func nameOf(kind string, s policy.Selector) string {
 
 // counters returns the names of all of s's counters.
 func (s custom) counters() []string {
-	kinds := []string{requests, delivered, replies, sent}
+	kinds := []string{requests, delivered, replies, sent, asked}
 	if s.selector.OfTCP() {
 		kinds = append(kinds, opened)
 	}
@@ -74,7 +78,7 @@ func (s custom) received() [][]statement {
 func (s custom) matches(d direction) [][]statement {
 	sel := s.selector
 	if sel.Group {
-		return [][]statement{{going(toMulticast)}, {going(toBroadcast)}}
+		return [][]statement{{notTCP(), going(toMulticast)}, {notTCP(), going(toBroadcast)}} // TCP has one receiver
 	}
 	var from []statement
 	if sel.Device != "" {
@@ -165,9 +169,33 @@ func rules(matches [][]statement, then ...statement) []rule {
 	return list
 }
 
+// asked returns rules for requests: between looks they are counted apart.
+func (s custom) asked() []rule {
+	switch {
+	case s.counted:
+		return s.counting(requests, s.incoming(), true)
+	case s.untracked:
+		return s.counting(asked, s.incoming(), true)
+	}
+	return nil
+}
+
+// answered returns rules for answers.
+func (s custom) answered() []rule {
+	switch {
+	case s.counted:
+		return s.counting(replies, s.outgoing(), true)
+	case s.untracked && s.selector.Group:
+		return rules(s.outgoing(), notrack())
+	case s.untracked:
+		return rules(s.outgoing(), jump("leave"))
+	}
+	return nil
+}
+
 // counting returns rules that count into one of s's counters and, if asked, leave the packet untracked.
 func (s custom) counting(kind string, matches [][]statement, untrack bool) []rule {
-	if kind == requests && !s.selector.Group {
+	if (kind == requests || kind == asked) && !s.selector.Group {
 		for i := range matches {
 			matches[i] = append(matches[i][:len(matches[i]):len(matches[i])], fromSomebody())
 		}

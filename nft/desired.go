@@ -73,6 +73,22 @@ func outermost(list []element, v6 bool) []element {
 	return set
 }
 
+// overlap reports whether a prefix of one list shares an address with one of the other. In each they are sorted and
+// apart from each other.
+func overlap(a, b []element) bool {
+	for len(a) > 0 && len(b) > 0 {
+		switch {
+		case a[0].prefix.Overlaps(b[0].prefix):
+			return true
+		case a[0].prefix.Addr().Less(b[0].prefix.Addr()):
+			a = a[1:]
+		default:
+			b = b[1:]
+		}
+	}
+	return false
+}
+
 // compareEnds orders ends in time; zero, which means never, is the latest.
 func compareEnds(a, b time.Time) int {
 	switch {

@@ -10,18 +10,21 @@
 // made, nobody else can change or delete it, and the kernel removes it when the process ends,
 // however it ends.
 //
-// Base chains are made with the table and stay until it goes, because taking a hook away drops
-// packets in flight. What changes is rules and set elements:
+// Every packet of the host passes the base chains, so one is there only while it has a rule, and the first rules are
+// those that most packets need. Hooks stay where packets wait for a program, see holdHooks:
 //
-//	early       prerouting, before raw and conntrack: blocks, meters TCP SYN, drops what no socket waits for, leaves safe
-//	            traffic untracked
+//	early       prerouting, before raw and conntrack: blocks, meters TCP SYN, leaves safe traffic untracked, drops what
+//	            no socket waits for
 //	late        prerouting, after conntrack: drops INVALID, meters every other packet that opens a flow
 //	outgoing    output, before raw and conntrack: leaves the answers to safe traffic untracked
 //	cookies     input, first: takes the cookies that synproxy handed out
 //	passed_in   input, last: counts safe traffic that the host's own rules let in, answers SYNs with cookies
 //	passed_out  output, last: counts answers that the host's own rules let out
-//	through     forward, last: counts what the host's own rules let through to inside hosts; only once that is asked for
-//	behind      postrouting, where conntrack translates answers: translates those that are untracked; likewise
+//	through     forward, last: counts what the host's own rules let through to inside hosts
+//	behind      postrouting, where conntrack translates answers: translates those that are untracked
+//
+// What becomes of the packets of selectors is counted only in looks ([policy.Posture].Uncounted says when not). Between
+// them plain services go untracked by sets of ports, the cheapest of all lookups.
 //
 // What a caller can get wrong: a [Table] belongs to one goroutine at a time; it works in the network
 // namespace that [Open] was called in, whatever the calling thread's namespace is later; the netlink

@@ -30,12 +30,16 @@ func (t *Table) Intact() (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	t.foreign++
 	if same {
 		t.checked = generation
 	}
 	t.broken = !same
 	return same, nil
 }
+
+// Foreign returns how often Intact has seen that somebody else changed a ruleset in this namespace.
+func (t *Table) Foreign() uint64 { return t.foreign }
 
 // verify compares the table in the kernel with have.
 func (t *Table) verify() (bool, error) {
@@ -113,6 +117,9 @@ func (t *Table) sameSets() (bool, error) {
 		want = append(want, s.name)
 	}
 	want = append(want, serviceSets()...)
+	for _, s := range portSets() {
+		want = append(want, s.name)
+	}
 	for _, s := range straySets {
 		want = append(want, s.name)
 	}
@@ -138,6 +145,12 @@ func (t *Table) sameCounters() (bool, error) {
 // sameElements compares numbers of elements. Those that end about now may be there or not.
 func (t *Table) sameElements(now time.Time) (bool, error) {
 	for name, want := range t.have.services {
+		elements, err := t.elements(name)
+		if err != nil || len(elements) != len(want) {
+			return false, err
+		}
+	}
+	for name, want := range t.have.ports {
 		elements, err := t.elements(name)
 		if err != nil || len(elements) != len(want) {
 			return false, err

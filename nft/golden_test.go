@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +91,22 @@ func cases() []struct {
 			Posture: policy.Posture{Notrack: append(watched,
 				tracked(policy.Freed, "multicast", "tcp/80", "udp/53", "tcp/22 with 198.51.100.0/25",
 					"tcp/22 with 2001:db8:4::/64", "echo", "echo with 203.0.113.7/32")...)}}},
+		{"watched, between looks", "idle", Desired{Posture: policy.Posture{Notrack: watched, Uncounted: true}}},
+		{"notrack, between looks", "quiet", Desired{
+			Posture: policy.Posture{Uncounted: true, DropInvalid: true, ClosedPorts: true, Notrack: slices.Concat(watched,
+				tracked(policy.Trial, "tcp/22", "udp/500"),
+				tracked(policy.Leaving, "tcp/25"),
+				tracked(policy.Freed, "multicast", "tcp/80", "udp/53", "tcp/22 with 198.51.100.0/25", "echo"))},
+			Allow: allowList}},
+		{"services, between looks", "services", Desired{
+			Posture: policy.Posture{Uncounted: true, Notrack: slices.Concat(
+				tracked(policy.Trial, "tcp/22"), tracked(policy.Freed, "tcp/80", "udp/53", "echo"))}}},
+		{"an allowed source in a blocked network", "exempt", Desired{
+			Posture: policy.Posture{Limits: []policy.Limit{{Prefix: prefix("192.0.2.0/23"), Kind: policy.Block}}},
+			Allow:   allowList}},
+		{"forwarded, between looks", "quietforwarded", Desired{
+			Posture: policy.Posture{Uncounted: true, Notrack: slices.Concat(
+				tracked(policy.Freed, forwards[0], "tcp/80"), tracked(policy.Watched, forwards[1]))}}},
 		{"notrack, all forms", "forms", Desired{
 			Posture: policy.Posture{DropInvalid: true, Notrack: append(
 				tracked(policy.Freed, "tcp/80 at 203.0.113.0/28",
@@ -233,7 +250,7 @@ func TestCommentIsRule(t *testing.T) {
 			apply(t, open(t), c.desired)
 			listing := list(t)
 			found := line.FindAllStringSubmatch(listing, -1)
-			if len(found) == 0 {
+			if len(found) == 0 && c.golden != "idle" {
 				t.Fatalf("no rule has a comment:\n%s", listing)
 			}
 			for _, f := range found {

@@ -14,6 +14,9 @@ import (
 // second, the error comes again, is related to that packet's entry and gets in; then the kernel knows the MTU for
 // ten minutes.
 //
+// Looking for an address costs every answer something, so the sets are asked only once such errors have come, and for
+// as long as they go on: what finds that out reads a counter a few times a second, before the second repetition.
+//
 // Anybody can forge such an error. Then answers to an address are tracked for a moment: of a flood's SYNs and stray
 // segments none makes an entry, because a SYN-ACK or a reset begins no connection for conntrack.
 var narrow = [2]addressSet{{"narrow4", false, remembering}, {"narrow6", true, remembering}}
@@ -61,7 +64,10 @@ func rememberTo(set addressSet) statement {
 
 // rememberNarrow are rules that remember to whom packets need to be smaller. Packets for this host come there.
 func rememberNarrow() []rule {
-	return []rule{newRule(saysSmaller(false), rememberTo(narrow[0])), newRule(saysSmaller(true), rememberTo(narrow[1]))}
+	return []rule{
+		newRule(saysSmaller(false), count(tooLong), rememberTo(narrow[0])),
+		newRule(saysSmaller(true), count(tooLong), rememberTo(narrow[1])),
+	}
 }
 
 // leave leaves what this host sends untracked, except to those.
@@ -69,10 +75,18 @@ func (b builder) leave() []rule {
 	if !b.leaves() {
 		return nil
 	}
-	return []rule{
-		newRule(destination.inSet(narrow[0]), back()),
-		newRule(destination.inSet(narrow[1]), back()),
-		newRule(notrack()),
+	list := []rule{newRule(notrack())}
+	if !b.narrow {
+		return list
+	}
+	return append([]rule{newRule(destination.inSet(narrow[0]), back()), newRule(destination.inSet(narrow[1]), back())},
+		list...)
+}
+
+// noteNarrow has the sets asked for a while if such errors came since the last look.
+func (t *Table) noteNarrow(errors uint64, now time.Time) {
+	if errors != t.tooLong {
+		t.tooLong, t.keep.narrow = errors, now.Add(2*narrowTimeout)
 	}
 }
 

@@ -18,7 +18,7 @@ func inNewNetNS(t testing.TB) {
 }
 
 // programs are what the tests use besides the kernel.
-var programs = []string{"nft", "ip", "conntrack"}
+var programs = []string{"nft", "ip", "conntrack", "iptables-legacy"}
 
 // run runs a command line without shell syntax and returns what it prints.
 func run(t testing.TB, line string) string {

@@ -296,6 +296,14 @@ func TestTrialEndsNothing(t *testing.T) {
 			if w.Requests == 0 || w.Delivered != 0 || w.Replies != 0 && name != "all" {
 				t.Errorf("%+v, want requests that nobody got, and no reset taken for an answer", w)
 			}
+			d.Posture.Uncounted = true
+			apply(t, table, d)
+			if err := echoed(c, 200*time.Millisecond); !errors.As(err, &timeout) || !timeout.Timeout() {
+				t.Fatalf("in the trial, between looks: %v, want a timeout", err)
+			}
+			if w := work(t, table).Selectors[selector(name)]; w.Asked == 0 {
+				t.Errorf("%+v, want somebody who asked between looks", w)
+			}
 			d.Posture.Notrack[0].Stage = policy.Watched
 			apply(t, table, d)
 			c.SetDeadline(time.Now().Add(patience))
@@ -313,8 +321,9 @@ func TestLoopbackStaysTracked(t *testing.T) {
 	table := open(t)
 	d := untrack("tcp/80", "udp/80", "echo")
 	d.Posture.Limits = []policy.Limit{block("127.0.0.0/8"), block(hostV4 + "/32")}
-	apply(t, table, d)
 	for _, to := range []string{"127.0.0.1", hostV4} {
+		d.Posture.Uncounted = to == hostV4
+		apply(t, table, d)
 		c, err := net.DialTimeout("tcp", net.JoinHostPort(to, "80"), patience)
 		if err != nil {
 			t.Fatal(err)
@@ -326,7 +335,8 @@ func TestLoopbackStaysTracked(t *testing.T) {
 		}
 		wantEntries(t, to, 2)
 	}
-	if w := work(t, table); w.Selectors[selector("tcp/80")] != (policy.SelectorWork{}) || w.BlockedDropped != 0 {
+	if w := work(t, table); w.Selectors[selector("tcp/80")] != (policy.SelectorWork{}) || w.BlockedDropped != 0 ||
+		w.FreedOpened != 0 {
 		t.Errorf("work %+v, want nothing", w)
 	}
 }

@@ -37,12 +37,13 @@ func draw() *rapid.Generator[Desired] {
 		}
 	})
 	notrack := rapid.Custom(func(t *rapid.T) policy.Untracked {
-		stages := []policy.Stage{policy.Watched, policy.Trial, policy.Freed}
+		stages := []policy.Stage{policy.Watched, policy.Trial, policy.Freed, policy.Leaving}
 		return tracked(rapid.SampledFrom(stages).Draw(t, "stage"), selectors.Draw(t, "selector"))[0]
 	})
 	return rapid.Custom(func(t *rapid.T) Desired {
 		d := Desired{Posture: policy.Posture{
 			DropInvalid: rapid.Bool().Draw(t, "invalid"),
+			Uncounted:   rapid.Bool().Draw(t, "uncounted"),
 			Notrack:     rapid.SliceOfN(notrack, 0, 4).Draw(t, "notrack"),
 			Limits:      rapid.SliceOfN(limit, 0, 5).Draw(t, "limits"),
 			LimitRate:   rapid.SampledFrom([]int{0, 1, 10}).Draw(t, "rate"),
@@ -58,7 +59,6 @@ func draw() *rapid.Generator[Desired] {
 
 var (
 	blocks      = regexp.MustCompile(`(?ms)^\t\w+ [^\n]*\{\n.*?^\t\}\n`)
-	unused      = regexp.MustCompile(`^\tchain (through|behind) \{\n\t\ttype [^\n]*\n\t\}`)
 	prefixRates = regexp.MustCompile(`^\tchain (rate\S+) `)
 )
 
@@ -67,9 +67,6 @@ var (
 func parts(listing string) []string {
 	list := blocks.FindAllString(listing, -1)
 	list = slices.DeleteFunc(list, func(block string) bool {
-		if unused.MatchString(block) {
-			return true
-		}
 		m := prefixRates.FindStringSubmatch(block)
 		return m != nil && !regexp.MustCompile(`: goto `+m[1]+`\b`).MatchString(listing)
 	})

@@ -30,6 +30,9 @@ func Render(d Desired, now time.Time) string {
 	for _, name := range serviceSets() {
 		renderServices(&w, name, r.services[name])
 	}
+	for _, s := range portSets() {
+		s.render(&w, r.ports[s.name])
+	}
 	for _, s := range straySets {
 		s.render(&w)
 	}
@@ -91,6 +94,16 @@ func renderServices(w *strings.Builder, name string, elements map[service]struct
 		list = append(list, fmt.Sprintf("%s . %d", s.proto, s.port))
 	}
 	slices.Sort(list)
+	renderElements(w, list)
+}
+
+// render writes a port set.
+func (s portSet) render(w *strings.Builder, elements map[uint16]struct{}) {
+	fmt.Fprintf(w, "\n\tset %s {\n\t\ttype inet_service\n", s.name)
+	var list []string
+	for _, port := range slices.Sorted(maps.Keys(elements)) {
+		list = append(list, fmt.Sprint(port))
+	}
 	renderElements(w, list)
 }
 

@@ -19,6 +19,7 @@ type ruleset struct {
 	counters  []string                         // named counters, sorted
 	addresses map[string][]element             // elements of the address sets, by set name
 	services  map[string]map[service]struct{}  // elements of the service sets, by set name
+	ports     map[string]map[uint16]struct{}   // elements of the port sets, by set name
 	chains    []chain                          // in the order in which they are made
 	selectors map[policy.Selector]policy.Stage // what the counters are read back for
 	rate      string                           // what the meters' elements carry; they are emptied when it changes
@@ -83,11 +84,27 @@ const (
 	delivered      = "delivered"
 	replies        = "replies"
 	sent           = "sent"
+	asked          = "asked"
 	proxyCompleted = "proxy_completed"
 	proxyDelivered = "proxy_delivered"
 	untracked      = "untracked"
 	proxied        = "proxied"
 )
+
+// portSet is a set of ports of one protocol. The kernel keeps it as a bitmap, the cheapest of all lookups.
+type portSet struct {
+	name  string
+	proto policy.Protocol
+}
+
+// The plain services that are untracked, by how far they are: what rules need to know of them between looks.
+var (
+	freed   = [2]portSet{{"freed_tcp", policy.TCP}, {"freed_udp", policy.UDP}}
+	onTrial = [2]portSet{{"trial_tcp", policy.TCP}, {"trial_udp", policy.UDP}}
+)
+
+// portSets lists them in the order in which they are made.
+func portSets() []portSet { return slices.Concat(freed[:], onTrial[:]) }
 
 // What is counted besides of selectors without a port: answers to what this host asks.
 const (
@@ -101,7 +118,7 @@ func serviceSets() []string {
 }
 
 // countingSets lists those that count packets for each element.
-func countingSets() []string { return append(trialSets(), proxyCompleted, proxyDelivered) }
+func countingSets() []string { return append(trialSets(), asked, proxyCompleted, proxyDelivered) }
 
 // trialSets lists those that follow untracked services.
 func trialSets() []string { return []string{requests, opened, delivered, replies, sent} }
@@ -117,13 +134,15 @@ const (
 	proxySYNs      = "proxy_syns"
 	proxyReturned  = "proxy_returned"
 	proxyChecked   = "proxy_checked"
+	freedOpened    = "freed_opened"
+	tooLong        = "too_long"
 )
 
 // namedCounters lists them.
 func namedCounters() []string {
 	return []string{
 		blockedDropped, invalidDropped, limitedDropped, closedDropped, budgetDropped, reserveDropped,
-		proxySYNs, proxyReturned, proxyChecked,
+		proxySYNs, proxyReturned, proxyChecked, freedOpened, tooLong,
 	}
 }
 
@@ -157,8 +176,9 @@ const (
 
 // retained is what a table keeps although nothing wants it any more.
 type retained struct {
-	forwards bool                    // base chains for what is forwarded
-	rates    map[prefixRate]struct{} // an element that has ended, but is not yet collected, still points to its chain
+	narrow time.Time               // until when it is asked who can't take long packets
+	hooks  map[string]bool         // base chains that can't go without harm, see [Table.holdHooks]
+	rates  map[prefixRate]struct{} // an element that has ended, but is not yet collected, still points to its chain
 }
 
 // prefixRate is a chain that holds sources of one prefix length to the rate.
@@ -184,6 +204,7 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	r := ruleset{
 		addresses: map[string][]element{},
 		services:  map[string]map[service]struct{}{},
+		ports:     map[string]map[uint16]struct{}{},
 		selectors: map[policy.Selector]policy.Stage{},
 		rate:      fmt.Sprintf("%d/%d", d.Posture.LimitRate, d.Posture.LimitBurst),
 	}
@@ -208,9 +229,13 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	b := builder{
 		posture: d.Posture,
 		blocks:  len(block) > 0, limits: len(slow) > 0,
+		exempt:   r.exempt(),
+		looks:    !d.Posture.Uncounted,
+		narrow:   now.Before(keep.narrow),
 		services: len(r.services[requests]) > 0,
 		untracks: len(r.services[untracked]) > 0,
-		custom:   r.custom(), forwards: r.forwardedOf(),
+		ports:    r.ports,
+		custom:   r.custom(!d.Posture.Uncounted), forwards: r.forwardedOf(),
 		trials: r.trials(),
 	}
 	for _, s := range b.custom {
@@ -221,7 +246,15 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	}
 	slices.Sort(r.counters)
 	r.chains = b.chains(keep)
+	r.leaveIdle(keep)
 	return r
+}
+
+// leaveIdle takes base chains away that have nothing to do, except those that must stay.
+func (r *ruleset) leaveIdle(keep *retained) {
+	r.chains = slices.DeleteFunc(r.chains, func(c chain) bool {
+		return c.hook != nil && len(c.rules) == 0 && !keep.hooks[c.name]
+	})
 }
 
 // add keeps the chains that limited sources go to.
@@ -250,11 +283,15 @@ func (r *ruleset) addServices() {
 	for _, name := range serviceSets() {
 		r.services[name] = map[service]struct{}{}
 	}
+	for _, s := range portSets() {
+		r.ports[s.name] = map[uint16]struct{}{}
+	}
 	for sel, stage := range r.selectors {
 		s, ok := serviceOf(sel)
 		if !ok {
 			continue
 		}
+		r.addPort(s, stage)
 		for _, name := range trialSets() {
 			if name != opened || s.proto == policy.TCP { // of others every packet opens a flow
 				r.services[name][s] = struct{}{}
@@ -266,6 +303,28 @@ func (r *ruleset) addServices() {
 	}
 }
 
+// addPort fills the port sets.
+func (r *ruleset) addPort(s service, stage policy.Stage) {
+	sets := freed
+	if stage == policy.Trial {
+		sets = onTrial
+		r.services[asked][s] = struct{}{}
+	}
+	for _, set := range sets {
+		if set.proto == s.proto && stage != policy.Watched {
+			r.ports[set.name][s.port] = struct{}{}
+		}
+	}
+}
+
+// exempt reports by family whether some allowed source is in a blocked prefix.
+func (r *ruleset) exempt() (families [2]bool) {
+	for i := range families {
+		families[i] = overlap(r.addresses[allow[i].name], r.addresses[blocked[i].name])
+	}
+	return families
+}
+
 // serviceOf returns sel as an element of the service sets; it is one if it is a protocol and a port and
 // nothing else. All others have rules of their own.
 func serviceOf(sel policy.Selector) (service, bool) {
@@ -274,11 +333,11 @@ func serviceOf(sel policy.Selector) (service, bool) {
 }
 
 // custom returns the selectors that have rules of their own, in a fixed order.
-func (r *ruleset) custom() []custom {
+func (r *ruleset) custom(counted bool) []custom {
 	var list []custom
 	for sel, stage := range r.selectors {
 		if _, ok := serviceOf(sel); !ok && !sel.Forwarded() {
-			list = append(list, custom{sel, stage >= policy.Trial})
+			list = append(list, custom{sel, stage >= policy.Trial, counted})
 		}
 	}
 	slices.SortFunc(list, func(a, b custom) int {
@@ -292,7 +351,7 @@ func (r *ruleset) trials() []custom {
 	var list []custom
 	for sel, stage := range r.selectors {
 		if sel.OfTCP() && !sel.Forwarded() && stage == policy.Trial {
-			list = append(list, custom{sel, true})
+			list = append(list, custom{selector: sel, untracked: true})
 		}
 	}
 	slices.SortFunc(list, func(a, b custom) int {

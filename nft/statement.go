@@ -199,9 +199,24 @@ func (s side) serviceIn(set string) statement {
 
 // tcpServiceIn is serviceIn after a test for TCP; nft then names the header.
 func (s side) tcpServiceIn(set string) statement {
+	return s.protocolServiceIn(policy.TCP, set)
+}
+
+// protocolServiceIn is serviceIn after a test for one protocol.
+func (s side) protocolServiceIn(proto policy.Protocol, set string) statement {
 	c := s.serviceIn(set)
-	c.text = fmt.Sprintf("meta l4proto . tcp %s @%s", s.port, set)
+	c.text = fmt.Sprintf("meta l4proto . %s %s @%s", proto, s.port, set)
 	return c
+}
+
+// portIn matches packets of a protocol whose port on side s is in a set of ports.
+func (s side) portIn(set portSet) statement {
+	return statement{
+		text: fmt.Sprintf("%s %s @%s", set.proto, s.port, set.name),
+		l4:   ipProtocols[set.proto],
+		exprs: []expr.Any{loadHeader(expr.PayloadBaseTransportHeader, s.th, 2), &expr.Lookup{SourceRegister: reg,
+			SetName: set.name}},
+	}
 }
 
 // opensTCP matches the first packet of a TCP connection: SYN without ACK.
@@ -323,6 +338,12 @@ func awaited() statement {
 // protocol matches one IP protocol.
 func protocol(number uint8) statement {
 	name := fmt.Sprint(number)
+	switch number {
+	case unix.IPPROTO_ICMP:
+		name = "icmp"
+	case unix.IPPROTO_ICMPV6:
+		name = "ipv6-icmp"
+	}
 	for known, n := range ipProtocols {
 		if n == number {
 			name = string(known)

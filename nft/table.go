@@ -24,6 +24,8 @@ type Table struct {
 	keep    retained // what the next ruleset must keep as long as this table lives
 	broken  bool     // have may not be what is in the kernel: delete and make everything anew
 	strays  strays
+	tooLong uint64 // errors that said that packets need to be smaller, when they were last counted
+	foreign uint64 // how often somebody else's change of a ruleset was seen
 	checked uint32 // the generation of the kernel's ruleset in which have was known to be true; 0 for none
 }
 
@@ -85,6 +87,7 @@ func (t *Table) Apply(d Desired, now time.Time) error {
 
 // update writes the difference between have and d.
 func (t *Table) update(d Desired, now time.Time) error {
+	t.holdHooks()
 	want := d.ruleset(now, &t.keep)
 	b := newBatch(t.conn, t.unowned)
 	b.change(t.have, &want, now)

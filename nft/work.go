@@ -35,8 +35,10 @@ func (t *Table) Work() (policy.Work, error) {
 			SYNs: named[proxySYNs], Returned: named[proxyReturned], Checked: named[proxyChecked],
 			Ports: t.proxiedPorts(byService),
 		},
-		Selectors: make(map[policy.Selector]policy.SelectorWork, len(t.have.selectors)),
+		FreedOpened: named[freedOpened],
+		Selectors:   make(map[policy.Selector]policy.SelectorWork, len(t.have.selectors)),
 	}
+	t.noteNarrow(named[tooLong], time.Now())
 	if work.Strays, err = t.readStrays(work.InvalidDropped, time.Now()); err != nil {
 		return work, err
 	}
@@ -48,7 +50,7 @@ func (t *Table) Work() (policy.Work, error) {
 		}
 		w := policy.SelectorWork{
 			Requests: read(requests), New: read(opened), Delivered: read(delivered),
-			Replies: read(replies), Sent: read(sent),
+			Replies: read(replies), Sent: read(sent), Asked: read(asked),
 		}
 		if sel.Forwarded() {
 			w.Besides, w.Errors, w.ErrorsPassed = read(besides), read(errorsCome), read(errorsPassed)
@@ -57,7 +59,7 @@ func (t *Table) Work() (policy.Work, error) {
 			w.Answers, w.Heard = read(answers), read(heard)
 		}
 		if !sel.OfTCP() {
-			w.New = w.Requests
+			w.New = w.Requests + w.Asked
 		}
 		work.Selectors[sel] = w
 	}

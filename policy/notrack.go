@@ -56,6 +56,7 @@ func (n *notrack) want(s situation, p *Posture) []Event {
 		events = append(events, Event{Kind: StepEvent, Step: Notrack,
 			Reason: "the last entries of the table are kept for the allowlist: " + n.laneRefusal(s)})
 	}
+	p.Uncounted = !n.counts(s.Observation, *s.cfg)
 	n.publish(s)
 	connects := slices.ContainsFunc(wanted, func(w Untracked) bool { return w.Selector.connects() })
 	s.shared.adopting = n.adopting()

@@ -15,6 +15,7 @@ type Observation struct {
 	Arrivals Arrivals  // what reached this host's sockets and stack, tracked or not
 	Sockets  int       // TCP sockets in use in this namespace, listening ones included
 	Work     Work      // what ctguard itself did; zero while it did nothing
+	Foreign  uint64    // how often somebody else was seen to change the host's rules
 	Adopted  time.Time // when the newest adoption that has ended began; see [Posture.Adopt]
 	Census   *Census   // the newest scan if one ended since the last tick, else nil
 
@@ -77,6 +78,7 @@ type Work struct {
 	BudgetDropped  uint64  // packets of a flood's class above its budget
 	ReserveDropped uint64  // new flows refused for [Reserve]
 	Proxied        Proxied
+	FreedOpened    uint64                    // flows that untracked services opened between looks
 	Selectors      map[Selector]SelectorWork // by selector, watched ones included
 }
 
@@ -118,6 +120,7 @@ type SelectorWork struct {
 	Delivered uint64 // packets that also passed the host's input rules
 	Replies   uint64 // packets this host answered, before any other rule
 	Sent      uint64 // of them, those that passed the host's output rules
+	Asked     uint64 // packets that arrived between looks, when nothing else is counted; of freed services none
 
 	// Of selectors without a port: the answers to what this host asks itself, as far as they are told
 	// from everything else, and those of them that passed the host's input rules.

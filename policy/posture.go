@@ -13,6 +13,7 @@ type Posture struct {
 	DropInvalid bool           // drop ct state invalid after conntrack
 	Settings    map[string]int // by name, as in [Host.Admin]; a name that is absent keeps the administrator's value
 	Notrack     []Untracked
+	Uncounted   bool // between looks: what becomes of Notrack's packets is not counted
 	Limits      []Limit
 	Caps        []Cap       // how many entries a source may keep; the excess is evicted
 	Purges      []FlowClass // classes whose entries are deleted, except those that are assured or have NAT

@@ -19,6 +19,7 @@ type trials struct {
 	failed    map[Selector]failure
 	// TCP selectors that are tracked again, and since when: their connections may still lack entries.
 	needEntries map[Selector]time.Time
+	looks       looks
 }
 
 // update moves every candidate on: engage says which are to be untracked, the others are counted. It
@@ -282,5 +283,5 @@ func (u *trials) opened(o Observation) uint64 {
 			parts += o.Work.Selectors[s].New
 		}
 	}
-	return max(whole, parts)
+	return max(whole, parts) + o.Work.FreedOpened
 }

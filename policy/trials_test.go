@@ -28,8 +28,10 @@ func newTrialHost(t *testing.T, services ...string) *trialHost {
 
 // pass lets time pass, with ten packets a tick to and from each selector, and returns the stages.
 func (h *trialHost) pass(d time.Duration) (stages map[string]string, told string) {
+	c := Defaults(Server)
 	for end := h.o.Time.Add(d); h.o.Time.Before(end); h.o.Time = h.o.Time.Add(50 * time.Millisecond) {
-		wanted, events := h.u.update(h.o, Defaults(Server), h.o.Services, func(Selector) bool { return true })
+		wanted, events := h.u.update(h.o, c, h.o.Services, func(Selector) bool { return true })
+		counts := h.u.counts(h.o, c)
 		stages = map[string]string{}
 		for _, e := range events {
 			told += e.Reason + "\n"
@@ -38,6 +40,10 @@ func (h *trialHost) pass(d time.Duration) (stages map[string]string, told string
 			name := n.Selector.String()
 			stages[name] = n.Stage.String()
 			w := h.o.Work.Selectors[n.Selector]
+			if !counts && !n.Selector.Forwarded() {
+				h.passUncounted(n, &w)
+				continue
+			}
 			if !h.idle[name] {
 				w.Requests, w.New, w.Replies, w.Sent = w.Requests+10, w.New+1, w.Replies+10, w.Sent+10
 				if n.Stage == Watched || !h.drops[name] {
@@ -54,6 +60,21 @@ func (h *trialHost) pass(d time.Duration) (stages map[string]string, told string
 		}
 	}
 	return stages, told
+}
+
+// passUncounted is what a tick counts between looks.
+func (h *trialHost) passUncounted(n Untracked, w *SelectorWork) {
+	switch {
+	case h.idle[n.Selector.String()]:
+	case n.Stage == Trial:
+		w.Asked += 10
+		h.o.Work.Selectors[n.Selector] = *w
+	case n.Stage != Watched && n.Selector.Port != 0:
+		h.o.Work.FreedOpened++
+	case n.Stage != Watched:
+		w.New++
+		h.o.Work.Selectors[n.Selector] = *w
+	}
 }
 
 // A selector without a port waits for the trials of its parts, but not for those that nobody uses.

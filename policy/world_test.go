@@ -224,9 +224,17 @@ func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Li
 		}
 		c := w.work.Selectors[n.Selector]
 		k := uint64(math.Ceil(flows))
-		c.Requests, c.New = c.Requests+3*k, c.New+k
-		if !w.broken[g.to] || n.Stage == Watched {
-			c.Delivered, c.Replies, c.Sent = c.Delivered+3*k, c.Replies+2*k, c.Sent+2*k
+		switch {
+		case p.Uncounted && n.Stage == Trial:
+			c.Asked += 3 * k
+		case p.Uncounted && n.Stage != Watched:
+			w.work.FreedOpened += k
+		case p.Uncounted:
+		default:
+			c.Requests, c.New = c.Requests+3*k, c.New+k
+			if !w.broken[g.to] || n.Stage == Watched {
+				c.Delivered, c.Replies, c.Sent = c.Delivered+3*k, c.Replies+2*k, c.Sent+2*k
+			}
 		}
 		w.work.Selectors[n.Selector] = c
 		if n.Stage != Watched {
