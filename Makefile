@@ -205,12 +205,13 @@ release-check: release ## a second release from a copy of this commit elsewhere:
 	cp $(NFPM) $$dir/copy/.tools/ && $(MAKE) -C $$dir/copy --no-print-directory release PACKAGE_VERSION=$(PACKAGE_VERSION) && \
 	diff $(RELEASE)/SHA256SUMS $$dir/copy/$(RELEASE)/SHA256SUMS && echo "two builds, one hash"
 
-VM_SUITES ?= bullseye bookworm trixie
+RELEASES ?= bullseye bookworm trixie
+PARTS    ?= life docker firewalls tunnels vrf balancers openvswitch offload bridge module boot
 .PHONY: vm
-vm: ## the package's life in virtual machines with Debian 11, 12 and 13: minutes, and skipped without QEMU
+vm: ## PARTS of what only real machines show, on Debian RELEASES, in virtual machines: skipped without QEMU
 	$(MAKE) --no-print-directory $(RELEASE)/amd64.deb PACKAGE_VERSION=0.0.1
 	$(MAKE) --no-print-directory $(RELEASE)/amd64.deb
-	.package/vm $(RELEASE)/ctguard_0.0.1_amd64.deb $(RELEASE)/ctguard_$(PACKAGE_VERSION)_amd64.deb $(TOOLS)/vm $(VM_SUITES)
+	.package/vm $(RELEASE)/ctguard_0.0.1_amd64.deb $(RELEASE)/ctguard_$(PACKAGE_VERSION)_amd64.deb $(TOOLS)/vm "$(RELEASES)" "$(PARTS)"
 
 $(NFPM):
 	GOBIN=$(TOOLS) $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
