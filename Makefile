@@ -127,6 +127,11 @@ SPARED ?= 1000
 spared: deps ## SPARED (1000) random floods, of which those who must be spared may feel nothing: needs root, a quarter of an hour
 	CTGUARD_REQUIRE_PRIVILEGED=1 CTGUARD_SPARED_CASES=$(SPARED) $(GO) test -count=1 -timeout 60m -v -run '^TestWhoIsSpared$$' ./cmd/ctguard
 
+SOAK ?= 1h
+.PHONY: soak
+soak: deps ## floods on and off for SOAK (1h), in which nothing may grow: needs root
+	CTGUARD_REQUIRE_PRIVILEGED=1 CTGUARD_SOAK=$(SOAK) $(GO) test -count=1 -timeout 3h -v -run '^TestSoak$$' ./cmd/ctguard
+
 .PHONY: bench
 bench: deps build ## every figure of docs/performance.md: needs root
 	bin/ctlab bench-table
@@ -205,12 +210,14 @@ release-check: release ## a second release from a copy of this commit elsewhere:
 	cp $(NFPM) $$dir/copy/.tools/ && $(MAKE) -C $$dir/copy --no-print-directory release PACKAGE_VERSION=$(PACKAGE_VERSION) && \
 	diff $(RELEASE)/SHA256SUMS $$dir/copy/$(RELEASE)/SHA256SUMS && echo "two builds, one hash"
 
-VM_SUITES ?= bullseye bookworm trixie
+RELEASES ?= bullseye bookworm trixie
+PARTS    ?= life docker firewalls tunnels vrf balancers openvswitch offload bridge module boot
 .PHONY: vm
-vm: ## the package's life in virtual machines with Debian 11, 12 and 13: minutes, and skipped without QEMU
+vm: ## PARTS of what only real machines show, on Debian RELEASES, in virtual machines: skipped without QEMU
 	$(MAKE) --no-print-directory $(RELEASE)/amd64.deb PACKAGE_VERSION=0.0.1
 	$(MAKE) --no-print-directory $(RELEASE)/amd64.deb
-	.package/vm $(RELEASE)/ctguard_0.0.1_amd64.deb $(RELEASE)/ctguard_$(PACKAGE_VERSION)_amd64.deb $(TOOLS)/vm $(VM_SUITES)
+	CGO_ENABLED=0 $(GO) test -c -o $(RELEASE)/ctguard.test ./cmd/ctguard
+	.package/vm $(RELEASE)/ctguard_0.0.1_amd64.deb $(RELEASE)/ctguard_$(PACKAGE_VERSION)_amd64.deb $(TOOLS)/vm "$(RELEASES)" "$(PARTS)"
 
 $(NFPM):
 	GOBIN=$(TOOLS) $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)

@@ -16,7 +16,6 @@ import (
 	"ctguard/agent/record"
 	"ctguard/agent/state"
 	"ctguard/agent/survey"
-	"ctguard/agent/survey/capabilities"
 	"ctguard/agent/sysctl"
 	"ctguard/nft"
 	"ctguard/policy"
@@ -34,6 +33,7 @@ type Agent struct {
 	board    *control.Board
 	control  control.Options
 	opened   opened
+	tryOut   func() func(*loop) // see the function; nil in tests
 }
 
 // opened is what was opened, to be closed in reverse order.
@@ -95,12 +95,10 @@ func (a *Agent) open(o Options) error {
 	if err := a.lock(); err != nil {
 		return err
 	}
-	kernel, err := capabilities.Probe()
+	kernel, err := a.findOut(o)
 	if err != nil {
 		return err
 	}
-	l.missing, l.slower = kernel.Missing, kernel.Slower
-	l.trouble("self-test", selfTest(o.Root, kernel.Rules))
 	if err := dropPrivileges(); err != nil {
 		return err
 	}

@@ -39,7 +39,8 @@ type loop struct {
 	namespace wrongNamespace
 	missing   []string   // what this kernel can't do
 	slower    []string   // what it lacks and is done in another way
-	ready     func()     // called after the first tick that went all the way
+	untried   bool       // what is tried out at the start has not ended
+	ready     func()     // called after the first tick that went all the way, once all is tried out
 	alive     func()     // called after each such tick
 	blind     time.Time  // since when the table can't be read; zero while it can
 	watchdog  *watchdog  // nil in tests
@@ -69,6 +70,9 @@ func (a *Agent) Run(ctx context.Context, hup <-chan os.Signal) error {
 	// A survey that hangs keeps nobody from taking everything back.
 	go surveyLoop(ctx, a.surveyor, a.loop.state, ch.reload, ch.surveys)
 	go func() { _ = a.loop.notifier.Run(ctx) }() // and neither does a notice
+	if a.tryOut != nil {
+		go func() { ch.tried <- a.tryOut() }()
+	}
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return a.loop.run(ctx, ch) })
 	err = group.Wait()
@@ -116,6 +120,7 @@ func (a *Agent) watch() (stop func()) {
 type channels struct {
 	walks     chan walk
 	walked    chan func(*loop)
+	tried     chan func(*loop)
 	surveys   chan survey.Facts
 	reload    chan config.Config
 	questions <-chan control.Question
@@ -123,8 +128,8 @@ type channels struct {
 }
 
 func newChannels(board *control.Board, hup <-chan os.Signal) channels {
-	return channels{make(chan walk, 1), make(chan func(*loop), 1), make(chan survey.Facts, 1), make(chan config.Config, 1),
-		board.Questions(), hup}
+	return channels{make(chan walk, 1), make(chan func(*loop), 1), make(chan func(*loop), 1),
+		make(chan survey.Facts, 1), make(chan config.Config, 1), board.Questions(), hup}
 }
 
 // run ticks until ctx ends.
@@ -147,6 +152,9 @@ func (l *loop) run(ctx context.Context, ch channels) error {
 				l.due = false
 				timer.Reset(0) // who fills the table is news, and so is that all have entries
 			}
+		case tried := <-ch.tried:
+			tried(l)
+			timer.Reset(0) // whoever waits for the agent to be ready
 		case f := <-ch.surveys:
 			l.learn(f)
 		case q := <-ch.questions:
@@ -186,7 +194,7 @@ func (l *loop) turn() error {
 		return nil
 	}
 	l.blind = time.Time{}
-	if l.ready != nil {
+	if l.ready != nil && !l.untried {
 		l.ready()
 		l.ready = nil
 	}

@@ -15,18 +15,21 @@ import (
 )
 
 // selfTest goes up to the top level and back in a throw-away namespace, with the privileges that the agent keeps and
-// in the sandbox that it is in: what is refused there would be refused under attack.
-func selfTest(root string, options []nft.Option) error {
-	err := throwaway.Namespace(func() error {
+// in the sandbox that it is in: what is refused there would be refused under attack. It returns once it needs no
+// CAP_SYS_ADMIN any more.
+func selfTest(root string, options []nft.Option) (wait func() error) {
+	tried := throwaway.Start(func() error {
 		if err := dropThreadPrivileges(); err != nil {
 			return err
 		}
 		return errors.Join(tryRules(options), trySettings(root), tryTable())
 	})
-	if err != nil {
-		return fmt.Errorf("tried in a throw-away namespace: %w", err)
+	return func() error {
+		if err := tried(); err != nil {
+			return fmt.Errorf("tried in a throw-away namespace: %w", err)
+		}
+		return nil
 	}
-	return nil
 }
 
 // topPosture has one of each measure.

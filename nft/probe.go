@@ -28,53 +28,57 @@ type Capabilities struct {
 
 // Probe tries each capability in a network namespace made for it, which is gone when Probe returns.
 // It needs CAP_SYS_ADMIN and CAP_NET_ADMIN; an error means that nothing was learnt.
-func Probe() (Capabilities, error) {
-	var c Capabilities
-	err := throwaway.Namespace(func() (err error) {
-		c, err = probeHere()
-		return err
-	})
-	if err != nil {
-		return c, fmt.Errorf("probe nftables: %w", err)
-	}
-	return c, nil
-}
+func Probe() (Capabilities, error) { return StartProbe()() }
 
-// probeHere tries each capability in the calling thread's namespace.
-func probeHere() (Capabilities, error) {
-	var c Capabilities
-	conn, err := nftables.New(nftables.AsLasting())
-	if err != nil {
-		return c, fmt.Errorf("open nftables socket: %w", err)
-	}
-	defer conn.CloseLasting()
-	for _, probe := range []struct {
-		found *bool
-		name  string
-		queue func(*batch)
-	}{
+// StartProbe begins to probe and returns once that needs no CAP_SYS_ADMIN any more. wait returns what was found, once.
+// A daemon that starts waits for it, and the kernel lets each change of rules wait: so all are tried at once.
+func StartProbe() (wait func() (Capabilities, error)) {
+	c := new(Capabilities)
+	probes := []probe{
 		{&c.Owner, "flag owner", func(b *batch) { b.unowned = false; b.conn.AddTable(b.table()) }},
 		{&c.Rules, "rules", probeRules},
 		{&c.Reject, "reject", probeReject},
 		{&c.Socket, "socket", probeSocket},
 		{&c.Synproxy, "synproxy", probeSynproxy},
 		{&c.Forward, "forward", probeForward},
-	} {
-		b := newBatch(conn, true)
-		probe.queue(b)
-		err := b.flush()
-		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
-			return c, fmt.Errorf("%s: %w", probe.name, err)
-		}
-		*probe.found = err == nil
-		if err == nil {
-			b.deleteTable()
-			if err := b.flush(); err != nil {
-				return c, fmt.Errorf("%s: %w", probe.name, err)
+	}
+	waits := make([]func() error, len(probes))
+	for i, p := range probes {
+		waits[i] = throwaway.Start(p.try)
+	}
+	return func() (Capabilities, error) {
+		var errs []error
+		for i, p := range probes {
+			if err := waits[i](); err != nil {
+				errs = append(errs, fmt.Errorf("probe nftables: %s: %w", p.name, err))
 			}
 		}
+		return *c, errors.Join(errs...)
 	}
-	return c, nil
+}
+
+// probe is one capability to find out.
+type probe struct {
+	found *bool
+	name  string
+	queue func(*batch)
+}
+
+// try tries a capability in the calling thread's namespace.
+func (p probe) try() error {
+	conn, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return fmt.Errorf("open nftables socket: %w", err)
+	}
+	defer conn.CloseLasting()
+	b := newBatch(conn, true)
+	p.queue(b)
+	err = b.flush()
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
+		return err
+	}
+	*p.found = err == nil
+	return nil
 }
 
 // probeRules makes the table of a posture that has one of each.

@@ -51,10 +51,37 @@ func (c Capabilities) Missing() []string {
 	return missing
 }
 
-var probed struct {
+// probing is the probe that is under way or has ended; nil before the first.
+var probing struct {
 	sync.Mutex
-	conclusive bool
-	found      Capabilities
+	wait func() (Capabilities, error)
+}
+
+// StartProbe begins to probe, unless somebody has, and returns once that needs no CAP_SYS_ADMIN any more.
+func StartProbe() { _, _ = startProbe() }
+
+// startProbe returns what waits for the probe, and what has the next one try again.
+func startProbe() (wait func() (Capabilities, error), again func()) {
+	probing.Lock()
+	defer probing.Unlock()
+	if probing.wait == nil {
+		var found Capabilities
+		done := throwaway.Start(func() (err error) {
+			found, err = probeHere()
+			return err
+		})
+		probing.wait = sync.OnceValues(func() (Capabilities, error) {
+			if err := done(); err != nil {
+				return Capabilities{}, fmt.Errorf("probe the kernel's conntrack: %w", err)
+			}
+			return found, nil
+		})
+	}
+	return probing.wait, func() {
+		probing.Lock()
+		defer probing.Unlock()
+		probing.wait = nil
+	}
 }
 
 // Probe tries what this kernel can do, in a network namespace that it makes for that and throws
@@ -63,21 +90,12 @@ var probed struct {
 // an error means that nothing was found out (making a namespace needs CAP_SYS_ADMIN), and the next
 // call tries again. Until then treat every capability as missing, as the returned value does.
 func Probe() (Capabilities, error) {
-	probed.Lock()
-	defer probed.Unlock()
-	if probed.conclusive {
-		return probed.found, nil
-	}
-	var found Capabilities
-	err := throwaway.Namespace(func() (err error) {
-		found, err = probeHere()
-		return err
-	})
+	wait, again := startProbe()
+	found, err := wait()
 	if err != nil {
-		return Capabilities{}, fmt.Errorf("probe the kernel's conntrack: %w", err)
+		again()
 	}
-	probed.conclusive, probed.found = true, found
-	return found, nil
+	return found, err
 }
 
 // capabilities is what t may rely on.

@@ -20,11 +20,12 @@ func FuzzFiles(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		d := At(t.TempDir())
 		now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-		for _, path := range []string{d.words(), d.day(), d.untracked()} {
+		for _, path := range []string{d.words(), d.day(), d.untracked(), d.kernel()} {
 			if err := os.WriteFile(path, text, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
+		_, _ = d.Kernel("/proc", new(map[string]bool))
 		words, _ := d.Words(now)
 		m := policy.New(policy.Defaults(policy.Server))
 		if ov := words.Override; ov != nil {

@@ -25,6 +25,9 @@ func TestNewerVersions(t *testing.T) {
 			func(d *Dir) error { return d.Remember(Words{}) }},
 		"ordinary day": {dayVersion, (*Dir).day, func(d *Dir) error { _, err := d.Day(now); return err },
 			func(d *Dir) error { return d.keep(&day, now) }},
+		"kernel": {kernelVersion, (*Dir).kernel,
+			func(d *Dir) error { _, err := d.Kernel("/proc", new(bool)); return err },
+			func(d *Dir) error { return d.KeepKernel("/proc", true) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := At(t.TempDir())

@@ -67,7 +67,8 @@ func (h *Host) Forwarded() (services []policy.Selector, refused map[policy.Selec
 		return nil, nil, err
 	}
 	refused = make(map[policy.Selector]string)
-	f := finder{h: h, found: found, byMark: sync.OnceValue(routesByMark), here: &addresses{read: h.locals}}
+	f := finder{h: h, found: found, byMark: sync.OnceValue(routesByMark), hidden: sync.OnceValue(h.hiddenAddress),
+		here: &addresses{read: h.locals}}
 	for _, one := range found.forwards {
 		for _, s := range f.selectors(one) {
 			if slices.Contains(services, s) {
@@ -112,6 +113,7 @@ type finder struct {
 	h      *Host
 	found  rewrites
 	byMark func() bool
+	hidden func() netip.Addr // see [Host.hiddenAddress]
 	here   *addresses
 }
 
@@ -217,8 +219,10 @@ func (f finder) need(s policy.Selector) string {
 	switch {
 	case f.found.proxied != "":
 		return "tproxy on this host: " + f.found.proxied
-	case f.h.balances():
-		return "IPVS has services on this host (ip_vs)"
+	case f.h.balanced().any:
+		return balances
+	case f.hidden().IsValid():
+		return inVRF(f.hidden())
 	}
 	return ""
 }

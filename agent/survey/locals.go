@@ -17,6 +17,18 @@ func (h *Host) locals() ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
+	list, err := localRoutes()
+	if err != nil {
+		return nil, err
+	}
+	for _, addr := range own {
+		list = append(list, netip.PrefixFrom(addr, addr.BitLen()))
+	}
+	return list, nil
+}
+
+// localRoutes returns what the routing table "local" has.
+func localRoutes() ([]netip.Prefix, error) {
 	conn, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
 		return nil, fmt.Errorf("list local routes: %w", err)
@@ -28,9 +40,6 @@ func (h *Host) locals() ([]netip.Prefix, error) {
 	list := []netip.Prefix{
 		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
 		netip.MustParsePrefix("0.0.0.0/32"), netip.MustParsePrefix("::/128"),
-	}
-	for _, addr := range own {
-		list = append(list, netip.PrefixFrom(addr, addr.BitLen()))
 	}
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		request := make([]byte, unix.SizeofRtMsg)

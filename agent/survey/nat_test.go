@@ -286,6 +286,13 @@ func TestRefusedWhole(t *testing.T) {
 			"tcp": "IPVS has services on this host (ip_vs)", "udp": "IPVS has services on this host (ip_vs)",
 			"all":                   "IPVS has services on this host (ip_vs)",
 			"tcp at 203.0.113.0/28": "IPVS has services on this host (ip_vs)"}},
+		{"IPVS of a port", "proc/thread-self/net/ip_vs", ipvs + "TCP  C6336401:0015 rr\n  -> 0A000001:0050 Masq 1 0 0\n" +
+			"UDP  [2001:0db8:0000:0000:0000:0000:0000:0001]:0035 rr\n", "", map[string]string{
+			"tcp": balances, "udp": balances, "all": balances, "tcp at 203.0.113.0/28": balances, "tcp/20-22": balances,
+			"tcp/21 on eth0": balances, "udp/53": balances}},
+		{"IPVS by mark", "proc/thread-self/net/ip_vs", ipvs + "FWM  00000001 rr\n", "", map[string]string{
+			"tcp": balances, "udp": balances, "all": balances, "tcp at 203.0.113.0/28": balances, "tcp/20-22": balances,
+			"tcp/22-30": balances, "tcp/21 on eth0": balances, "udp/53": balances}},
 		{"tproxy", "etc/hostname", "", tproxy, map[string]string{
 			"tcp":                   "tproxy on this host: chain pre of table home",
 			"udp":                   "tproxy on this host: chain pre of table home",

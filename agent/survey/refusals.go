@@ -41,7 +41,7 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 	if err != nil {
 		return nil, err
 	}
-	announced := h.announced(found)
+	announced, ipvs, hidden := h.announced(found), h.balanced(), h.hiddenServices()
 	multicast, byMark, here := h.routesMulticast(), sync.OnceValue(routesByMark), &addresses{read: h.locals}
 	refused := make(map[policy.Selector]string)
 	for _, s := range services {
@@ -59,8 +59,10 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 			refused[s] = "a conntrack helper watches it: " + module
 		case s.Whole() && found.proxied != "":
 			refused[s] = "tproxy on this host: " + found.proxied // what leaves this host may have others' addresses
-		case s.Whole() && h.balances():
-			refused[s] = "IPVS has services on this host (ip_vs)"
+		case ipvs.takes(s):
+			refused[s] = balances
+		case hidden(s) != "":
+			refused[s] = hidden(s)
 		}
 	}
 	return refused, nil

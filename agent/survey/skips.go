@@ -2,8 +2,6 @@ package survey
 
 import (
 	"fmt"
-	"os"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -27,18 +25,15 @@ func (h *Host) Unsupported() (map[policy.StepName]string, error) {
 		unsupported[policy.ClosedPorts] = "NAT on this host: " + found.nat[0].where
 	case found.proxied != "":
 		unsupported[policy.ClosedPorts] = "tproxy on this host: " + found.proxied
-	case h.balances():
-		unsupported[policy.ClosedPorts] = "IPVS has services on this host (ip_vs)"
+	case h.balanced().any:
+		unsupported[policy.ClosedPorts] = balances
+	}
+	if h.balanced().any {
+		// Unless it is told to (net.ipv4.vs.conntrack) IPVS tracks nothing of what it forwards, so that conntrack calls
+		// every answer from behind it invalid.
+		unsupported[policy.DropInvalid] = balances
 	}
 	return unsupported, nil
-}
-
-// balances says whether IPVS has services: lines below the three of the header in ip_vs, see
-// ip_vs_info_seq_show in net/netfilter/ipvs/ip_vs_ctl.c. procfs lists backends instead, and a service without one
-// takes packets too.
-func (h *Host) balances() bool {
-	text, err := os.ReadFile(h.net("ip_vs"))
-	return err == nil && strings.Count(strings.TrimSpace(string(text)), "\n") >= 3
 }
 
 // Unproxied returns those of listeners that can't be put behind synproxy, and why: ports that are
@@ -55,7 +50,8 @@ func (h *Host) Unproxied(listeners []policy.Selector) (map[policy.Selector]strin
 	if err != nil {
 		return nil, err
 	}
-	byMark, here := sync.OnceValue(routesByMark), &addresses{read: h.locals}
+	byMark, here, ipvs := sync.OnceValue(routesByMark), &addresses{read: h.locals}, h.balanced()
+	hidden := h.hiddenServices()
 	unproxied := make(map[policy.Selector]string)
 	for _, s := range listeners {
 		if reason := scales[s.Port]; reason != "" {
@@ -66,6 +62,12 @@ func (h *Host) Unproxied(listeners []policy.Selector) (map[policy.Selector]strin
 		}
 		if need := found.needOf(s, false, byMark); need != "" {
 			unproxied[s] = need
+		}
+		if ipvs.takes(s) {
+			unproxied[s] = balances
+		}
+		if why := hidden(s); why != "" {
+			unproxied[s] = why
 		}
 		for _, e := range found.nat {
 			if e.redirects(s, here) {

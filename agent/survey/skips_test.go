@@ -2,6 +2,7 @@ package survey
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -22,7 +23,11 @@ func wantUnfit(t *testing.T, h *Host, name, want string) {
 	if reason := unsupported[policy.ClosedPorts]; err != nil || reason != want {
 		t.Errorf("%s: unsupported for %q (%v), want %q", name, reason, err, want)
 	}
+	if reason := unsupported[policy.DropInvalid]; reason != "" && (want != balances || reason != balances) {
+		t.Errorf("%s: drop-invalid is unsupported for %q", name, reason)
+	}
 	delete(unsupported, policy.ClosedPorts)
+	delete(unsupported, policy.DropInvalid)
 	if len(unsupported) > 0 {
 		t.Errorf("%s: unsupported are %v too", name, unsupported)
 	}
@@ -153,15 +158,15 @@ func TestUnproxied(t *testing.T) {
 // listenWith is listen with a receive buffer of so many bytes.
 func listenWith(t *testing.T, address string, buffer int) {
 	t.Helper()
-	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		if e := c.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd),
-				unix.SOL_SOCKET, unix.SO_RCVBUF, buffer)
-		}); e != nil {
-			return e
-		}
-		return err
+	listenSet(t, address, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, buffer) })
+}
+
+// listenSet listens with a socket that something is set of before.
+func listenSet(t *testing.T, address string, set func(fd int) error) {
+	t.Helper()
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		refused := c.Control(func(fd uintptr) { err = set(int(fd)) })
+		return errors.Join(refused, err)
 	}}
 	listener, err := config.Listen(context.Background(), "tcp", address)
 	if err != nil {

@@ -59,6 +59,7 @@ type Live struct {
 	Connection
 	Scales   Scales // of TCP
 	UID      uint32 // whose the socket is
+	Device   uint32 // the interface that it is bound to, by index; 0 for none
 	Outgoing bool   // nothing listens on the local port; [Host.Established] alone finds out
 }
 
@@ -188,6 +189,7 @@ func parseSocket(b []byte) (Live, bool) {
 		Local:  netip.AddrPortFrom(address(b[8:]), binary.BigEndian.Uint16(b[4:])),
 		Remote: netip.AddrPortFrom(address(b[24:]), binary.BigEndian.Uint16(b[6:])),
 	}}
+	s.Device = binary.NativeEndian.Uint32(b[40:])
 	s.UID = binary.NativeEndian.Uint32(b[64:])
 	for rest := b[sizeofInetDiagMsg:]; len(rest) >= 4; {
 		n := int(binary.NativeEndian.Uint16(rest))

@@ -13,22 +13,31 @@ import (
 )
 
 // Namespace runs f in a new network namespace, on a thread that ends with it.
-func Namespace(f func() error) error {
-	result := make(chan error, 1)
+func Namespace(f func() error) error { return Start(f)() }
+
+// Start begins to run f in a new network namespace, on a thread that ends with it, and returns once it is there: what
+// is left of it needs no CAP_SYS_ADMIN. wait returns what f does, once.
+func Start(f func() error) (wait func() error) {
+	there, result := make(chan struct{}), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		if unix.Gettid() == unix.Getpid() {
 			// The main thread must not change: it never ends, and it is what /proc/self, and so
 			// /proc/net, means for the whole process. While it waits here, another thread serves.
-			result <- Namespace(f)
+			other := Start(f)
+			close(there)
+			result <- other()
 			runtime.UnlockOSThread()
 			return
 		}
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		close(there)
+		if err != nil {
 			result <- fmt.Errorf("make a network namespace: %w", err)
 			return
 		}
 		result <- f()
 	}()
-	return <-result
+	<-there
+	return func() error { return <-result }
 }

@@ -14,9 +14,9 @@ var ErrNoRules = errors.New("this kernel's nftables lacks what ctguard's rules n
 
 // Found is what this kernel can do, for those who use it.
 type Found struct {
+	Kernel  nft.Capabilities           // what was found, as [Of] takes it
 	Rules   []nft.Option               // how to open the table inet ctguard
 	Missing []string                   // what this kernel lacks and what happens instead, for an operator
-	Slower  []string                   // what it lacks and is done in another way, with the same result
 	Lacking map[policy.StepName]string // steps that this kernel can't do at all, with the reasons
 	Tracked string                     // why forwarded services must stay tracked; empty if nothing speaks against it
 }
@@ -27,10 +27,15 @@ func Probe() (Found, error) {
 	if err != nil {
 		return Found{}, err
 	}
+	return Of(rules)
+}
+
+// Of says what a kernel can do whose nftables was found to be able to do so much.
+func Of(rules nft.Capabilities) (Found, error) {
 	if !rules.Rules {
 		return Found{}, ErrNoRules
 	}
-	c := Found{Lacking: lackingSteps(rules)}
+	c := Found{Kernel: rules, Lacking: lackingSteps(rules)}
 	note := func(has bool, text string) {
 		if !has {
 			c.Missing = append(c.Missing, text)
@@ -46,12 +51,16 @@ func Probe() (Found, error) {
 		c.Tracked = "this kernel's nftables can't translate without conntrack"
 		note(false, "translation without conntrack: forwarded services stay tracked")
 	}
+	return c, nil
+}
+
+// Slower waits for what this kernel lacks and is done in another way, with the same result.
+func Slower() ([]string, error) {
 	entries, err := conntrack.Probe()
 	if err != nil {
-		return Found{}, err
+		return nil, err
 	}
-	c.Slower = entries.Missing()
-	return c, nil
+	return entries.Missing(), nil
 }
 
 // lackingSteps returns the steps that need rules which this kernel does not have.
