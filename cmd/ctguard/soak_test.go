@@ -45,7 +45,8 @@ func TestSoak(t *testing.T) {
 	}
 	h := newHost(t)
 	text := fmt.Sprintf("socket = %q\nstate_dir = %q\n[table]\ncapacity = %d\n", h.dir+"/ctguard.sock", h.state, capacity)
-	for _, step := range []string{"grow", "drop-invalid", "closed-ports", "notrack", "synproxy", "tighten", "evict", "admit"} {
+	for _, step := range []string{"grow", "drop-invalid", "closed-ports", "notrack", "synproxy", "tighten", "evict",
+		"admit"} {
 		text += fmt.Sprintf("[steps.%s]\nsettle = \"200ms\"\n", step)
 	}
 	if err := os.WriteFile(h.config, []byte(text), 0o644); err != nil {
