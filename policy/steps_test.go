@@ -206,6 +206,25 @@ func TestTablesInTheDocs(t *testing.T) {
 	}
 }
 
+// Each step's section in the docs begins with the same lines.
+func TestStepsInTheDocsAreAlike(t *testing.T) {
+	text, err := os.ReadFile("../docs/steps.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, l := range catalogue {
+		fmt.Fprintf(&all, `(?s)\n## %s\n\n\| \| \|\n\| --- \| --- \|\n`, l.name)
+		for _, row := range []string{"does", "could harm", "watches", "look at it"} {
+			fmt.Fprintf(&all, `\| %s \| [^\n|]([^\n|]|\\\|)+\|\n`, row)
+		}
+		fmt.Fprintf(&all, "\\| leave it out \\| `steps\\.%s\\.enabled = false` \\|\\n.*", l.name)
+	}
+	if !regexp.MustCompile(all.String()).Match(text) {
+		t.Error("a section lacks its lines, or has them in another order")
+	}
+}
+
 // counting is a step that wants nothing and counts the ticks at which it could work.
 type counting struct {
 	plain
