@@ -13,7 +13,10 @@ import (
 func (l *loop) scanning(now time.Time) walk {
 	options := conntrack.ScanOptions{Budget: scanBudget, V4Bits: l.config.V4Bits, V6Bits: l.config.V6Bits,
 		MaxSources: listedPerLimit * l.config.Policy.MaxLimited, Apart: l.apart(),
-		OneSided: l.decision.Posture.OneSided}
+		OneSided: l.decision.Posture.OneSided, Own: l.facts.Local, Inside: l.facts.Inside}
+	if l.census != nil {
+		options.Closer = l.census.Suspects(l.facts.Host)
+	}
 	var pause time.Duration
 	calm := l.decision.Posture.Level == 0 && !l.decision.Growing
 	switch kind := l.decision.Scan; {

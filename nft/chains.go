@@ -13,6 +13,7 @@ type builder struct {
 	posture  policy.Posture
 	blocks   bool // some source is blocked
 	limits   bool // some source is limited
+	greedy   map[greedySet][]greedyElement
 	services bool // some selector is a plain service
 	untracks bool // some plain service is untracked
 	custom   []custom
@@ -337,7 +338,7 @@ func (b builder) opening() []rule {
 	if !b.limits {
 		return nil
 	}
-	return []rule{newRule(sourceVerdict(limited[0])), newRule(sourceVerdict(limited[1]))}
+	return append(b.greedyRules(), newRule(sourceVerdict(limited[0])), newRule(sourceVerdict(limited[1])))
 }
 
 // prefixRate lets a limited source open flows up to the rate. The limited prefix is what is metered, so

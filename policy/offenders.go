@@ -87,7 +87,8 @@ func (f *offenders) excess(usages []usage, limited map[netip.Prefix]bool, s situ
 		is := limited[a.Prefix] || limited[c.folded(a.Prefix)]
 		f.excessive += max(0, int(a.assured+a.transient)-keep)
 		caps = append(caps, Cap{Prefix: a.Prefix, Keep: keep,
-			SpareAssured: c.SpareAssured || !is || !s.ordinary.Known(), SpareRecent: !recent.takes(a),
+			SpareAssured: c.SpareAssured || !is || !s.ordinary.Known() || c.Profile == Auto && a.inside,
+			SpareForward: c.Profile == Auto, SpareRecent: !recent.takes(a),
 			ClosingFirst: !is && a.answered() >= ownAddress})
 	}
 	return caps
@@ -225,6 +226,7 @@ func (f *offenders) limit(events []Event, now time.Time, a usage, c Config) []Ev
 		of.strikes++
 	}
 	span := of.span(c)
+	of.widen(a, active)
 	if active && of.limit.Until.Sub(now) > span/2 {
 		return events
 	}
@@ -233,11 +235,50 @@ func (f *offenders) limit(events []Event, now time.Time, a usage, c Config) []Ev
 		return events
 	}
 	of.limit.Kind, of.limit.Reason = LimitNew, a.why
-	if a.answered() < silent && c.Profile != NATGateway { // a neighbour may have sent it: what goes on, goes on
+	if a.answered() < silent && !a.inside { // a neighbour may have sent it: what goes on, goes on
 		of.limit.Kind = Block
 	}
 	return append(events, Event{Kind: LimitEvent, Step: Evict, Prefix: a.Prefix, Entries: int(a.assured + a.transient),
-		Reason: fmt.Sprintf("%s for %s: %s", of.limit.Kind, span, of.limit.Reason)})
+		Reason: fmt.Sprintf("%s for %s: %s", of.limit, span, of.limit.Reason)})
+}
+
+// mostPeers is how many of those who answered an inside host go free.
+const mostPeers = 256
+
+// widen takes in what an inside host opens too much of and who answered it, beside what a limit in force has already:
+// a scan goes on from port to port, and takes nothing back.
+func (of *offence) widen(a usage, active bool) {
+	if !active {
+		of.limit.Flows, of.limit.Peers = nil, nil
+	}
+	if !a.inside || !a.Prefix.IsSingleIP() {
+		return
+	}
+	if flows := a.narrow(); !active {
+		of.limit.Flows = flows
+	} else if len(of.limit.Flows) > 0 {
+		if of.limit.Flows = united(of.limit.Flows, flows); flows == nil || len(of.limit.Flows) > mostFlows {
+			of.limit.Flows = nil
+		}
+	}
+	if a.Look == nil || !a.scans() {
+		return
+	}
+	peers := of.limit.Peers
+	for _, addr := range a.Look.Peers {
+		if len(peers) < mostPeers && !slices.Contains(peers, addr) {
+			peers = append(peers[:len(peers):len(peers)], addr)
+		}
+	}
+	slices.SortFunc(peers, netip.Addr.Compare)
+	of.limit.Peers = peers
+}
+
+// united returns the classes of both lists, sorted.
+func united(a, b []FlowClass) []FlowClass {
+	all := slices.Concat(a, b)
+	slices.SortFunc(all, FlowClass.compare)
+	return slices.Compact(all)
 }
 
 // span returns how long a source's limit lasts.

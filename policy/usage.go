@@ -14,6 +14,7 @@ type usage struct {
 	weight             float64
 	assured, transient float64 // entries
 	usual              Usual   // of both, on an ordinary day
+	inside             bool    // this host forwards for it
 	keepAssured        float64 // its fair share of each kind
 	keepTransient      float64
 	opens              float64 // new transient entries per second since the last census
@@ -102,6 +103,7 @@ func measure(s situation) (usages []usage, rest usage) {
 	rest = estimate(s.Census.Rest)
 	for _, h := range s.Census.Sources {
 		a := estimate(h)
+		a.inside = s.inside(h.Prefix)
 		if overlapsAny(s.Allow, h.Prefix) || overlapsAny(s.released, h.Prefix) {
 			rest.assured, rest.transient = rest.assured+a.assured, rest.transient+a.transient
 			continue
@@ -184,10 +186,13 @@ func (a *usage) usually() string {
 	return fmt.Sprintf(", usually %.0f", a.usual.Assured)
 }
 
-// accountable reports whether a source is responsible for what goes out in its name, answered or not. Inside a gateway
-// that is a single address: a network belongs to many, and one of them may use all its addresses.
+// accountable reports whether a source is responsible for what goes out in its name, answered or not: an inside host
+// is, as a single address. A network belongs to many, and one of them may use all its addresses.
 func (a *usage) accountable(c Config) bool {
-	return c.BanUnreplied && (c.Profile != NATGateway || a.Prefix.IsSingleIP())
+	if c.Profile == Auto && a.inside {
+		return a.Prefix.IsSingleIP() && a.forwarded()
+	}
+	return c.BanUnreplied && (!a.inside || a.Prefix.IsSingleIP())
 }
 
 // answered returns the part of a source's entries that saw an answer and finished a handshake.
