@@ -15,7 +15,7 @@ func (l *loop) scanning(now time.Time) walk {
 		MaxSources: listedPerLimit * l.config.Policy.MaxLimited, Apart: l.apart(),
 		OneSided: l.decision.Posture.OneSided, Own: l.facts.Local, Inside: l.facts.Inside}
 	if l.census != nil {
-		options.Closer = l.census.Suspects(l.facts.Host)
+		options.Closer = l.census.Suspects(l.facts.Host, l.decision.Posture.Limits)
 	}
 	var pause time.Duration
 	calm := l.decision.Posture.Level == 0 && !l.decision.Growing
@@ -84,8 +84,11 @@ func (l *loop) rest(entries int) time.Duration {
 		return 0
 	}
 	took := l.census.Took + l.evicting
-	if l.decision.Hurry {
+	if l.decision.Hurry && l.census.Whole {
 		return max(hurryPause, hurryShare*took)
+	}
+	if l.decision.Hurry {
+		return hurryShare * took // a sample told no flows a second
 	}
 	if seen := l.census.Seen; entries > 0 && seen > entries {
 		took = l.census.Took * time.Duration(entries) / time.Duration(seen)

@@ -36,11 +36,11 @@ type FlowCount struct {
 // Look is a closer look at an inside host: at those of its entries that are among the first of a scan.
 type Look struct {
 	Entries   int
-	Answered  int         // of them
-	Forwarded int         // of them: the others are to this host itself
-	Flows     []FlowCount // its largest classes, the largest first, bounded
-	// who answered it, bounded; only of a source that had many unanswered entries in the census before
-	Peers []netip.Addr `json:",omitempty"`
+	Answered  int          // of them
+	Forwarded int          // of them: the others are to this host itself
+	Flows     []FlowCount  // its largest classes, the largest first, bounded
+	Closer    bool         `json:",omitempty"` // it was looked for who answered
+	Peers     []netip.Addr `json:",omitempty"` // they, bounded
 }
 
 // everywhere is what is inside of a gateway by configuration: whom it takes for inside depends on the side that a
@@ -109,10 +109,10 @@ func (c FlowClass) limitable() bool {
 	return slices.Contains([]uint8{icmp, tcp, udp, icmpv6}, c.Protocol)
 }
 
-// Suspects returns the inside hosts of a census that the next one should look closer at, the largest first: those
-// with many entries that nobody answers. Who answers them nevertheless shall go free.
-func (c *Census) Suspects(h Host) []netip.Prefix {
-	const most, least, part = 32, 64, 0.5
+// Suspects returns the inside hosts that the next census should look closer at: those that are limited, and of this one
+// the largest with many entries that nobody answers. Who answers them nevertheless shall go free.
+func (c *Census) Suspects(h Host, limits []Limit) []netip.Prefix {
+	const most, least, part = 32, 32, 0.5
 	var list []Holding
 	for _, a := range c.Sources {
 		open := a.Classes[Unreplied] + a.Classes[HalfOpen]
@@ -122,6 +122,11 @@ func (c *Census) Suspects(h Host) []netip.Prefix {
 	}
 	slices.SortStableFunc(list, func(a, b Holding) int { return cmp.Compare(b.Entries, a.Entries) })
 	var prefixes []netip.Prefix
+	for _, l := range limits {
+		if l.Prefix.IsSingleIP() && h.IsInside(l.Prefix) && len(prefixes) < most {
+			prefixes = append(prefixes, l.Prefix)
+		}
+	}
 	for _, a := range list[:min(most, len(list))] {
 		prefixes = append(prefixes, a.Prefix)
 	}

@@ -138,18 +138,37 @@ func (f *offenders) opens(usages []usage, s situation, rest float64) divided {
 	if !s.Census.Whole {
 		return all // the difference of two samples is mostly chance
 	}
-	before := f.rest
+	swept, at, before, first := f.swept, f.at, f.rest, f.swept == nil
 	f.rest = rest
-	span := s.Census.Time.Sub(f.at).Seconds()
-	if f.swept == nil || span <= 0 || span > comparableFor.Seconds() {
+	if first {
+		swept, at, before = f.before, f.beforeAt, rest
+	}
+	span := s.Census.Time.Sub(at).Seconds()
+	if swept == nil || span <= 0 || span > comparableFor.Seconds() {
 		return all
 	}
 	for i := range usages {
-		a := &usages[i]
-		a.opens = max(0, a.transient-float64(f.swept[a.Prefix])) / span
+		if a := &usages[i]; !first || a.inside && a.scans() {
+			a.opens = max(0, a.transient-float64(swept[a.Prefix])) / span
+		}
 	}
 	opens := claims(usages, func(a *usage) (has, usual float64) { return a.opens, a.usual.Transient / flowLife })
 	return divide(opens, max(0, rest-before)/span, sweepPerPart*float64(s.Capacity), 1, s.ordinary.Known())
+}
+
+// remember takes in, while nobody is judged, how many transient entries inside hosts have, so that one that scans is
+// known for it at the first census: a limit on what it scans alone does no harm if an estimate was wrong. Of others a
+// sample says too little.
+func (f *offenders) remember(s situation) {
+	if s.Census == nil || !s.forwards() {
+		return
+	}
+	f.before, f.beforeAt = make(map[netip.Prefix]int), s.Census.Time
+	for _, h := range s.Census.Sources {
+		if s.inside(h.Prefix) {
+			f.before[h.Prefix], _, _ = s.Census.Estimate(h.Entries - h.Classes[Assured])
+		}
+	}
 }
 
 // sweep remembers how many transient entries each source is left with.

@@ -68,7 +68,7 @@ func (k *look) reset(o ScanOptions) {
 		k.peers = make(map[address][]netip.Addr)
 	}
 	for _, p := range o.Closer {
-		k.peers[addressOf(p.Addr())] = nil
+		k.peers[addressOf(p.Addr())] = nil // which is to be told from no entry at all
 	}
 }
 
@@ -135,14 +135,15 @@ func (k *look) tell(list []policy.Holding) {
 	for i := range list {
 		source := addressOf(list[i].Prefix.Addr())
 		host := k.hosts[source]
-		if host == nil || host.Entries < leastLook {
+		peers, closer := k.peers[source]
+		if host == nil || host.Entries < leastLook && !closer {
 			continue
 		}
 		slices.SortFunc(host.Flows, func(a, b policy.FlowCount) int {
 			return cmp.Or(b.Entries-a.Entries, int(a.Protocol)-int(b.Protocol), int(a.Port)-int(b.Port))
 		})
 		host.Flows = slices.Clone(host.Flows[:min(len(host.Flows), mostLook)])
-		host.Peers = k.peers[source]
+		host.Peers, host.Closer = peers, closer
 		list[i].Look = host
 	}
 }

@@ -44,7 +44,7 @@ func TestLook(t *testing.T) {
 		t.Errorf("roles %v, want %v", c.Roles, want)
 	}
 	host := netip.PrefixFrom(container, 32)
-	suspects := c.Suspects(policy.Host{Inside: o.Inside})
+	suspects := c.Suspects(policy.Host{Inside: o.Inside}, nil)
 	if !slices.Equal(suspects, []netip.Prefix{host}) {
 		t.Fatalf("suspects are %v, want %v", suspects, host)
 	}
@@ -64,7 +64,7 @@ func TestLook(t *testing.T) {
 			{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 161}, Entries: 200},
 			{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 53}, Entries: 30, Answered: 30},
 			{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 67}, Entries: 1, Answered: 1},
-		}, Peers: []netip.Addr{addr("192.0.2.2"), own}}
+		}, Closer: true, Peers: []netip.Addr{addr("192.0.2.2"), own}}
 		if diff := cmp.Diff(wanted, s.Look, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 			t.Errorf("-want +got:\n%s", diff)
 		}
