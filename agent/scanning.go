@@ -72,7 +72,7 @@ func (s scanWalk) do(ctx context.Context, w walker) func(*loop) {
 	return func(l *loop) {
 		if l.trouble("scan", err); err == nil {
 			l.census, l.fresh, l.evicting = census, true, 0
-			l.holders = holders(census, l.machine.OrdinaryDay()) // once a census: status is told far more often
+			l.holders = holders(census, l.machine.OrdinaryDay(), l.facts.Host) // once a census: status is told far more often
 		}
 	}
 }

@@ -70,3 +70,37 @@ func TestLook(t *testing.T) {
 		}
 	}
 }
+
+// What this host forwards stays, where that is asked for: routed or translated, from outside and from inside. What is
+// its own goes.
+func TestEvictSparesForwarded(t *testing.T) {
+	table := openTable(t)
+	own, from := addr("203.0.113.1"), addr("198.51.100.1")
+	one := func(f flow, first uint16, n int) (list []flow) {
+		for i := range n {
+			f.Src, f.Proto, f.SrcPort, f.DstPort, f.State = from, unix.IPPROTO_TCP, first+uint16(i), 80, tcpEstablished
+			f.Status, f.Timeout = statusSeenReply|statusAssured, 6000
+			list = append(list, f)
+		}
+		return list
+	}
+	local, routed := one(flow{Dst: own}, 1000, 20), one(flow{Dst: addr("10.0.0.2")}, 2000, 10)
+	translated := one(flow{Dst: own, NewDst: addr("10.0.0.3")}, 3000, 10)
+	fill(t, local...)
+	fill(t, routed...)
+	fill(t, translated...)
+	v := Eviction{Caps: []policy.Cap{{Prefix: netip.PrefixFrom(from, 32), Keep: 1, SpareForward: true}},
+		Own: []netip.Prefix{netip.PrefixFrom(own, 32)}}
+	if n, err := table.Evict(t.Context(), v); err != nil || n != len(local) {
+		t.Errorf("evicted %d (%v), want the %d that are this host's own", n, err, len(local))
+	}
+	for name, list := range map[string][]flow{"local": local, "routed": routed, "translated": translated} {
+		want := len(list)
+		if name == "local" {
+			want = 0
+		}
+		if left := len(kept(t, table, list)); left != want {
+			t.Errorf("%s: %d of %d are left", name, left, len(list))
+		}
+	}
+}

@@ -101,8 +101,18 @@ func (h *Host) Inside() ([]netip.Prefix, error) {
 			}
 		}
 	}
+	return outermost(list), nil
+}
+
+// outermost sorts prefixes and leaves out what lies within another one.
+func outermost(list []netip.Prefix) (kept []netip.Prefix) {
 	slices.SortFunc(list, netip.Prefix.Compare)
-	return slices.Compact(list), nil
+	for _, p := range list {
+		if n := len(kept); n == 0 || !kept[n-1].Overlaps(p) {
+			kept = append(kept, p)
+		}
+	}
+	return kept
 }
 
 // namedOf returns the IPv4 networks among routes that rules name, or the part of them that rules name; all of them
