@@ -22,12 +22,13 @@ func (l *loop) purging(now time.Time) walk {
 		return nil
 	}
 	l.purged.at = now
-	return purgeWalk{classes, l.decision.Posture.Allow}
+	return purgeWalk{classes, l.facts.Local, l.decision.Posture.Allow}
 }
 
 // purgeWalk deletes entries of classes.
 type purgeWalk struct {
-	classes []policy.FlowClass
+	classes []policy.Purge
+	local   []netip.Prefix // what is this host's own
 	spare   []netip.Prefix
 }
 
@@ -35,7 +36,7 @@ func (p purgeWalk) do(ctx context.Context, w walker) func(*loop) {
 	var err error
 	all := 0
 	for _, class := range p.classes {
-		n, fault := w.mover.purge(ctx, class, p.spare)
+		n, fault := w.mover.purge(ctx, class, p.local, p.spare)
 		all, err = all+n, errors.Join(err, fault)
 	}
 	return func(l *loop) {

@@ -13,7 +13,7 @@ import (
 // What a spoofed flood left of a service is purged while the table is crowded, once per tick, and no
 // longer when it is not. A dry run purges nothing.
 func TestPurging(t *testing.T) {
-	dns := policy.FlowClass{Protocol: 17, Port: 53}
+	dns := policy.Purge{Class: policy.FlowClass{Protocol: 17, Port: 53}, Local: true}
 	for _, dryRun := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			k := newKernel(t)

@@ -14,7 +14,10 @@ import (
 func (l *loop) scanning(now time.Time) walk {
 	options := conntrack.ScanOptions{Budget: scanBudget, V4Bits: l.config.V4Bits, V6Bits: l.config.V6Bits,
 		MaxSources: listedPerLimit * l.config.Policy.MaxLimited, Apart: l.apart(),
-		OneSided: l.decision.Posture.OneSided}
+		OneSided: l.decision.Posture.OneSided, Own: l.facts.Local, Inside: l.facts.Inside}
+	if l.census != nil {
+		options.Closer = l.census.Suspects(l.facts.Host, l.decision.Posture.Limits)
+	}
 	var pause time.Duration
 	calm := l.decision.Posture.Level == 0 && !l.decision.Growing
 	switch kind := l.decision.Scan; {
@@ -82,7 +85,7 @@ func (s scanWalk) do(ctx context.Context, w walker) func(*loop) {
 	return func(l *loop) {
 		if l.trouble("scan", err); err == nil {
 			l.census, l.fresh, l.evicting = census, true, 0
-			l.holders = holders(census, l.machine.OrdinaryDay()) // once a census: status is told far more often
+			l.holders = holders(census, l.machine.OrdinaryDay(), l.facts.Host) // once a census: status is told far more often
 		}
 	}
 }
@@ -94,8 +97,11 @@ func (l *loop) rest(entries int) time.Duration {
 		return 0
 	}
 	took := l.census.Took + l.evicting
-	if l.decision.Hurry {
+	if l.decision.Hurry && l.census.Whole {
 		return max(hurryPause, hurryShare*took)
+	}
+	if l.decision.Hurry {
+		return hurryShare * took // a sample told no flows a second
 	}
 	if seen := l.census.Seen; entries > 0 && seen > entries {
 		took = l.census.Took * time.Duration(entries) / time.Duration(seen)

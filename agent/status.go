@@ -14,7 +14,8 @@ func (l *loop) publish(o policy.Observation, took time.Duration) {
 	d := l.decision
 	s := &control.Status{
 		Mode: l.mode(), Version: Version, Profile: l.config.Policy.Profile,
-		Level: d.Posture.Level, Fill: round(d.Fill), Pressure: round(d.Pressure),
+		Inside: append([]netip.Prefix{}, l.facts.Inside...),
+		Level:  d.Posture.Level, Fill: round(d.Fill), Pressure: round(d.Pressure),
 		Count: o.Count, Capacity: o.Capacity, Rate: round(d.Rate), KernelDrops: o.Kernel.Drop + o.Kernel.InsertFailed,
 		Steps: l.machine.Steps(), Selectors: l.machine.Selectors(), Limited: l.limited(), Holders: l.holders,
 		Allow:    slices.Clone(l.facts.Allow),
@@ -59,8 +60,12 @@ func (l *loop) limited() []control.LimitedStatus {
 	}
 	list := make([]control.LimitedStatus, 0, len(l.decision.Posture.Limits))
 	for _, limit := range l.decision.Posture.Limits {
-		list = append(list, control.LimitedStatus{Prefix: limit.Prefix, Kind: limit.Kind.String(),
-			Entries: held[limit.Prefix], Until: limit.Until, Reason: limit.Reason})
+		one := control.LimitedStatus{Prefix: limit.Prefix, Kind: limit.Kind.String(), Entries: held[limit.Prefix],
+			Until: limit.Until, Reason: limit.Reason, Flows: []string{}, Peers: len(limit.Peers)}
+		for _, class := range limit.Flows {
+			one.Flows = append(one.Flows, class.String())
+		}
+		list = append(list, one)
 	}
 	return list
 }

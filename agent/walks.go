@@ -147,7 +147,7 @@ func (l *loop) eviction() walk {
 	}
 	l.evictedFor = l.census
 	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce(),
-		OneSided: l.decision.Posture.OneSided}
+		OneSided: l.decision.Posture.OneSided, Own: l.facts.Local}
 	return evictWalk{e, l.census, policy.Evict,
 		fmt.Sprintf("%%d entries of %d heavy sources above their fair share", len(caps))}
 }

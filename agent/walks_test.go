@@ -63,7 +63,7 @@ func TestNoWalkStarvesAnother(t *testing.T) {
 			if l.last.Time = time.Now(); l.fresh {
 				l.fresh, l.caps, l.capsOf = false, []policy.Cap{{Prefix: k.census.Sources[0].Prefix, Keep: 3}}, l.census
 			}
-			p.Purges = []policy.FlowClass{{Protocol: 17, Port: 53}}
+			p.Purges = []policy.Purge{{Class: policy.FlowClass{Protocol: 17, Port: 53}}}
 			p.Retire = policy.Retirement{Silent: time.Second}
 			p.Settings = map[string]int{"nf_conntrack_tcp_timeout_time_wait": 119 - i/40}
 			if w := l.nextWalk(time.Now()); w != nil {

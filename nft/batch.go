@@ -96,6 +96,7 @@ func (b *batch) change(have, want *ruleset, now time.Time) {
 	}
 	b.changeCounters(have.counters, want.counters)
 	b.changeFlowSets(have.flowSets(), want.flowSets())
+	b.changeGreedySets(have.greedy, want.greedy, now)
 	for _, s := range addressSets() {
 		if s.kind != metering && s.kind != remembering {
 			want.addresses[s.name] = b.changeAddresses(s, have.addresses[s.name], want.addresses[s.name], now)

@@ -239,3 +239,52 @@ func TestMeterFull(t *testing.T) {
 		t.Errorf("work %+v, want what was refused to be counted", w)
 	}
 }
+
+// TestLimitOfClasses limits a source to a class and in echo requests: whatever else it opens goes on, and new flows of
+// that class to who answered it, too.
+func TestLimitOfClasses(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	l.serve(81)
+	for from, peer := range map[string]string{client2: hostV4, client6: hostV6} {
+		source, proto := netip.MustParseAddr(from), uint8(1)
+		if source.Is6() {
+			proto = 58
+		}
+		limit := policy.Limit{Prefix: netip.PrefixFrom(source, source.BitLen()), Until: time.Now().Add(time.Minute),
+			Flows: []policy.FlowClass{{Protocol: proto}, {Protocol: 6, Port: 80}, {Protocol: 17, Port: 80}}}
+		table := open(t)
+		apply(t, table, Desired{Posture: limits(limit)})
+		if err := l.ping(from, peer, refuses); err == nil {
+			t.Errorf("%s: an echo request gets through", from)
+		}
+		for _, network := range []string{"tcp", "udp"} {
+			if c, err := l.dial(network, from, 80, refuses); err == nil && echoed(c, refuses) == nil {
+				t.Errorf("%s from %s to port 80 opens a flow", network, from)
+			}
+			mustEcho(t, l.mustDial(network, from, 81))
+		}
+		if w := work(t, table); w.LimitedDropped < 3 {
+			t.Errorf("%s: work %+v, want at least 3 packets limited", from, w)
+		}
+		limit.Peers = []netip.Addr{netip.MustParseAddr(peer)}
+		apply(t, table, Desired{Posture: limits(limit)})
+		mustEcho(t, l.mustDial("tcp", from, 80))
+		mustEcho(t, l.mustDial("udp", from, 80))
+		if err := l.ping(from, peer, patience); err != nil {
+			t.Errorf("%s: no answer of a peer: %v", from, err)
+		}
+		limit.Flows = nil // all of them
+		apply(t, table, Desired{Posture: limits(limit)})
+		mustEcho(t, l.mustDial("tcp", from, 80))
+		if ok, err := table.Intact(); err != nil || !ok {
+			t.Errorf("intact is %v (%v)", ok, err)
+		}
+		limit.Peers = nil
+		apply(t, table, Desired{Posture: limits(limit)})
+		if c, err := l.dial("tcp", from, 81, refuses); err == nil {
+			t.Errorf("tcp from %s opens a flow to %s, though all of it is limited", from, c.RemoteAddr())
+		}
+		table.Close()
+	}
+}

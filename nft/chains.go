@@ -21,10 +21,11 @@ type builder struct {
 	blocks   bool    // some source is blocked
 	limits   bool    // some source is limited
 	exempt   [2]bool // by family: some allowed source is in a blocked prefix
-	looks    bool    // what becomes of selectors' packets is counted
-	narrow   bool    // somebody has said that packets need to be smaller
-	services bool    // some selector is a plain service
-	untracks bool    // some plain service is untracked
+	greedy   map[greedySet][]greedyElement
+	looks    bool // what becomes of selectors' packets is counted
+	narrow   bool // somebody has said that packets need to be smaller
+	services bool // some selector is a plain service
+	untracks bool // some plain service is untracked
 	ports    map[string]map[uint16]struct{}
 	custom   []custom
 	forwards []forwarded
@@ -469,7 +470,8 @@ func (b builder) opening() []rule {
 	if !b.limits {
 		return nil
 	}
-	return append(sparesAllowed(), newRule(sourceVerdict(limited[0])), newRule(sourceVerdict(limited[1])))
+	list := append(sparesAllowed(), b.greedyRules()...)
+	return append(list, newRule(sourceVerdict(limited[0])), newRule(sourceVerdict(limited[1])))
 }
 
 // prefixRate lets a limited source open flows up to the rate. The limited prefix is what is metered, so

@@ -124,6 +124,9 @@ func (t *Table) sameSets() (bool, error) {
 		want = append(want, s.name)
 	}
 	want = slices.AppendSeq(want, maps.Keys(t.have.flowSets()))
+	for s := range t.have.greedy {
+		want = append(want, s.name)
+	}
 	slices.Sort(names)
 	slices.Sort(want)
 	return slices.Equal(names, want), nil

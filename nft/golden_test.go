@@ -84,6 +84,15 @@ func cases() []struct {
 		{"limits, reject", "reject", Desired{
 			Posture: policy.Posture{Limits: limits, LimitRate: 10, LimitBurst: 20, Reject: true},
 			Allow:   allowList}},
+		{"limits of classes", "greedy", Desired{
+			Posture: policy.Posture{Limits: append([]policy.Limit{
+				{Prefix: prefix("10.0.0.7/32"), Until: minute,
+					Flows: []policy.FlowClass{{Protocol: 1}, {Protocol: 6, Port: 22}, {Protocol: 17, Port: 53}},
+					Peers: []netip.Addr{netip.MustParseAddr("192.0.2.80"), netip.MustParseAddr("192.0.2.81")}},
+				{Prefix: prefix("2001:db8:4::7/128"), Until: minute,
+					Flows: []policy.FlowClass{{Protocol: 6, Port: 443}, {Protocol: 58}},
+					Peers: []netip.Addr{netip.MustParseAddr("2001:db8:5::80")}},
+			}, limits...), LimitRate: 10, LimitBurst: 20}, Allow: allowList}},
 		{"no new flows", "norate", Desired{Posture: policy.Posture{Limits: limits[1:2]}}},
 		{"watched", "watched", Desired{Posture: policy.Posture{Notrack: watched}}},
 		{"notrack on trial", "trial", Desired{Posture: policy.Posture{Notrack: append(watched, services...)}}},

@@ -306,25 +306,32 @@ func checksum(b []byte) uint16 {
 }
 
 // ping sends one echo request from the calling thread's namespace and waits for the reply.
-func ping(from, to string) error {
-	c, err := net.DialIP("ip4:icmp", &net.IPAddr{IP: net.ParseIP(from)}, &net.IPAddr{IP: net.ParseIP(to)})
+func ping(from, to string) error { return pingWithin(from, to, patience) }
+
+// pingWithin waits so long for the reply.
+func pingWithin(from, to string, wait time.Duration) error {
+	network, request, reply := "ip4:icmp", byte(8), byte(0)
+	if strings.Contains(from, ":") {
+		network, request, reply = "ip6:ipv6-icmp", 128, 129
+	}
+	c, err := net.DialIP(network, &net.IPAddr{IP: net.ParseIP(from)}, &net.IPAddr{IP: net.ParseIP(to)})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	request := []byte{8, 0, 0, 0, 0x12, 0x34, 0, 1}
-	binary.BigEndian.PutUint16(request[2:], checksum(request))
-	if _, err := c.Write(request); err != nil {
+	message := []byte{request, 0, 0, 0, 0x12, 0x34, 0, 1}
+	binary.BigEndian.PutUint16(message[2:], checksum(message)) // of ICMPv6 the kernel makes it anew
+	if _, err := c.Write(message); err != nil {
 		return err
 	}
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(wait))
 	buf := make([]byte, 128)
 	for {
 		n, _, err := c.ReadFrom(buf) // without the IP header, which Read leaves in
 		if err != nil {
 			return err
 		}
-		if n >= 8 && buf[0] == 0 && buf[4] == 0x12 && buf[5] == 0x34 {
+		if n >= 8 && buf[0] == reply && buf[4] == 0x12 && buf[5] == 0x34 {
 			return nil
 		}
 	}

@@ -26,6 +26,12 @@ func untrack(selectors ...string) Desired {
 	return Desired{Posture: policy.Posture{Notrack: tracked(policy.Freed, selectors...)}}
 }
 
+// ping sends an echo request from one of the client's addresses and waits so long for the reply.
+func (l *link) ping(from, to string, wait time.Duration) (err error) {
+	l.do(func() { err = pingWithin(from, to, wait) })
+	return err
+}
+
 // pingHost sends an echo request from the client.
 func (l *link) pingHost() {
 	l.t.Helper()

@@ -40,6 +40,11 @@ func Render(d Desired, now time.Time) string {
 	for _, name := range slices.Sorted(maps.Keys(sets)) {
 		sets[name].render(&w)
 	}
+	for _, s := range slices.Concat(greedy[:], answered[:]) {
+		if elements, wanted := r.greedy[s]; wanted {
+			s.render(&w, elements, now)
+		}
+	}
 	for _, c := range r.chains {
 		c.render(&w)
 	}

@@ -22,6 +22,7 @@ type ruleset struct {
 	ports     map[string]map[uint16]struct{}   // elements of the port sets, by set name
 	chains    []chain                          // in the order in which they are made
 	selectors map[policy.Selector]policy.Stage // what the counters are read back for
+	greedy    map[greedySet][]greedyElement    // of limits that are not on whole sources; a set without any is not there
 	rate      string                           // what the meters' elements carry; they are emptied when it changes
 }
 
@@ -49,6 +50,14 @@ func (s addressSet) bits() int {
 		return 128
 	}
 	return 32
+}
+
+// any returns an address of the set's family.
+func (s addressSet) any() netip.Addr {
+	if s.v6 {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
 }
 
 // The address sets, IPv4 first.
@@ -208,6 +217,7 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 		selectors: map[policy.Selector]policy.Stage{},
 		rate:      fmt.Sprintf("%d/%d", d.Posture.LimitRate, d.Posture.LimitBurst),
 	}
+	r.greedy, d.Posture.Limits = d.greedyElements(now)
 	block, slow := d.limits(policy.Block, now), d.limits(policy.LimitNew, now)
 	for i := range 2 {
 		v6 := i == 1
@@ -215,6 +225,9 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 		r.addresses[blocked[i].name] = outermost(block, v6)
 		r.addresses[limited[i].name] = outermost(slow, v6)
 		keep.add(r.addresses[limited[i].name])
+		if len(r.greedy[greedy[i]]) > 0 {
+			keep.add([]element{{prefix: netip.PrefixFrom(meters[i].any(), meters[i].bits())}})
+		}
 	}
 	for _, n := range d.Posture.Notrack {
 		r.selectors[n.Selector] = n.Stage
@@ -228,7 +241,7 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	}
 	b := builder{
 		posture: d.Posture,
-		blocks:  len(block) > 0, limits: len(slow) > 0,
+		blocks:  len(block) > 0, limits: len(slow)+len(r.greedy) > 0, greedy: r.greedy,
 		exempt:   r.exempt(),
 		looks:    !d.Posture.Uncounted,
 		narrow:   now.Before(keep.narrow),

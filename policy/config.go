@@ -8,13 +8,14 @@ import (
 	"time"
 )
 
-// Profile is what kind of host this is. It changes defaults only.
+// Profile is what kind of host this is: found out entry by entry, or fixed.
 type Profile string
 
 // The profiles.
 const (
-	Server     Profile = "server"
-	NATGateway Profile = "nat-gateway"
+	Auto       Profile = "auto"        // both, as far as addresses, routes and NAT rules say
+	Server     Profile = "server"      // nothing is forwarded for anybody
+	NATGateway Profile = "nat-gateway" // everything is, and nothing is this host's own
 )
 
 // StepName names a step of the ladder. Each step's file has its name; see [StepNames].
@@ -51,12 +52,12 @@ type Config struct {
 	Target       float64 // percent of capacity that the fair share aims at
 	Floor        int     // entries below which nobody is ever limited
 	Weights      []Weight
-	SpareAssured bool          // evict no assured entry, whatever the excess
+	SpareAssured bool          // evict no assured entry of anybody, whatever the excess
 	MaxLimited   int           // sources limited at once
 	LimitFor     time.Duration // the first limit of a source; doubled for repeaters
 	MaxLimitFor  time.Duration
 	LimitRate    int  // new flows per second that a limited source may open at most
-	BanUnreplied bool // limit sources whose excess got no reply: only where addresses can't be spoofed
+	BanUnreplied bool // limit whatever source gets no reply for its excess: only where addresses can't be spoofed
 	Reject       bool // answer what a limit drops
 	FoldV4       int  // prefix length to which heavy sources are folded when they outnumber MaxLimited
 	FoldV6       int
@@ -117,7 +118,8 @@ func (c Config) Validate() []*FieldError {
 			faults = append(faults, &FieldError{key, fmt.Sprintf(format, args...)})
 		}
 	}
-	need(c.Profile == Server || c.Profile == NATGateway, "profile", `%q is neither "server" nor "nat-gateway"`, c.Profile)
+	need(slices.Contains([]Profile{Auto, Server, NATGateway}, c.Profile), "profile",
+		`%q is none of "auto", "server" and "nat-gateway"`, c.Profile)
 	need(c.Lookahead >= 0 && c.Lookahead <= 5*time.Minute, "lookahead", "%s is not between 0s and 5m", c.Lookahead)
 	need(c.Pressed >= 10*time.Millisecond, "tick.pressed", "%s is below 10ms", c.Pressed)
 	need(c.Calm >= c.Pressed && c.Calm <= 10*time.Second, "tick.calm",

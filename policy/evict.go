@@ -30,6 +30,7 @@ func (e *evict) want(s situation, p *Posture) []Event {
 	var events []Event
 	if !s.engaged {
 		f.release(s.Time)
+		f.remember(s)
 	} else if s.Census != nil {
 		p.Caps, events = f.judge(s)
 		f.found = len(p.Caps) > 0 || f.found && s.fill > s.cfg.Target
@@ -51,10 +52,10 @@ func (e *evict) want(s situation, p *Posture) []Event {
 // the enter mark, unless the last scan, if there was one, found nobody above a fair share.
 func (e *evict) ask(s situation) {
 	f, crowded := &e.offenders, s.shared.crowded
-	if len(e.purger.classes) == 0 && (crowded || f.found && s.fill > s.cfg.Target) {
+	if len(e.purger.classes) == 0 && (crowded || f.found && s.fill > s.cfg.Target) || f.blind {
 		s.shared.asks.wantScan(WholeScan)
 	}
-	s.shared.asks.hurry = crowded && s.pressure >= s.marks.Enter && (f.last == nil || f.found)
+	s.shared.asks.hurry = crowded && s.pressure >= s.marks.Enter && (f.last == nil || f.found) || f.blind
 }
 
 func (*evict) done(o Observation) uint64 {

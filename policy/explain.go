@@ -19,6 +19,7 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 			say("the operator wants %s %s until %s: %s", w.Prefix, word, w.Until.Format("2006-01-02 15:04:05"), w.Reason)
 		}
 	}
+	m.explainRole(prefix, say)
 	if i := slices.IndexFunc(m.last.Allow, prefix.Overlaps); i >= 0 {
 		say("on the allowlist, as %s: never limited, evicted or refused", m.last.Allow[i])
 	}
@@ -32,7 +33,13 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 	for _, l := range m.decision.Posture.Limits {
 		if l.Prefix.Overlaps(prefix) && !spared {
 			found = true
-			say("limited as %s (%s) until %s: %s", l.Prefix, l.Kind, l.Until.Format("15:04:05"), l.Reason)
+			say("limited as %s (%s) until %s: %s", l.Prefix, l, l.Until.Format("15:04:05"), l.Reason)
+			if len(l.Flows) > 0 {
+				say("only new flows of these classes are limited: what else it opens goes on")
+			}
+			if len(l.Peers) > 0 {
+				say("%d addresses have answered it: new flows to those go on too", len(l.Peers))
+			}
 		}
 	}
 	if u := m.ordinary.Usual(prefix); u != (Usual{}) {
@@ -51,4 +58,49 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 		say("not limited")
 	}
 	return lines
+}
+
+// explainRole says what a source was taken for.
+func (m *Machine) explainRole(prefix netip.Prefix, say func(string, ...any)) {
+	s := m.last
+	s.cfg = &m.cfg
+	switch {
+	case !s.forwards():
+		return
+	case m.cfg.everywhere():
+		say("taken for an inside host, because profile is %q", m.cfg.Profile)
+	case s.inside(prefix):
+		i := slices.IndexFunc(s.Inside, prefix.Overlaps)
+		say("taken for an inside host: this host forwards for %s", s.Inside[i])
+	default:
+		say("taken for somebody outside: this host forwards for %s only", listed(s.Inside))
+	}
+	if m.census == nil {
+		return
+	}
+	for _, h := range m.census.Sources {
+		if h.Prefix != prefix || h.Look == nil {
+			continue
+		}
+		text := ""
+		for _, f := range h.Look.Flows[:min(3, len(h.Look.Flows))] {
+			text += fmt.Sprintf("; %s: %d, of which %d are answered", f.FlowClass, f.Entries, f.Answered)
+		}
+		say("of %d of its entries %d are forwarded%s", h.Look.Entries, h.Look.Forwarded, text)
+	}
+}
+
+// listed names the first of some prefixes.
+func listed(list []netip.Prefix) string {
+	text := ""
+	for i, p := range list[:min(3, len(list))] {
+		if i > 0 {
+			text += ", "
+		}
+		text += p.String()
+	}
+	if more := len(list) - 3; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }

@@ -9,7 +9,9 @@ import (
 // Below evict, explain says why nothing happens to a source, and what would be its own if evict came in now.
 func TestExplainBeforeEvict(t *testing.T) {
 	heavy, light := netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("198.51.100.1/32")
-	holding := func(p netip.Prefix, n int) Holding { return Holding{p, n, [NumClasses]int{Assured: n}} }
+	holding := func(p netip.Prefix, n int) Holding {
+		return Holding{Prefix: p, Entries: n, Classes: [NumClasses]int{Assured: n}}
+	}
 	census := &Census{Time: dayStart, Total: 400, Seen: 400, Whole: true, Distinct: 2,
 		Sources: []Holding{holding(heavy, 390), holding(light, 10)}}
 	off := Defaults(Server)

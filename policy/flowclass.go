@@ -12,8 +12,10 @@ const udpTimeout = 30
 // IP protocol numbers that decisions depend on; everything else has them from golang.org/x/sys/unix, which this package
 // does not import.
 const (
-	tcp = 6
-	udp = 17
+	icmp   = 1
+	tcp    = 6
+	udp    = 17
+	icmpv6 = 58
 )
 
 // FlowClass is what the packets of a flood have in common.

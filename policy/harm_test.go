@@ -15,7 +15,7 @@ import (
 // an assured entry, or put on an allowlist's other side.
 func TestTheUsualIsNeverTaken(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		c := Defaults(rapid.SampledFrom([]Profile{Server, NATGateway}).Draw(t, "profile"))
+		c := Defaults(rapid.SampledFrom([]Profile{Auto, Server, NATGateway}).Draw(t, "profile"))
 		m := New(c)
 		now := dayStart
 		usual := make(map[string]int)
@@ -106,7 +106,7 @@ func TestOrdinaryClassesAreNoFlood(t *testing.T) {
 			d = m.Tick(o)
 		}
 		held := slices.ContainsFunc(d.Posture.Budgets, func(b Budget) bool { return b.Class == class }) ||
-			slices.Contains(d.Posture.Purges, class)
+			slices.ContainsFunc(d.Posture.Purges, func(p Purge) bool { return p.Class == class })
 		if held != (class == flood) {
 			t.Errorf("%s: budgets %v, purges %v", class, d.Posture.Budgets, d.Posture.Purges)
 		}

@@ -26,6 +26,7 @@ type Observation struct {
 type Host struct {
 	Admin       map[string]int      // settings as the administrator has them, by name without net.netfilter. or net.ipv4.
 	Allow       []netip.Prefix      // the allowlist: configured and learnt
+	Inside      []netip.Prefix      // networks that this host forwards for, as far as it is not told by the profile
 	Services    []Selector          // safe traffic found on this host or named in the config: candidates for notrack
 	Lane        []Selector          // management ports with allowlisted sources: untracked when the table is nearly full
 	Refused     map[Selector]string // candidates that must stay tracked, and why
@@ -154,6 +155,7 @@ type Holding struct {
 	Prefix  netip.Prefix // the source, folded to the configured prefix length
 	Entries int
 	Classes [NumClasses]int
+	Look    *Look `json:",omitempty"` // of inside hosts
 }
 
 // PortCount is how many entries of a scan go to one destination port of one protocol.
@@ -174,6 +176,7 @@ type Census struct {
 	Seen             int  // entries this scan saw
 	Whole            bool // the dump ran to its end
 	Classes          [NumClasses]int
+	Roles            [NumRoles]int // of the first entries; all zero where nobody looked
 	Protocols        map[uint8]int // by IP protocol number
 	ProtocolsReplied map[uint8]int // of them, those that have seen a reply
 	TCPStates        map[uint8]int // TCP entries by enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h)

@@ -19,6 +19,8 @@ import (
 type offenders struct {
 	known    map[netip.Prefix]*offence
 	swept    map[netip.Prefix]int // transient entries that each source was left with by the last census
+	before   map[netip.Prefix]int // transient entries of inside hosts before this attack's first census
+	beforeAt time.Time            // when that was
 	rest     float64              // transient entries of the sources that census did not list
 	at       time.Time            // of that census
 	last     []usage              // what each source used then
@@ -26,6 +28,7 @@ type offenders struct {
 	suspects suspects             // whose the transient entries were then
 	rate     int                  // new flows per second that a limited source may open
 	more     bool                 // more sources were due than may be limited
+	blind    bool                 // of a source that is limited nobody has looked yet who answers it
 	unlisted bool                 // the kernel counts many more entries than it lists
 
 	began     time.Time // when this attack's first census was judged
@@ -37,7 +40,9 @@ type offenders struct {
 // offence is what is remembered of one source.
 type offence struct {
 	limit   Limit
-	strikes int // how often it was limited, each time for twice as long
+	strikes int  // how often it was limited, each time for twice as long
+	scans   bool // next to nothing of what it opened was answered
+	began   time.Time
 }
 
 // judge takes a census in: it limits heavy sources, renews those that still offend and returns how
@@ -68,6 +73,7 @@ func (f *offenders) judge(s situation) ([]Cap, []Event) {
 				more, c.MaxLimited)})
 	}
 	f.more = len(due) > c.MaxLimited
+	f.meet(usages, s.Time)
 	caps := f.excess(usages, limited, s)
 	return caps, append(events, f.disagreement(s)...)
 }
@@ -87,7 +93,8 @@ func (f *offenders) excess(usages []usage, limited map[netip.Prefix]bool, s situ
 		is := limited[a.Prefix] || limited[c.folded(a.Prefix)]
 		f.excessive += max(0, int(a.assured+a.transient)-keep)
 		caps = append(caps, Cap{Prefix: a.Prefix, Keep: keep,
-			SpareAssured: c.SpareAssured || !is || !s.ordinary.Known(), SpareRecent: !recent.takes(a),
+			SpareAssured: c.SpareAssured || !is || !s.ordinary.Known() || c.Profile == Auto && a.inside,
+			SpareForward: c.Profile == Auto, SpareRecent: !recent.takes(a),
 			ClosingFirst: !is && a.answered() >= ownAddress})
 	}
 	return caps
@@ -223,8 +230,10 @@ func (f *offenders) limit(events []Event, now time.Time, a usage, c Config) []Ev
 	active := now.Before(of.limit.Until)
 	if !active {
 		of.strikes++
+		of.began = now
 	}
 	span := of.span(c)
+	of.widen(a, active)
 	if active && of.limit.Until.Sub(now) > span/2 {
 		return events
 	}
@@ -233,11 +242,66 @@ func (f *offenders) limit(events []Event, now time.Time, a usage, c Config) []Ev
 		return events
 	}
 	of.limit.Kind, of.limit.Reason = LimitNew, a.why
-	if a.answered() < silent && c.Profile != NATGateway { // a neighbour may have sent it: what goes on, goes on
+	if a.answered() < silent && !a.inside { // a neighbour may have sent it: what goes on, goes on
 		of.limit.Kind = Block
 	}
 	return append(events, Event{Kind: LimitEvent, Step: Evict, Prefix: a.Prefix, Entries: int(a.assured + a.transient),
-		Reason: fmt.Sprintf("%s for %s: %s", of.limit.Kind, span, of.limit.Reason)})
+		Reason: fmt.Sprintf("%s for %s: %s", of.limit, span, of.limit.Reason)})
+}
+
+// mostPeers is how many of those who answered an inside host go free.
+const mostPeers = 256
+
+// widen takes in what an inside host opens too much of, beside what a limit in force has already: a scan goes on from
+// port to port.
+func (of *offence) widen(a usage, active bool) {
+	if !active {
+		of.limit.Flows, of.scans = nil, a.inside && a.Prefix.IsSingleIP() && a.scans()
+	}
+	if !a.inside || !a.Prefix.IsSingleIP() {
+		return
+	}
+	if flows := a.narrow(); !active {
+		of.limit.Flows = flows
+	} else if len(of.limit.Flows) > 0 {
+		if of.limit.Flows = united(of.limit.Flows, flows); flows == nil || len(of.limit.Flows) > mostFlows {
+			of.limit.Flows = nil
+		}
+	}
+}
+
+// blindFor is how long after a source was limited it is worth a census of its own to find out who answers it.
+const blindFor = 3 * time.Second
+
+// meet lets those go free who answered an inside host that scans. Their entries are gone soon, so they are kept for as
+// long as the source is remembered, and looked for at once.
+func (f *offenders) meet(usages []usage, now time.Time) {
+	f.blind = false
+	for _, a := range usages {
+		of := f.known[a.Prefix]
+		if of == nil || !of.scans || !now.Before(of.limit.Until) {
+			continue
+		}
+		if a.Look == nil || !a.Look.Closer {
+			f.blind = f.blind || now.Sub(of.began) < blindFor
+			continue
+		}
+		peers := slices.Clone(of.limit.Peers)
+		for _, addr := range a.Look.Peers {
+			if len(peers) < mostPeers && !slices.Contains(peers, addr) {
+				peers = append(peers, addr)
+			}
+		}
+		slices.SortFunc(peers, netip.Addr.Compare)
+		of.limit.Peers = peers
+	}
+}
+
+// united returns the classes of both lists, sorted.
+func united(a, b []FlowClass) []FlowClass {
+	all := slices.Concat(a, b)
+	slices.SortFunc(all, FlowClass.compare)
+	return slices.Compact(all)
 }
 
 // span returns how long a source's limit lasts.

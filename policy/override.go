@@ -98,8 +98,12 @@ func (op *operator) released() []netip.Prefix {
 func (op *operator) limits(limits []Limit) []Limit {
 	for _, w := range op.words {
 		if !w.Release {
-			limits = slices.DeleteFunc(limits, func(l Limit) bool { return l.Prefix == w.Prefix })
-			limits = append(limits, Limit{w.Prefix, LimitNew, w.Until, "by the operator: " + w.Reason})
+			limits = slices.DeleteFunc(limits, func(l Limit) bool {
+				return l.Prefix == w.Prefix || l.Kind == LimitNew && w.Prefix.Bits() <= l.Prefix.Bits() &&
+					w.Prefix.Contains(l.Prefix.Addr()) // which may let some of it pass
+			})
+			limits = append(limits, Limit{Prefix: w.Prefix, Kind: LimitNew, Until: w.Until,
+				Reason: "by the operator: " + w.Reason})
 		}
 	}
 	return limits

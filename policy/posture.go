@@ -15,15 +15,15 @@ type Posture struct {
 	Notrack     []Untracked
 	Uncounted   bool // between looks: what becomes of Notrack's packets is not counted
 	Limits      []Limit
-	Caps        []Cap       // how many entries a source may keep; the excess is evicted
-	Purges      []FlowClass // classes whose entries are deleted, except those that are assured or have NAT
-	LimitRate   int         // new flows per second that a limited source may open
-	LimitBurst  int         // packets that it may open above the rate
-	Synproxy    []uint16    // TCP ports of this host whose handshakes are answered with SYN cookies
-	Handshake   Handshake   // what synproxy says of this host
-	LastCookies bool        // synproxy answers no more handshakes, and only takes the cookies that are on their way
-	ClosedPorts bool        // drop local TCP and UDP packets that no socket waits for
-	ClosedRate  int         // so many of them a second are let through
+	Caps        []Cap     // how many entries a source may keep; the excess is evicted
+	Purges      []Purge   // classes whose entries are deleted, except those that are assured or have NAT
+	LimitRate   int       // new flows per second that a limited source may open
+	LimitBurst  int       // packets that it may open above the rate
+	Synproxy    []uint16  // TCP ports of this host whose handshakes are answered with SYN cookies
+	Handshake   Handshake // what synproxy says of this host
+	LastCookies bool      // synproxy answers no more handshakes, and only takes the cookies that are on their way
+	ClosedPorts bool      // drop local TCP and UDP packets that no socket waits for
+	ClosedRate  int       // so many of them a second are let through
 	Budgets     []Budget
 	Reserve     Reserve        // what others may still open while the table is about to be full
 	Allow       []netip.Prefix // never limited, evicted or refused: the allowlist and what an operator released
@@ -34,10 +34,16 @@ type Posture struct {
 }
 
 // purge adds a class to those whose entries are deleted.
-func (p *Posture) purge(class FlowClass) {
-	if !slices.Contains(p.Purges, class) {
-		p.Purges = append(p.Purges, class)
+func (p *Posture) purge(one Purge) {
+	if !slices.Contains(p.Purges, one) {
+		p.Purges = append(p.Purges, one)
 	}
+}
+
+// Purge is a class whose entries are deleted.
+type Purge struct {
+	Class FlowClass
+	Local bool // only entries of what is this host's own, and nothing that is forwarded
 }
 
 // HasRules reports whether p wants any rule in the kernel; without one there is no table.
@@ -96,6 +102,22 @@ type Limit struct {
 	Kind   LimitKind
 	Until  time.Time
 	Reason string
+
+	// Of an inside host:
+	Flows []FlowClass  // only new flows of these classes are limited; empty means of all
+	Peers []netip.Addr // whoever has answered it: new flows to them are not limited
+}
+
+// String says in a word or two what is limited.
+func (l Limit) String() string {
+	text := l.Kind.String()
+	for i, class := range l.Flows {
+		if text += " "; i > 0 {
+			text += "and "
+		}
+		text += class.String()
+	}
+	return text
 }
 
 // Cap is how many entries a source may keep.
@@ -103,6 +125,7 @@ type Cap struct {
 	Prefix       netip.Prefix
 	Keep         int
 	SpareAssured bool // evict none of its assured entries, whatever the excess
+	SpareForward bool // evict none of its assured entries that this host forwards
 	SpareRecent  bool // evict none of its assured entries that a packet passed in the last minute
 	ClosingFirst bool // take closing entries before handshakes under way: its excess is not its fault
 }

@@ -17,7 +17,7 @@ type purger struct {
 
 // want wants the classes purged while the table is crowded; entries that are assured stay.
 func (u *purger) want(s situation, p *Posture) []Event {
-	if !s.works || s.cfg.Profile != Server {
+	if !s.works || s.cfg.everywhere() {
 		*u = purger{}
 		return nil
 	}
@@ -33,7 +33,7 @@ func (u *purger) want(s situation, p *Posture) []Event {
 	}
 	if s.shared.crowded {
 		for _, class := range u.classes {
-			p.purge(class)
+			p.purge(Purge{class, s.cfg.Profile == Auto})
 		}
 	}
 	return events

@@ -102,6 +102,10 @@ func (r *run) tell(word, rest string) (jump time.Duration, err error) {
 		var p netip.Prefix
 		p, err = netip.ParsePrefix(rest)
 		w.allow = append(w.allow, p)
+	case "inside":
+		var p netip.Prefix
+		p, err = netip.ParsePrefix(rest)
+		w.inside = append(w.inside, p)
 	case "capacity":
 		w.capacity, err = strconv.Atoi(rest)
 	case "setting":

@@ -96,7 +96,7 @@ func (x *synproxy) want(s situation, p *Posture) []Event {
 	}
 	if s.shared.crowded && !p.LastCookies {
 		for _, port := range p.Synproxy { // the handshakes from before synproxy answered them would stay for minutes
-			p.purge(FlowClass{tcp, port})
+			p.purge(Purge{FlowClass{tcp, port}, s.cfg.Profile == Auto})
 		}
 	}
 	events := x.update(s.Observation, proxy && len(p.Synproxy) > 0, *s.cfg)

@@ -67,6 +67,8 @@ func timeoutFloors(p Profile) map[string]int {
 	return floors
 }
 
+var serverFloors = timeoutFloors(Server)
+
 // gatewayFloors are longer where the other end is far away and an entry that is gone too soon is a mapping
 // that is lost: what comes late finds nobody.
 var gatewayFloors = map[string]int{
@@ -103,6 +105,9 @@ func (t *tighten) want(s situation, p *Posture) []Event {
 	x := t.scale(s)
 	oneSided := s.oneSided()
 	for name, floor := range s.cfg.Floors {
+		if far, longer := gatewayFloors[name]; longer && s.forwards() && floor == serverFloors[name] {
+			floor = far // of a host that is found to be a gateway; what the file says of a floor counts
+		}
 		if oneSided && slices.Contains(unanswered[:], name) {
 			continue
 		}

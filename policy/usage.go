@@ -14,6 +14,7 @@ type usage struct {
 	weight             float64
 	assured, transient float64 // entries
 	usual              Usual   // of both, on an ordinary day
+	inside             bool    // this host forwards for it
 	keepAssured        float64 // its fair share of each kind
 	keepTransient      float64
 	opens              float64 // new transient entries per second since the last census
@@ -102,6 +103,7 @@ func measure(s situation) (usages []usage, rest usage) {
 	rest = estimate(s.Census.Rest)
 	for _, h := range s.Census.Sources {
 		a := estimate(h)
+		a.inside = s.inside(h.Prefix)
 		if overlapsAny(s.Allow, h.Prefix) || overlapsAny(s.released, h.Prefix) {
 			rest.assured, rest.transient = rest.assured+a.assured, rest.transient+a.transient
 			continue
@@ -136,18 +138,37 @@ func (f *offenders) opens(usages []usage, s situation, rest float64) divided {
 	if !s.Census.Whole {
 		return all // the difference of two samples is mostly chance
 	}
-	before := f.rest
+	swept, at, before, first := f.swept, f.at, f.rest, f.swept == nil
 	f.rest = rest
-	span := s.Census.Time.Sub(f.at).Seconds()
-	if f.swept == nil || span <= 0 || span > comparableFor.Seconds() {
+	if first {
+		swept, at, before = f.before, f.beforeAt, rest
+	}
+	span := s.Census.Time.Sub(at).Seconds()
+	if swept == nil || span <= 0 || span > comparableFor.Seconds() {
 		return all
 	}
 	for i := range usages {
-		a := &usages[i]
-		a.opens = max(0, a.transient-float64(f.swept[a.Prefix])) / span
+		if a := &usages[i]; !first || a.inside && a.scans() {
+			a.opens = max(0, a.transient-float64(swept[a.Prefix])) / span
+		}
 	}
 	opens := claims(usages, func(a *usage) (has, usual float64) { return a.opens, a.usual.Transient / flowLife })
 	return divide(opens, max(0, rest-before)/span, sweepPerPart*float64(s.Capacity), 1, s.ordinary.Known())
+}
+
+// remember takes in, while nobody is judged, how many transient entries inside hosts have, so that one that scans is
+// known for it at the first census: a limit on what it scans alone does no harm if an estimate was wrong. Of others a
+// sample says too little.
+func (f *offenders) remember(s situation) {
+	if s.Census == nil || !s.forwards() {
+		return
+	}
+	f.before, f.beforeAt = make(map[netip.Prefix]int), s.Census.Time
+	for _, h := range s.Census.Sources {
+		if s.inside(h.Prefix) {
+			f.before[h.Prefix], _, _ = s.Census.Estimate(h.Entries - h.Classes[Assured])
+		}
+	}
 }
 
 // sweep remembers how many transient entries each source is left with.
@@ -184,10 +205,13 @@ func (a *usage) usually() string {
 	return fmt.Sprintf(", usually %.0f", a.usual.Assured)
 }
 
-// accountable reports whether a source is responsible for what goes out in its name, answered or not. Inside a gateway
-// that is a single address: a network belongs to many, and one of them may use all its addresses.
+// accountable reports whether a source is responsible for what goes out in its name, answered or not: an inside host
+// is, as a single address. A network belongs to many, and one of them may use all its addresses.
 func (a *usage) accountable(c Config) bool {
-	return c.BanUnreplied && (c.Profile != NATGateway || a.Prefix.IsSingleIP())
+	if c.Profile == Auto && a.inside {
+		return a.Prefix.IsSingleIP() && a.forwarded()
+	}
+	return c.BanUnreplied && (!a.inside || a.Prefix.IsSingleIP())
 }
 
 // answered returns the part of a source's entries that saw an answer and finished a handshake.

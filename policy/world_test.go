@@ -28,6 +28,7 @@ type world struct {
 	stuck       bool // the host's own rules drop what synproxy opens
 	adopted     time.Time
 	allow       []netip.Prefix
+	inside      []netip.Prefix
 	groups      []*group
 	kernel      KernelCounters
 	arrivals    Arrivals
@@ -91,7 +92,7 @@ func (w *world) observe() Observation {
 	w.count()
 	o := Observation{Time: w.now, Count: int(w.total), Capacity: w.capacity, Kernel: w.kernel, Arrivals: w.arrivals,
 		Work: w.work, Census: w.census, Adopted: w.adopted, Host: Host{
-			Admin: w.admin, Allow: w.allow, Services: w.services, Lane: w.lane, Refused: w.refused,
+			Admin: w.admin, Allow: w.allow, Inside: w.inside, Services: w.services, Lane: w.lane, Refused: w.refused,
 			Unsupported: w.unsupported, MaxEntries: w.room, Listeners: w.listen,
 			Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true},
 		}}
@@ -188,13 +189,13 @@ func (w *world) retime(p Posture) {
 }
 
 // passLimit returns how many of the flows that a source opens in dt seconds its limit lets through.
-func (w *world) passLimit(s *source, p Posture, limited map[netip.Prefix]Limit, flows, dt float64) float64 {
+func (w *world) passLimit(g *group, s *source, p Posture, limited map[netip.Prefix]Limit, flows, dt float64) float64 {
 	l, ok := limited[s.prefix]
 	if !ok {
 		l, ok = limited[Config{FoldV4: 24, FoldV6: 48}.folded(s.prefix)]
 	}
 	switch {
-	case !ok:
+	case !ok || len(l.Flows) > 0 && !slices.Contains(l.Flows, g.flowClass()):
 		return flows
 	case l.Kind == Block:
 		w.work.BlockedDropped += uint64(flows)
@@ -211,7 +212,7 @@ func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Li
 	if flows == 0 {
 		return
 	}
-	flows = w.passLimit(s, p, limited, flows, dt)
+	flows = w.passLimit(g, s, p, limited, flows, dt)
 	if flows = w.passBefore(g, p, flows, dt); flows == 0 {
 		return
 	}
@@ -368,7 +369,7 @@ func (w *world) evict(p Posture) {
 // purge deletes what is not assured of the classes that are to be purged.
 func (w *world) purge(p Posture) {
 	for _, g := range w.groups {
-		if g.class == Assured || !slices.Contains(p.Purges, g.flowClass()) {
+		if g.class == Assured || !slices.ContainsFunc(p.Purges, func(u Purge) bool { return u.Class == g.flowClass() }) {
 			continue
 		}
 		for _, s := range g.sources {

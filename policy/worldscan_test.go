@@ -19,6 +19,7 @@ func (w *world) scan(d Decision) {
 	}
 	w.scanned = w.now
 	tally := newTally(w.now)
+	tally.inside = Host{Inside: w.inside}
 	for _, g := range w.groups {
 		for _, s := range g.sources {
 			if n := int(math.Round(s.entries)); n > 0 {
@@ -35,12 +36,13 @@ type tally struct {
 	c       *Census
 	byPort  map[FlowClass]*PortCount
 	sources map[netip.Prefix]*Holding
+	inside  Host
 }
 
 func newTally(now time.Time) *tally {
 	c := &Census{Time: now, Whole: true,
 		Protocols: map[uint8]int{}, ProtocolsReplied: map[uint8]int{}, TCPStates: map[uint8]int{}}
-	return &tally{c, make(map[FlowClass]*PortCount), make(map[netip.Prefix]*Holding)}
+	return &tally{c: c, byPort: make(map[FlowClass]*PortCount), sources: make(map[netip.Prefix]*Holding)}
 }
 
 // ports counts n entries of one source by what they go to.
@@ -77,6 +79,24 @@ func (y *tally) source(g *group, s *source, n int) {
 	}
 	y.sources[s.prefix].Entries += n
 	y.sources[s.prefix].Classes[g.class] += n
+	if y.inside.IsInside(s.prefix) {
+		y.look(g, y.sources[s.prefix], n)
+	}
+}
+
+// look counts n entries of an inside host by their class.
+func (y *tally) look(g *group, h *Holding, n int) {
+	if h.Look == nil {
+		h.Look = &Look{}
+	}
+	count := FlowCount{g.flowClass(), n, 0}
+	if g.class > HalfOpen {
+		count.Answered = n
+	}
+	h.Look.Entries += n
+	h.Look.Forwarded += n
+	h.Look.Answered += count.Answered
+	h.Look.Flows = append(h.Look.Flows, count)
 }
 
 // census returns what was counted, the largest sources first.

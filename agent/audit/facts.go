@@ -105,6 +105,7 @@ type Rules struct {
 	Tables      []string // those with rules, as "family name", ctguard's own left out
 	Chains      []string // every chain's name
 	Sets        []string // every named set's name
+	Inside      []netip.Prefix
 	NAT         []string // chains of type nat that have rules
 	Notrack     []string // chains with a rule that leaves something untracked
 	DropInvalid []string // chains with a rule that drops INVALID

@@ -31,7 +31,22 @@ func judgeNAT(f *Facts) []Finding {
 	return []Finding{{ID: NAT, Severity: Info, Title: fmt.Sprintf("this host translates: %d entries", f.Table.Translated),
 		Evidence: evidence, Sure: Certain,
 		Why: "what is translated must stay tracked, and an entry that goes takes its mapping along: never flush the " +
-			"table. On a gateway set profile = \"nat-gateway\" for ctguard run"}}
+			"table. ctguard run takes for inside hosts: " + inside(f)}}
+}
+
+// inside says for whom this host forwards.
+func inside(f *Facts) string {
+	if len(f.Rules.Inside) == 0 {
+		return "nobody; if it is a gateway all the same, set profile = \"nat-gateway\""
+	}
+	var list []string
+	for _, p := range f.Rules.Inside {
+		list = append(list, p.String())
+	}
+	if more := len(list) - 5; more > 0 {
+		list = append(list[:5:5], fmt.Sprintf("%d more networks", more))
+	}
+	return strings.Join(list, ", ")
 }
 
 // judgePorts looks for public addresses that run out of source ports.

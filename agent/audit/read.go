@@ -48,6 +48,9 @@ func (r Reader) Read(ctx context.Context) (*Facts, error) {
 		f.Pinned, err = host.Refused(f.Services)
 	}
 	f.note(err)
+	if inside, err := host.Inside(); err == nil { // else the services told why
+		f.Rules.Inside = inside
+	}
 	err = r.table(ctx, f, host)
 	f.NoTable = err != nil
 	f.note(err)

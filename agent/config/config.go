@@ -249,7 +249,7 @@ func outermost(keys []toml.Key) []toml.Key {
 
 // config turns the file into a configuration, defaults filled in.
 func (raw *rawConfig) config(fault func(key, format string, args ...any)) Config {
-	profile := cmp.Or(raw.Profile, policy.Server)
+	profile := cmp.Or(raw.Profile, policy.Auto)
 	c := Config{
 		Socket:   cmp.Or(raw.Socket, "/run/ctguard/ctguard.sock"),
 		Group:    raw.Group,

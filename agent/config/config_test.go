@@ -109,7 +109,7 @@ func TestBadConfig(t *testing.T) {
 		{"unknown step", "[steps.reboot]\nenter = 95", []string{
 			`bad.toml:1: steps.reboot: unknown step; the steps are grow, `}},
 		{"unknown profile", `profile = "laptop"`, []string{
-			`bad.toml:1: profile: "laptop" is neither "server" nor "nat-gateway"`}},
+			`bad.toml:1: profile: "laptop" is none of "auto", "server" and "nat-gateway"`}},
 		{"unknown timeout", "[tighten.floors]\nudp = \"5s\"", []string{
 			`bad.toml:2: tighten.floors.udp: is no timeout that tighten knows; it knows nf_conntrack_dccp`}},
 		{"duration without a unit", "[tick]\n\ncalm = \"250\"", []string{

@@ -21,6 +21,7 @@ type Eviction struct {
 	Selectors []policy.Selector
 	OneSided  bool                  // TCP without answers counts as assured; see ScanOptions
 	Local     func(netip.Addr) bool // whether an address is this host's own; needed for Selectors
+	Own       []netip.Prefix        // what is this host's own; needed for Cap.SpareForward
 	Spare     []netip.Prefix        // the allowlist: entries with such an original source are never evicted
 	Timeouts  map[string]int        // seconds by sysctl name, as they are in force: needed for Cap.SpareRecent
 	// deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
@@ -133,6 +134,7 @@ type evictor struct {
 	targets   []target
 	bySource  prefixMap
 	spare     prefixSet
+	own       prefixSet
 	timeouts  *limits
 	selection selection
 	queue     *changes
@@ -140,7 +142,7 @@ type evictor struct {
 }
 
 func newEvictor(v Eviction) *evictor {
-	x := &evictor{spare: newPrefixSet(v.Spare), timeouts: newLimits(v.Timeouts),
+	x := &evictor{spare: newPrefixSet(v.Spare), own: newPrefixSet(v.Own), timeouts: newLimits(v.Timeouts),
 		selection: newSelection(v.Selectors, v.Local)}
 	caps := slices.Clone(v.Caps)
 	slices.SortStableFunc(caps, func(a, b policy.Cap) int { return a.Keep - b.Keep })
@@ -169,7 +171,8 @@ func (x *evictor) find(e *entry) *target {
 // stays says whether an entry of a target may not be touched.
 func (x *evictor) stays(q *target, e *entry, at rank) bool {
 	if at>>32 == rank(policy.Assured) &&
-		(q.cap.SpareAssured || q.cap.SpareRecent && !silentFor(e, x.timeouts, recent)) {
+		(q.cap.SpareAssured || q.cap.SpareRecent && !silentFor(e, x.timeouts, recent) ||
+			q.cap.SpareForward && roleOf(e, x.own, prefixSet{}).Forwarded()) {
 		return true
 	}
 	return x.spare.contains(e.orig.src)

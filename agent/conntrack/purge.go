@@ -13,10 +13,10 @@ import (
 // statusLasting is what a purge spares: conversations that lasted, and everything with NAT.
 const statusLasting = statusAssured | statusSrcNAT | statusDstNAT
 
-// Purge deletes the entries of a class that are neither assured nor translated, nor from a source in
-// spare: what a flood from spoofed addresses left at a local service. An entry is of the class when
-// its original tuple has the protocol and the destination port; port 0 means any, and protocols without
-// ports. Only the bits IPS_ASSURED, IPS_SRC_NAT and IPS_DST_NAT of the status count
+// Purge deletes the entries of a class that are neither assured nor translated, nor from a source in spare, and where
+// that is asked for only those to one of the local prefixes: what a flood from spoofed addresses left at a local
+// service. An entry is of the class when its original tuple has the protocol and the destination port; port 0 means
+// any, and protocols without ports. Only the bits IPS_ASSURED, IPS_SRC_NAT and IPS_DST_NAT of the status count
 // (include/uapi/linux/netfilter/nf_conntrack_common.h).
 //
 // It is one pass over the table with deletions beside it, as many per second as r allows, nil for no bound.
@@ -24,19 +24,20 @@ const statusLasting = statusAssured | statusSrcNAT | statusDstNAT
 // spare nobody. When ctx ends or the kernel fails, Purge returns what was deleted until then beside the
 // error.
 func (t *Table) Purge(
-	ctx context.Context, class policy.FlowClass, spare []netip.Prefix, r *rate.Limiter,
+	ctx context.Context, p policy.Purge, local, spare []netip.Prefix, r *rate.Limiter,
 ) (deleted int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	spared := newPrefixSet(spare)
+	spared, own := newPrefixSet(spare), newPrefixSet(local)
 	deleted, err = t.change(ctx, msgDelete, r, func(queue *changes) error {
 		_, err := t.walk(ctx, part{lacks: statusLasting}, deadline(0), func(e *entry) bool {
-			return !e.purgeable(class) || spared.contains(e.orig.src) || queue.delete(e)
+			return !e.purgeable(p.Class) || p.Local && !own.contains(e.orig.dst) || spared.contains(e.orig.src) ||
+				queue.delete(e)
 		})
 		return err
 	})
 	if err != nil {
-		err = fmt.Errorf("purge %v: %w", class, err)
+		err = fmt.Errorf("purge %v: %w", p.Class, err)
 	}
 	return deleted, err
 }

@@ -64,20 +64,23 @@ func TestPurge(t *testing.T) {
 	for _, c := range []struct {
 		class     policy.FlowClass
 		spare     string
-		four, six []int // places in litter
+		four, six []int  // places in litter
+		local     string // if nothing else is to be purged
 	}{
-		{policy.FlowClass{Protocol: protoUDP, Port: 53}, "", []int{0, 1, 2}, []int{0, 1, 2}},
-		{policy.FlowClass{Protocol: protoUDP, Port: 53}, "192.0.2.0/24", nil, []int{0, 1, 2}},
-		{policy.FlowClass{Protocol: protoUDP, Port: 53}, "2001:db8::/64", []int{0, 1, 2}, nil},
-		{policy.FlowClass{Protocol: protoUDP, Port: 55}, "", nil, nil},
-		{policy.FlowClass{Protocol: protoUDP}, "", []int{0, 1, 2, 3}, []int{0, 1, 2, 3}},
-		{policy.FlowClass{Protocol: protoTCP, Port: 53}, "", []int{4}, []int{4}},
-		{policy.FlowClass{Protocol: protoSCTP, Port: 53}, "", []int{5}, []int{5}},
-		{policy.FlowClass{Protocol: protoSCTP}, "", []int{5, 6}, []int{5, 6}},
-		{policy.FlowClass{Protocol: protoICMP}, "", []int{7}, nil},
-		{policy.FlowClass{Protocol: protoICMPv6}, "", nil, []int{7}},
-		{policy.FlowClass{Protocol: protoICMP, Port: 53}, "", nil, nil},
-		{policy.FlowClass{Protocol: unix.IPPROTO_ESP}, "", []int{8}, []int{8}},
+		{policy.FlowClass{Protocol: protoUDP, Port: 53}, "", []int{0, 1, 2}, []int{0, 1, 2}, ""},
+		{policy.FlowClass{Protocol: protoUDP, Port: 53}, "192.0.2.0/24", nil, []int{0, 1, 2}, ""},
+		{policy.FlowClass{Protocol: protoUDP, Port: 53}, "", []int{0, 1, 2}, nil, "198.51.100.1/32"},
+		{policy.FlowClass{Protocol: protoUDP, Port: 53}, "", nil, nil, "198.51.100.2/32"},
+		{policy.FlowClass{Protocol: protoUDP, Port: 53}, "2001:db8::/64", []int{0, 1, 2}, nil, ""},
+		{policy.FlowClass{Protocol: protoUDP, Port: 55}, "", nil, nil, ""},
+		{policy.FlowClass{Protocol: protoUDP}, "", []int{0, 1, 2, 3}, []int{0, 1, 2, 3}, ""},
+		{policy.FlowClass{Protocol: protoTCP, Port: 53}, "", []int{4}, []int{4}, ""},
+		{policy.FlowClass{Protocol: protoSCTP, Port: 53}, "", []int{5}, []int{5}, ""},
+		{policy.FlowClass{Protocol: protoSCTP}, "", []int{5, 6}, []int{5, 6}, ""},
+		{policy.FlowClass{Protocol: protoICMP}, "", []int{7}, nil, ""},
+		{policy.FlowClass{Protocol: protoICMPv6}, "", nil, []int{7}, ""},
+		{policy.FlowClass{Protocol: protoICMP, Port: 53}, "", nil, nil, ""},
+		{policy.FlowClass{Protocol: unix.IPPROTO_ESP}, "", []int{8}, []int{8}, ""},
 	} {
 		t.Run(c.class.String()+", spare "+c.spare, func(t *testing.T) {
 			table := openTable(t)
@@ -87,7 +90,11 @@ func TestPurge(t *testing.T) {
 			if c.spare != "" {
 				spare = []netip.Prefix{netip.MustParsePrefix(c.spare)}
 			}
-			n, err := table.Purge(t.Context(), c.class, spare, nil)
+			var local []netip.Prefix
+			if c.local != "" {
+				local = []netip.Prefix{netip.MustParsePrefix(c.local)}
+			}
+			n, err := table.Purge(t.Context(), policy.Purge{Class: c.class, Local: c.local != ""}, local, spare, nil)
 			if want := len(c.four) + len(c.six); err != nil || n != want {
 				t.Errorf("deleted %d, %v; want %d", n, err, want)
 			}
@@ -111,6 +118,9 @@ func without(n int, out []int) (rest []int) {
 	return rest
 }
 
+// dns is the purge that most tests ask for.
+var dns = policy.Purge{Class: policy.FlowClass{Protocol: protoUDP, Port: 53}}
+
 // flood is n unreplied UDP flows to one port, from an address each, of both families in turn.
 func flood(n int, port uint16) (flows []flow) {
 	for i := range n {
@@ -129,7 +139,7 @@ func TestPurgeMany(t *testing.T) {
 	fill(t, flood(3000, 53)...)
 	fill(t, tcp("192.0.2.1", 100, tcpEstablished, busy, 600)...)
 	for _, want := range []int{3000, 0} {
-		if n, err := table.Purge(t.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil,
+		if n, err := table.Purge(t.Context(), dns, nil, nil,
 			nil); err != nil || n != want {
 			t.Errorf("deleted %d, %v; want %d", n, err, want)
 		}
@@ -142,16 +152,15 @@ func TestPurgeMany(t *testing.T) {
 func TestPurgeBudget(t *testing.T) {
 	table := openTable(t)
 	fill(t, flood(300, 53)...)
-	class := policy.FlowClass{Protocol: protoUDP, Port: 53}
-	if n, err := table.Purge(t.Context(), class, nil, rate.NewLimiter(0, 0)); err != nil || n != 0 {
+	if n, err := table.Purge(t.Context(), dns, nil, nil, rate.NewLimiter(0, 0)); err != nil || n != 0 {
 		t.Errorf("without any budget: deleted %d, %v", n, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	context.AfterFunc(waitFor(func() bool { n, _ := table.Count(); return n <= 200 }), cancel)
-	if n, err := table.Purge(ctx, class, nil, rate.NewLimiter(1e-9, 100)); err == nil || n != 100 {
+	if n, err := table.Purge(ctx, dns, nil, nil, rate.NewLimiter(1e-9, 100)); err == nil || n != 100 {
 		t.Errorf("with a budget of 100: deleted %d, %v", n, err)
 	}
-	if n, err := table.Purge(t.Context(), class, nil, rate.NewLimiter(1e6, 64)); err != nil || n != 200 {
+	if n, err := table.Purge(t.Context(), dns, nil, nil, rate.NewLimiter(1e6, 64)); err != nil || n != 200 {
 		t.Errorf("with a large budget: deleted %d, %v", n, err)
 	}
 }
@@ -161,7 +170,7 @@ func TestPurgeEndsWithContext(t *testing.T) {
 	cancel()
 	table := openTable(t)
 	fill(t, flood(10, 53)...)
-	if n, err := table.Purge(ctx, policy.FlowClass{Protocol: protoUDP, Port: 53}, nil, nil); !errors.Is(err,
+	if n, err := table.Purge(ctx, dns, nil, nil, nil); !errors.Is(err,
 		context.Canceled) || n != 0 {
 		t.Errorf("deleted %d, %v", n, err)
 	}
@@ -176,7 +185,7 @@ func BenchmarkPurge(b *testing.B) {
 		b.StopTimer()
 		fill(b, litter...)
 		b.StartTimer()
-		if n, err := table.Purge(b.Context(), policy.FlowClass{Protocol: protoUDP, Port: 53}, nil,
+		if n, err := table.Purge(b.Context(), dns, nil, nil,
 			nil); err != nil || n != len(litter) {
 			b.Fatalf("deleted %d, %v", n, err)
 		}

@@ -32,9 +32,12 @@ type ScanOptions struct {
 	V4Bits, V6Bits int           // prefix lengths that make a source; 0 means 32 and 64
 	// IPv6 addresses in whose networks of V6Bits each address is a source of its own: a router's in its LAN
 	Apart      []netip.Addr
-	OneSided   bool     // TCP without answers counts as assured: this host sees one direction of it
-	MaxSources int      // sources listed, largest first; 0 means 1024
-	Silence    *Silence // nil to look for no silences; see [policy.Census.Silences]
+	Own        []netip.Prefix // this host's own addresses: without them no entry is asked for its role
+	Inside     []netip.Prefix // networks that this host forwards for: their hosts are looked closer at
+	Closer     []netip.Prefix // of them, those of whom it matters who answered
+	OneSided   bool           // TCP without answers counts as assured: this host sees one direction of it
+	MaxSources int            // sources listed, largest first; 0 means 1024
+	Silence    *Silence       // nil to look for no silences; see [policy.Census.Silences]
 }
 
 func (o ScanOptions) withDefaults() ScanOptions {
@@ -101,6 +104,7 @@ type tally struct {
 	ports        [numPortTables][]replies
 	portsTouched [numPortTables]bool
 	oneWay       []policy.OneWayFlow
+	look         look
 	listener     *listener // nil unless silences are looked for
 }
 
@@ -145,6 +149,7 @@ func (y *tally) reset(o ScanOptions, expect int) {
 	y.sources.reset(expect)
 	y.seen = 0
 	y.oneWay = nil
+	y.look.reset(o)
 	y.classes, y.protocols, y.tcpStates = [policy.NumClasses]int{}, [256]replies{}, [256]int{}
 	for i := range y.ports {
 		if y.portsTouched[i] {
@@ -176,7 +181,9 @@ func (y *tally) add(e *entry) bool {
 	if y.listener != nil {
 		y.listener.look(e)
 	}
-	y.sources.add(y.source(e.orig.src), class)
+	source := y.source(e.orig.src)
+	y.look.at(e, source, class)
+	y.sources.add(source, class)
 	return y.seen != y.options.Limit
 }
 
@@ -201,6 +208,7 @@ func (y *tally) census() *policy.Census {
 		Ports:     y.topPorts(),
 		Distinct:  y.sources.used,
 		OneWay:    y.oneWay,
+		Roles:     y.look.roles,
 
 		Protocols:        make(map[uint8]int),
 		ProtocolsReplied: make(map[uint8]int),
@@ -217,6 +225,7 @@ func (y *tally) census() *policy.Census {
 		c.Distinct = max(y.sources.used, min(y.sources.distinct.estimate(), y.seen))
 	}
 	c.Sources, c.Rest = y.sources.largest(y.options.MaxSources, y.holding)
+	y.look.tell(c.Sources)
 	return c
 }
 

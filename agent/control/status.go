@@ -12,6 +12,7 @@ type Status struct {
 	Mode          string                  `json:"mode"` // "auto", "hold" or "dry-run"
 	Version       string                  `json:"version"`
 	Profile       policy.Profile          `json:"profile"`
+	Inside        []netip.Prefix          `json:"inside"` // networks that this host forwards for
 	Level         int                     `json:"level"`
 	TopStep       policy.StepName         `json:"top_step"` // the step that the level is named by; empty at level 0
 	Fill          float64                 `json:"fill_percent"`
@@ -47,6 +48,10 @@ type LimitedStatus struct {
 	Entries int          `json:"entries"` // what it held when the last scan saw it
 	Until   time.Time    `json:"until"`
 	Reason  string       `json:"reason"`
+	// the classes of flows that are limited, such as "udp/161"; empty means all
+	Flows []string `json:"flows"`
+	// who has answered it, and goes free
+	Peers int `json:"peers"`
 }
 
 // HoldersStatus is who holds the table, as the newest census found it; numbers of entries are estimates for the
@@ -57,7 +62,9 @@ type HoldersStatus struct {
 	Distinct  int            `json:"distinct_sources"`
 	States    map[string]int `json:"states"`    // entries by state
 	Protocols map[string]int `json:"protocols"` // entries by protocol
-	Sources   []HolderStatus `json:"sources"`   // the largest, at most [MostHolders]
+	// percent of the entries by role: local, own, outward, inward, through
+	Roles   map[string]float64 `json:"roles"`
+	Sources []HolderStatus     `json:"sources"` // the largest, at most [MostHolders]
 }
 
 // MostHolders is how many of the largest sources the status names.
@@ -68,4 +75,5 @@ type HolderStatus struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	Entries int          `json:"entries"`
 	Usual   int          `json:"usual_entries"` // what it holds on an ordinary day; 0 for a newcomer
+	Inside  bool         `json:"inside"`        // this host forwards for it
 }

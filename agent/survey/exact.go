@@ -99,7 +99,9 @@ func (m *exactReader) expression(name string, b []byte) {
 		m.match(extension(b))
 	case "target":
 		m.target(extension(b))
-	case "masq", "redir", "tproxy", "reject", "queue", "synproxy":
+	case "masq":
+		m.verdict, m.hides = diverted, true
+	case "redir", "tproxy", "reject", "queue", "synproxy":
 		m.verdict = diverted
 	default:
 		m.vague()
@@ -325,6 +327,14 @@ func (m *exactReader) lookUp(b []byte) {
 		}
 		return
 	}
+	if held.what == outNameField && held.mask == nil && number(b, unix.NFTA_LOOKUP_FLAGS) == 0 {
+		set := m.rules.set(m.at.table, text(attribute(b, unix.NFTA_LOOKUP_SET)))
+		for _, e := range set.elements {
+			if name := deviceOf(held, e.key); set.all && name != "" {
+				m.outs = append(m.outs, name)
+			}
+		}
+	}
 	// Other sets are not even read: addresses may come and go there all the time.
 	if held.what != portField || held.mask != nil || number(b, unix.NFTA_LOOKUP_FLAGS) != 0 {
 		m.vague()
@@ -377,8 +387,8 @@ func (m *exactReader) immediate(b []byte) {
 func (m *exactReader) nat(b []byte) {
 	const destinations = 1    // NFT_NAT_DNAT
 	const plain = 1<<0 | 1<<1 // NF_NAT_RANGE_MAP_IPS, NF_NAT_RANGE_PROTO_SPECIFIED
-	m.verdict = scattered
-	if number(b, unix.NFTA_NAT_TYPE) != destinations || number(b, unix.NFTA_NAT_FLAGS)&^plain != 0 {
+	m.verdict, m.hides = scattered, number(b, unix.NFTA_NAT_TYPE) != destinations
+	if m.hides || number(b, unix.NFTA_NAT_FLAGS)&^plain != 0 {
 		return
 	}
 	length := 4
@@ -457,7 +467,7 @@ func (m *exactReader) target(name string, revision uint32, info []byte) {
 		name == "MARK" || name == "CONNMARK" {
 		return
 	}
-	m.verdict = scattered
+	m.verdict, m.hides = scattered, name == "MASQUERADE" || name == "SNAT"
 	const plain = 1<<0 | 1<<1
 	flags := -1
 	if m.at.table.family == nftables.TableFamilyIPv4 && revision == 0 {

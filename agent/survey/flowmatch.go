@@ -96,6 +96,9 @@ type exactRule struct {
 	chain   string         // of a jump
 	to      netip.AddrPort // of a translation of the destination; port 0 keeps the port
 	where   string
+
+	hides bool     // it translates the source
+	outs  []string // if it names several interfaces by which packets leave: those
 }
 
 // flatten returns what the rules of a chain and of those that it jumps to do, in the order in which packets come to

@@ -15,8 +15,9 @@ import (
 // Facts is what is known of a host.
 type Facts struct {
 	policy.Host
-	Own    []netip.Addr // the host's own addresses
-	Faults []error      // what could not be found out
+	Own    []netip.Addr   // the host's own addresses
+	Local  []netip.Prefix // and what its routing table takes for its own
+	Faults []error        // what could not be found out
 	// rules may refuse this host's own packets, or nobody knows: what it says needs entries
 	FiltersOutput bool
 }
@@ -94,6 +95,10 @@ func (s *Surveyor) Survey() Facts {
 	}
 	s.keepAnswers(&f)
 	f.Own, err = s.host.Own()
+	note(err)
+	f.Local, err = s.host.local()
+	note(err)
+	f.Inside, err = s.inside()
 	note(err)
 	f.Allow, err = s.allowlist(f.Own, operators)
 	note(err)

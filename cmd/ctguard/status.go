@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"ctguard/agent/control"
+	"ctguard/policy"
 )
 
 func (p *program) statusCommand() *cobra.Command {
@@ -87,6 +88,7 @@ func printStatus(w io.Writer, s control.Status, past string, full bool) {
 		fmt.Fprintf(w, "override: %s, until %s\n", s.Override, s.Override.Until.Format(time.DateTime))
 	}
 	fmt.Fprintf(w, "ordinary day: %s\n", s.Ordinary)
+	printRoles(w, s)
 	for _, text := range s.Degraded {
 		fmt.Fprintf(w, "degraded: %s\n", forPeople(text))
 	}
@@ -124,6 +126,39 @@ func printStatus(w io.Writer, s control.Status, past string, full bool) {
 	}
 }
 
+// how says how a source is limited.
+func how(l control.LimitedStatus) string {
+	text := strings.Join(append([]string{l.Kind}, l.Flows...), " ")
+	if l.Peers > 0 {
+		text += fmt.Sprintf(", but %d that answered", l.Peers)
+	}
+	return text
+}
+
+// printRoles says for whom this host forwards, and what its entries are, where it forwards for anybody.
+func printRoles(w io.Writer, s control.Status) {
+	if len(s.Inside) == 0 {
+		return
+	}
+	var list []string
+	for _, p := range s.Inside[:min(3, len(s.Inside))] {
+		list = append(list, p.String())
+	}
+	text := "inside: " + strings.Join(list, ", ")
+	if more := len(s.Inside) - len(list); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	if s.Holders != nil && len(s.Holders.Roles) > 0 {
+		text += "; entries:"
+		for r := range policy.NumRoles {
+			if share, some := s.Holders.Roles[r.String()]; some {
+				text += fmt.Sprintf(" %.0f %% %s", share, r)
+			}
+		}
+	}
+	fmt.Fprintln(w, text)
+}
+
 // named is the name of the level for people.
 func named(s control.Status) string {
 	if s.TopStep == "" {
@@ -155,7 +190,7 @@ func printLimited(w io.Writer, s control.Status) {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "LIMITED\tHOW\tENTRIES\tUNTIL\tWHY")
 	for _, l := range s.Limited[:min(20, len(s.Limited))] {
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", control.ShortPrefix(l.Prefix), l.Kind, l.Entries,
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", control.ShortPrefix(l.Prefix), how(l), l.Entries,
 			l.Until.Format(time.TimeOnly), forPeople(l.Reason))
 	}
 	t.Flush()

@@ -126,6 +126,9 @@ func standing(r *lab.Result) error {
 			complain("%s the attack %.1f %% of new connections were served, %.0f %% are wanted", phase, *v, wanted)
 		}
 	}
+	for _, p := range r.Parties {
+		judgeParty(p, complain)
+	}
 	if r.Lasting.Lost > 0 {
 		complain("%d of %d lasting connections were lost", r.Lasting.Lost, r.Lasting.Opened)
 	}
@@ -142,4 +145,26 @@ func standing(r *lab.Result) error {
 		complain("%s left %d lines of ruleset or settings behind, such as %q", r.Scenario.Guard, n, r.LeftBehind[0])
 	}
 	return errors.Join(errs...)
+}
+
+// judgeParty complains of what others than the host's clients did not get.
+func judgeParty(p lab.Party, complain func(format string, args ...any)) {
+	for what, v := range map[string]*float64{"new connections": p.HTTP.During, "questions": p.UDP.During,
+		"new connections afterwards": p.HTTP.After} {
+		if v == nil || *v < p.Wanted {
+			complain("%s: less than %.1f %% of %s were served: %v", p.Name, p.Wanted, what, share(v))
+		}
+	}
+	if p.Lasting.Lost+p.Lasting.Resets > 0 || !p.Lasting.SessionAlive {
+		complain("%s: %d lasting connections lost, %d reset, silent session alive: %t", p.Name, p.Lasting.Lost,
+			p.Lasting.Resets, p.Lasting.SessionAlive)
+	}
+}
+
+// share is a percentage for people.
+func share(v *float64) string {
+	if v == nil {
+		return "none was asked for"
+	}
+	return fmt.Sprintf("%.1f %%", *v)
 }

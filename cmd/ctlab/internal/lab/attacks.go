@@ -40,9 +40,13 @@ var (
 	onServer  = []string{"server"}
 	onShared  = []string{"shared-address", "load-balancers"}
 	onGateway = []string{"nat-gateway"}
+	onMixed   = []string{"mixed"}
 	onRouters = []string{"nat-gateway", "one-way"}
 	atService = []string{"server", "forwarded"}
 )
+
+// scannedPort is what a scan looks for.
+const scannedPort = 161
 
 // Attacks is the catalogue, in the order in which it is shown.
 var Attacks = []Attack{
@@ -120,6 +124,20 @@ var Attacks = []Attack{
 	{
 		Name: "nat-scan", Summary: "20 users of the gateway, 1 000 UDP flows a second each, to where nobody answers",
 		Topologies: onGateway, kind: flood.UDP, rate: 20000, sources: 20, port: service.UDPPort, silent: true,
+	},
+	{
+		Name: "scan", Summary: "a container and one of many users behind another one scan, 20 000 UDP flows a second each",
+		Topologies: onMixed, kind: flood.UDP, rate: 40000, sources: 2, from: scanners, port: scannedPort, silent: true,
+	},
+	{
+		Name: "sweep", Summary: "the same with SYNs to the port that they use themselves, at addresses that do not answer",
+		Variant: true, Topologies: onMixed, kind: flood.SYN, rate: 40000, sources: 2, from: scanners,
+		port: service.HTTPPort, silent: true,
+	},
+	{
+		Name: "scan-ports", Summary: "the same with UDP to 10 001 ports",
+		Variant: true, Topologies: onMixed, kind: flood.UDP, rate: 40000, sources: 2, from: scanners,
+		port: unusedPort, span: unusedPorts, silent: true,
 	},
 	{
 		Name: "nat-ack", Summary: "stray ACKs through the gateway, each from a random inside address, never answered",

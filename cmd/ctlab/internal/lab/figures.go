@@ -54,6 +54,11 @@ func (r *run) result(out outcome) *Result {
 		kept := 100 * float64(out.ordinaryAfter) / float64(out.ordinaryBefore)
 		res.OrdinaryKept = &kept
 	}
+	for i, p := range r.site.parties {
+		got := out.parties[i]
+		res.Parties = append(res.Parties, Party{p.name, p.accepted, serviceFigures(got.HTTP, onset, end, total),
+			serviceFigures(got.UDP, onset, end, total), Lasting{got.Lasting, got.Lost, got.Resets, got.Session}, got.Failures})
+	}
 	res.Guard = r.guardFigures(total)
 	for _, s := range samples {
 		res.MaxLevel = max(res.MaxLevel, s.Level)

@@ -61,7 +61,6 @@ func buildForwarded(s *site) error {
 		return err
 	}
 	s.serving = []*ns.Namespace{inner}
-	s.config = map[string]any{"profile": "nat-gateway"}
 	s.inside = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 	s.outer = []link{{s.clients, "eth0"}, {s.attacker, "eth0"}}
 	host4, host6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:2::1")

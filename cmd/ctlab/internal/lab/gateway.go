@@ -93,7 +93,6 @@ func buildGateway(s *site) error {
 		return err
 	}
 	s.serving = []*ns.Namespace{wan, s.clients}
-	s.config = map[string]any{"profile": "nat-gateway"}
 	s.inside = []netip.Prefix{insideClients, insideAll, insideUsers}
 	s.outer = []link{{wan, "eth0"}, {s.attacker, "eth1"}}
 

@@ -17,6 +17,7 @@ type Result struct {
 	HTTP    Service `json:"http"`
 	UDP     Service `json:"udp"`
 	Lasting Lasting `json:"lasting"`
+	Parties []Party `json:"parties,omitempty"`
 	Guard   Cost    `json:"guard"`
 
 	// OrdinaryKept is the share of the ordinary users' entries that is still in the table at the
@@ -88,6 +89,17 @@ type Lasting struct {
 	// requests that were under way among them.
 	Resets       int  `json:"resets"`
 	SessionAlive bool `json:"session_alive"`
+}
+
+// Party is what others than the host's clients got meanwhile, and what they must get.
+type Party struct {
+	Name    string  `json:"name"`
+	Wanted  float64 `json:"wanted_percent"`
+	HTTP    Service `json:"http"`
+	UDP     Service `json:"udp"`
+	Lasting Lasting `json:"lasting"`
+
+	Failures map[string]int `json:"failures,omitempty"`
 }
 
 // Cost is what the guard took.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"time"
 
@@ -43,6 +45,7 @@ type run struct {
 
 	services              []*role.Process
 	users, flood          *role.Process
+	parties               []*role.Process
 	zero                  role.Instant
 	before, atWork, after state
 	costBefore, costAfter Cost
@@ -126,7 +129,7 @@ func (r *run) closeLeaks() {
 }
 
 func (r *run) killChildren() {
-	for _, p := range append([]*role.Process{r.flood, r.users}, r.services...) {
+	for _, p := range slices.Concat([]*role.Process{r.flood, r.users}, r.parties, r.services) {
 		if p != nil {
 			p.Kill()
 		}
@@ -158,21 +161,42 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if err := r.guard.start(ctx, r); err != nil {
 		return fmt.Errorf("guard %s: %w", r.sc.Guard, err)
 	}
-	r.users, err = role.Spawn(s.clients, workload.Role, workload.Spec{
+	spec := workload.Spec{
 		Sources: s.clientAddrs, Session: s.session, Targets: s.clientTargets,
 		HTTPPort: service.HTTPPort, HTTPRate: r.sc.HTTPRate,
 		UDPPort: service.UDPPort, UDPRate: r.sc.UDPRate,
 		LinePort: service.LinePort, SpeakPort: service.SpeakPort, SSHPort: service.SSHPort, Lasting: r.sc.Lasting,
 		Timeout: requestTimeout,
-	})
-	return err
+	}
+	if r.users, err = role.Spawn(s.clients, workload.Role, spec); err != nil {
+		return err
+	}
+	return r.invite(spec)
+}
+
+// invite starts what the site's parties do: what clients do, with numbers of their own.
+func (r *run) invite(spec workload.Spec) error {
+	for _, p := range r.site.parties {
+		spec.Sources, spec.Session, spec.Targets = p.from, p.from[0], []netip.Addr{p.to}
+		spec.HTTPRate, spec.UDPRate, spec.Lasting = p.http, p.udp, p.lasting
+		process, err := role.Spawn(p.in, workload.Role, spec)
+		if err != nil {
+			return err
+		}
+		r.parties = append(r.parties, process)
+	}
+	return nil
 }
 
 // play runs the three phases and collects.
 func (r *run) play(ctx context.Context) (*Result, error) {
 	r.zero = role.Now().Add(100 * time.Millisecond)
 	onset := r.zero.Add(r.sc.Calm)
-	if err := errors.Join(r.users.Start(r.zero), r.flood.Start(onset)); err != nil {
+	err := errors.Join(r.users.Start(r.zero), r.flood.Start(onset))
+	for _, p := range r.parties {
+		err = errors.Join(err, p.Start(r.zero))
+	}
+	if err != nil {
 		return nil, errors.Join(err, r.guard.stop(r))
 	}
 	r.sampler = &sampler{
@@ -187,7 +211,7 @@ func (r *run) play(ctx context.Context) (*Result, error) {
 		defer done()
 		return r.phases(egCtx, onset)
 	})
-	err := eg.Wait()
+	err = eg.Wait()
 	done()
 	r.costAfter = r.guard.cost()
 	var out outcome
@@ -209,7 +233,7 @@ func (r *run) play(ctx context.Context) (*Result, error) {
 
 // watchChildren ends the run when one of its parts died.
 func (r *run) watchChildren(ctx context.Context) error {
-	died := make(chan string, len(r.services)+2)
+	died := make(chan string, len(r.services)+len(r.parties)+2)
 	watch := func(name string, p *role.Process) {
 		go func() {
 			select {
@@ -223,6 +247,9 @@ func (r *run) watchChildren(ctx context.Context) error {
 	watch("flood", r.flood)
 	for _, p := range r.services {
 		watch("services", p)
+	}
+	for i, p := range r.parties {
+		watch(r.site.parties[i].name, p)
 	}
 	select {
 	case <-ctx.Done():
@@ -273,8 +300,9 @@ func (r *run) settle(ctx context.Context, last role.Instant) error {
 
 // outcome is what the parts of the lab report.
 type outcome struct {
-	users workload.Result
-	flood flood.Result
+	users   workload.Result
+	parties []workload.Result // in the order of the site's
+	flood   flood.Result
 	// ordinary is how many entries of ordinary users were there, before and after.
 	ordinaryBefore, ordinaryAfter int
 	// leaked is how many packets leaked, nil where nobody looked, and examples the first of them.
@@ -290,5 +318,9 @@ func (r *run) collect(out *outcome) error {
 	eg.Go(func() (err error) { out.ordinaryAfter, err = r.site.countOrdinary(); return err })
 	eg.Go(func() error { return r.flood.Stop(&out.flood) })
 	eg.Go(func() error { return r.users.Stop(&out.users) })
+	out.parties = make([]workload.Result, len(r.parties))
+	for i, p := range r.parties {
+		eg.Go(func() error { return p.Stop(&out.parties[i]) })
+	}
 	return eg.Wait()
 }

@@ -59,6 +59,9 @@ type site struct {
 	inside []netip.Prefix
 	outer  []link
 
+	// parties are others whose service is measured.
+	parties []party
+
 	// config is what ctguard is told about this topology.
 	config map[string]any
 }
@@ -71,6 +74,7 @@ var topologies = map[string]func(*site) error{
 	"shared-address": buildShared,
 	"nat-gateway":    buildGateway,
 	"forwarded":      buildForwarded,
+	"mixed":          buildMixed,
 }
 
 // Topologies says what each topology is.
@@ -79,6 +83,7 @@ var Topologies = map[string]string{
 	"nat-gateway": "a gateway that masquerades a network of thousands and forwards a port into it; " +
 		"attackers on both sides",
 	"one-way":   "a router that sees what clients send and never the answers (direct server return, asymmetric routes)",
+	"mixed":     "a host that serves, and masquerades containers, of which one scans, and one has many users behind it",
 	"forwarded": "a gateway whose services are on a host behind it; attackers and clients behind one uplink",
 	"shared-address": "the server, where all clients come from one address (CGNAT): " +
 		"300 lasting connections and 60 new ones a second",

@@ -1,0 +1,149 @@
+package conntrack
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"ctguard/policy"
+)
+
+// Bounds of a closer look. The first entries of a dump are a random sample of the table, and enough to know what a
+// source does that holds one in a hundred.
+const (
+	lookSize  = SampleSize
+	mostLook  = 8   // classes of one source that are told
+	leastLook = 16  // entries of a source that say something
+	mostPeers = 256 // of one source
+)
+
+// roleOf tells what this host has to do with an entry. An answer that comes from elsewhere than where the question went
+// is that of an inside host, to which this one translates.
+func roleOf(e *entry, own, inside prefixSet) policy.Role {
+	switch {
+	case own.contains(e.orig.src):
+		return policy.Own
+	case own.contains(e.orig.dst):
+		var reply tuple
+		if e.status&statusDstNAT == 0 || !reply.parse(e.bytes(e.replySpan)) || own.contains(reply.src) {
+			return policy.Local
+		}
+		if inside.contains(e.orig.src) {
+			return policy.Outward
+		}
+		return policy.Inward
+	case inside.contains(e.orig.src):
+		return policy.Outward
+	case inside.contains(e.orig.dst):
+		return policy.Inward
+	}
+	return policy.Through
+}
+
+// look is what a scan looks closer at: the roles of its first entries, what classes of flows inside hosts have among
+// them, and who answered some of those.
+type look struct {
+	own, inside prefixSet
+	left        int // entries that are still to be looked at
+	roles       [policy.NumRoles]int
+	flows       map[flowOf]*policy.FlowCount
+	hosts       map[address]*policy.Look
+	peers       map[address][]netip.Addr // of those whose peers matter
+}
+
+// flowOf is a class of one source's flows.
+type flowOf struct {
+	source address
+	class  policy.FlowClass
+}
+
+func (k *look) reset(o ScanOptions) {
+	*k = look{own: newPrefixSet(o.Own), inside: newPrefixSet(o.Inside)}
+	if len(o.Own) == 0 {
+		return
+	}
+	k.left = lookSize
+	k.flows, k.hosts = make(map[flowOf]*policy.FlowCount), make(map[address]*policy.Look)
+	if len(o.Closer) > 0 {
+		k.peers = make(map[address][]netip.Addr)
+	}
+	for _, p := range o.Closer {
+		k.peers[addressOf(p.Addr())] = nil // which is to be told from no entry at all
+	}
+}
+
+// at takes an entry in.
+func (k *look) at(e *entry, source address, class policy.Class) {
+	answered := class > policy.HalfOpen
+	if k.peers != nil && answered {
+		k.peer(source, e.orig.dst)
+	}
+	if k.left == 0 {
+		return
+	}
+	k.left--
+	role := roleOf(e, k.own, k.inside)
+	k.roles[role]++
+	if !k.inside.contains(source) {
+		return
+	}
+	host := k.hosts[source]
+	if host == nil {
+		host = new(policy.Look)
+		k.hosts[source] = host
+	}
+	key := flowOf{source, e.flowClass()}
+	flow := k.flows[key]
+	if flow == nil {
+		flow = &policy.FlowCount{FlowClass: key.class}
+		k.flows[key] = flow
+	}
+	host.Entries++
+	flow.Entries++
+	if answered {
+		host.Answered++
+		flow.Answered++
+	}
+	if role.Forwarded() {
+		host.Forwarded++
+	}
+}
+
+// peer notes who answered a source.
+func (k *look) peer(source, to address) {
+	known, wanted := k.peers[source]
+	if addr := to.netip(); wanted && len(known) < mostPeers && !slices.Contains(known, addr) {
+		k.peers[source] = append(known, addr)
+	}
+}
+
+// flowClass is the class that an entry is of.
+func (e *entry) flowClass() policy.FlowClass {
+	class := policy.FlowClass{Protocol: e.orig.proto}
+	if e.orig.proto == protoTCP || e.orig.proto == protoUDP {
+		class.Port = e.orig.dstPort
+	}
+	return class
+}
+
+// tell writes what was found into what sources hold.
+func (k *look) tell(list []policy.Holding) {
+	for key, flow := range k.flows {
+		host := k.hosts[key.source]
+		host.Flows = append(host.Flows, *flow)
+	}
+	for i := range list {
+		source := addressOf(list[i].Prefix.Addr())
+		host := k.hosts[source]
+		peers, closer := k.peers[source]
+		if host == nil || host.Entries < leastLook && !closer {
+			continue
+		}
+		slices.SortFunc(host.Flows, func(a, b policy.FlowCount) int {
+			return cmp.Or(b.Entries-a.Entries, int(a.Protocol)-int(b.Protocol), int(a.Port)-int(b.Port))
+		})
+		host.Flows = slices.Clone(host.Flows[:min(len(host.Flows), mostLook)])
+		host.Peers, host.Closer = peers, closer
+		list[i].Look = host
+	}
+}

@@ -1,0 +1,106 @@
+package conntrack
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"ctguard/policy"
+)
+
+// A closer look tells roles, what inside hosts ask for and who answered them.
+func TestLook(t *testing.T) {
+	table := openTable(t)
+	own, container := addr("203.0.113.1"), addr("10.0.0.2")
+	udp := func(from, to string, port uint16, status uint32, n int) (list []flow) {
+		for i := range n {
+			list = append(list, flow{Src: addr(from), Dst: addr(to), Proto: unix.IPPROTO_UDP, SrcPort: uint16(1000 + i),
+				DstPort: port, Timeout: 600, Status: status})
+		}
+		return list
+	}
+	const answered = statusSeenReply
+	fill(t, udp("198.51.100.1", "203.0.113.1", 53, answered, 10)...)  // local
+	fill(t, udp("203.0.113.1", "198.51.100.1", 53, answered, 20)...)  // own
+	fill(t, udp("10.0.0.2", "192.0.2.1", 161, 0, 200)...)             // a scan
+	fill(t, udp("10.0.0.2", "192.0.2.2", 53, answered, 30)...)        // and an ordinary question
+	fill(t, udp("10.0.0.2", "203.0.113.1", 67, answered, 1)...)       // to this host
+	fill(t, udp("198.51.100.1", "10.0.0.2", 80, answered, 40)...)     // routed inwards
+	fill(t, udp("198.51.100.1", "198.51.100.99", 80, answered, 5)...) // and through
+	fill(t, flow{Src: addr("198.51.100.1"), Dst: own, Proto: unix.IPPROTO_UDP, SrcPort: 9, DstPort: 8080, Timeout: 600,
+		Status: answered, NewDst: container})
+	o := ScanOptions{Own: []netip.Prefix{netip.PrefixFrom(own, 32)},
+		Inside: []netip.Prefix{prefix("10.0.0.0/24")}}
+	c, err := table.Scan(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := [policy.NumRoles]int{policy.Local: 11, policy.Own: 20, policy.Outward: 230, policy.Inward: 41,
+		policy.Through: 5}
+	if c.Roles != want {
+		t.Errorf("roles %v, want %v", c.Roles, want)
+	}
+	host := netip.PrefixFrom(container, 32)
+	suspects := c.Suspects(policy.Host{Inside: o.Inside}, nil)
+	if !slices.Equal(suspects, []netip.Prefix{host}) {
+		t.Fatalf("suspects are %v, want %v", suspects, host)
+	}
+	o.Closer = suspects
+	if c, err = table.Scan(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range c.Sources {
+		if s.Prefix != host {
+			if s.Look != nil {
+				t.Errorf("a closer look at %v", s)
+			}
+			continue
+		}
+		slices.SortFunc(s.Look.Peers, netip.Addr.Compare)
+		wanted := &policy.Look{Entries: 231, Answered: 31, Forwarded: 230, Flows: []policy.FlowCount{
+			{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 161}, Entries: 200},
+			{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 53}, Entries: 30, Answered: 30},
+			{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 67}, Entries: 1, Answered: 1},
+		}, Closer: true, Peers: []netip.Addr{addr("192.0.2.2"), own}}
+		if diff := cmp.Diff(wanted, s.Look, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
+	}
+}
+
+// What this host forwards stays, where that is asked for: routed or translated, from outside and from inside. What is
+// its own goes.
+func TestEvictSparesForwarded(t *testing.T) {
+	table := openTable(t)
+	own, from := addr("203.0.113.1"), addr("198.51.100.1")
+	one := func(f flow, first uint16, n int) (list []flow) {
+		for i := range n {
+			f.Src, f.Proto, f.SrcPort, f.DstPort, f.State = from, unix.IPPROTO_TCP, first+uint16(i), 80, tcpEstablished
+			f.Status, f.Timeout = statusSeenReply|statusAssured, 6000
+			list = append(list, f)
+		}
+		return list
+	}
+	local, routed := one(flow{Dst: own}, 1000, 20), one(flow{Dst: addr("10.0.0.2")}, 2000, 10)
+	translated := one(flow{Dst: own, NewDst: addr("10.0.0.3")}, 3000, 10)
+	fill(t, local...)
+	fill(t, routed...)
+	fill(t, translated...)
+	v := Eviction{Caps: []policy.Cap{{Prefix: netip.PrefixFrom(from, 32), Keep: 1, SpareForward: true}},
+		Own: []netip.Prefix{netip.PrefixFrom(own, 32)}}
+	if n, err := table.Evict(t.Context(), v); err != nil || n != len(local) {
+		t.Errorf("evicted %d (%v), want the %d that are this host's own", n, err, len(local))
+	}
+	for name, list := range map[string][]flow{"local": local, "routed": routed, "translated": translated} {
+		want := len(list)
+		if name == "local" {
+			want = 0
+		}
+		if left := len(kept(t, table, list)); left != want {
+			t.Errorf("%s: %d of %d are left", name, left, len(list))
+		}
+	}
+}
