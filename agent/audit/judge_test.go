@@ -50,6 +50,12 @@ var cases = []struct {
 	{"not loaded", func(f *Facts) { *f = Facts{Files: []Assignment{{"/etc/x", 1, "k", "nf_conntrack_max", 7}}} },
 		"not-loaded:info setting-lost:warning"},
 	{"elsewhere", func(f *Facts) { f.Count, f.Elsewhere, f.Table.Listed = 0, 5000, 0 }, "wrong-namespace:warning"},
+	{"elsewhere, but it was here", func(f *Facts) {
+		f.Count, f.Elsewhere, f.Table.Listed, f.Daemon = 0, 75, 0, &Daemon{Level: 8, Peak: 118}
+	}, ""},
+	{"elsewhere, and untracked here", func(f *Facts) {
+		f.Count, f.Elsewhere, f.Table.Listed, f.Rules.Notrack = 0, 75, 0, []string{"chain pre of table ip raw"}
+	}, "notrack:info"},
 	{"three quarters", func(f *Facts) { f.Count = 200000; f.Table.Listed = 200000 }, "fill:warning"},
 	{"full", func(f *Facts) { f.Count = 262144; f.Table.Listed = 262144 }, "fill:critical"},
 	{"no limit", func(f *Facts) { f.with("nf_conntrack_max", 0) }, ""},

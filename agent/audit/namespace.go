@@ -2,9 +2,11 @@ package audit
 
 import "fmt"
 
-// judgeNamespace looks for entries elsewhere when there are none here.
+// judgeNamespace looks for entries elsewhere when there are none here. Where traffic goes untracked, or a daemon has
+// seen entries, an empty table is no sign of that.
 func judgeNamespace(f *Facts) []Finding {
-	if !f.Loaded || f.Count > 0 || f.Elsewhere == 0 {
+	seen := f.Daemon != nil && f.Daemon.Peak > 0 || len(f.Rules.Notrack) > 0
+	if !f.Loaded || f.Count > 0 || f.Elsewhere == 0 || seen {
 		return nil
 	}
 	return []Finding{{ID: WrongNamespace, Severity: Warning,
