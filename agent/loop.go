@@ -46,6 +46,7 @@ type loop struct {
 	watchdog  *watchdog  // nil in tests
 	calm      func(bool) // told whether nothing is about to go untracked
 	due       bool       // an operator changed something: tick at once
+	news      bool       // something besides the table's size is new: a glance is not enough
 }
 
 // wanted are the settings last wanted, and when they were last looked at.
@@ -149,7 +150,7 @@ func (l *loop) run(ctx context.Context, ch channels) error {
 			l.walking = false
 			learnt(l)
 			if l.fresh || l.due {
-				l.due = false
+				l.due, l.news = false, true
 				timer.Reset(0) // who fills the table is news, and so is that all have entries
 			}
 		case tried := <-ch.tried:
@@ -160,10 +161,11 @@ func (l *loop) run(ctx context.Context, ch channels) error {
 		case q := <-ch.questions:
 			q.Answer(l.answer(q.Request))
 			if l.due { // those who only read must not set the pace
-				l.due = false
+				l.due, l.news = false, true
 				timer.Reset(0)
 			}
 		case <-ch.hup:
+			l.news = true
 			if l.reload() {
 				select {
 				case <-ch.reload: // an earlier one that nobody has taken yet
@@ -179,10 +181,19 @@ func (l *loop) run(ctx context.Context, ch channels) error {
 // errBlind says why a loop that can't see has ended.
 var errBlind = errors.New("the table could not be read")
 
-// turn ticks, and tells those who watch over the loop of a tick that observed, decided and applied. Rules are not left
-// to a loop that has seen nothing for long: it ends, and they go.
+// turn ticks unless a glance is enough, and tells those who watch over the loop of a tick that observed, decided and
+// applied. Rules are not left to a loop that has seen nothing for long: it ends, and they go.
 func (l *loop) turn() error {
+	if l.glance(time.Now()) {
+		l.watchdog.expect(l.decision.Next, patience)
+		return nil
+	}
+	l.news = false
+	before := l.last
 	whole := l.tick()
+	if l.stirs(before) {
+		l.decision.Next = min(l.decision.Next, l.config.Policy.Pressed)
+	}
 	l.watchdog.expect(l.decision.Next, patience)
 	if !whole {
 		if l.blind.IsZero() {
