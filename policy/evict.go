@@ -50,12 +50,17 @@ func (e *evict) want(s situation, p *Posture) []Event {
 // the target while somebody has just been found above a share. Below that, and while a flood is purged that
 // comes from everywhere, only the shape of the table is of interest. There is no time to lose while pressure is at
 // the enter mark, unless the last scan, if there was one, found nobody above a fair share.
+//
+// An inside host that scans fills a table in a second: where there are any, the first scan doesn't wait for the table to
+// be crowded.
 func (e *evict) ask(s situation) {
-	f, crowded := &e.offenders, s.shared.crowded
+	f := &e.offenders
+	first := f.swept == nil && s.forwards() && s.growing()
+	crowded := s.shared.crowded || first
 	if len(e.purger.classes) == 0 && (crowded || f.found && s.fill > s.cfg.Target) || f.blind {
 		s.shared.asks.wantScan(WholeScan)
 	}
-	s.shared.asks.hurry = crowded && s.pressure >= s.marks.Enter && (f.last == nil || f.found) || f.blind
+	s.shared.asks.hurry = crowded && s.pressure >= s.marks.Enter && (f.last == nil || f.found || first) || f.blind
 }
 
 func (*evict) done(o Observation) uint64 {

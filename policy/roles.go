@@ -104,6 +104,18 @@ func (a *usage) narrow() []FlowClass {
 // scans reports whether next to nothing of what a source opens is answered.
 func (a *usage) scans() bool { return a.answered() < ownAddress }
 
+// known reports whether a source that scans can be limited in that alone: it is known who answers it, or nobody does in
+// the classes that it scans.
+func (a *usage) known() bool {
+	if a.Look == nil || a.Look.Closer {
+		return a.Look != nil
+	}
+	list := a.narrow()
+	return list != nil && !slices.ContainsFunc(a.Look.Flows, func(f FlowCount) bool {
+		return f.Answered > 0 && slices.Contains(list, f.FlowClass)
+	})
+}
+
 // limitable reports whether a packet tells that it is of the class: by its port, or as an echo request.
 func (c FlowClass) limitable() bool {
 	return slices.Contains([]uint8{icmp, tcp, udp, icmpv6}, c.Protocol)

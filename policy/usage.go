@@ -135,21 +135,24 @@ func (f *offenders) opens(usages []usage, s situation, rest float64) divided {
 	for i := range all.keep {
 		all.keep[i] = math.Inf(1)
 	}
-	if !s.Census.Whole {
+	swept, at, before, first := f.swept, f.at, f.rest, f.swept == nil
+	switch {
+	case first:
+		swept, at, before = f.before, f.beforeAt, rest
+	case !s.Census.Whole:
 		return all // the difference of two samples is mostly chance
 	}
-	swept, at, before, first := f.swept, f.at, f.rest, f.swept == nil
-	f.rest = rest
-	if first {
-		swept, at, before = f.before, f.beforeAt, rest
+	if s.Census.Whole {
+		f.rest = rest
 	}
 	span := s.Census.Time.Sub(at).Seconds()
 	if swept == nil || span <= 0 || span > comparableFor.Seconds() {
 		return all
 	}
 	for i := range usages {
-		if a := &usages[i]; !first || a.inside && a.scans() {
-			a.opens = max(0, a.transient-float64(swept[a.Prefix])) / span
+		if a := &usages[i]; !first || a.inside && a.scans() && a.known() {
+			_, low, _ := s.Census.Estimate(a.Entries - a.Classes[Assured])
+			a.opens = max(0, float64(low-swept[a.Prefix])) / span
 		}
 	}
 	opens := claims(usages, func(a *usage) (has, usual float64) { return a.opens, a.usual.Transient / flowLife })
