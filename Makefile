@@ -194,7 +194,7 @@ $(RELEASE)/amd64/ctguard $(RELEASE)/arm64/ctguard:
 $(RELEASE)/share:
 	rm -rf $@ && mkdir -p $@
 	$(REPRODUCIBLE) $(GO) build $(RELEASE_FLAGS) -tags man -o $@/build ./cmd/ctguard
-	$(REPRODUCIBLE) $@/build man $@/man && gzip -9n $@/man/*
+	$(REPRODUCIBLE) $@/build man $@/man docs/examples/ctguard.toml && gzip -9n $@/man/*/*
 	$@/build completion bash > $@/ctguard.bash
 	$@/build completion zsh > $@/_ctguard
 	$@/build completion fish > $@/ctguard.fish
