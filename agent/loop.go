@@ -222,6 +222,7 @@ func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, reload <-
 	defer timer.Stop()
 	often := time.NewTicker(changePause)
 	defer often.Stop()
+	var rest time.Time // until then the last survey has cost enough
 	for {
 		select {
 		case <-ctx.Done():
@@ -229,13 +230,18 @@ func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, reload <-
 		case c := <-reload:
 			s.Reconfigure(c)
 		case <-timer.C:
+			if time.Now().Before(rest) {
+				continue
+			}
 		case <-often.C:
 			if !s.Stale() {
 				continue
 			}
 		}
+		began := time.Now()
 		facts := s.Survey()
 		now := time.Now()
+		rest = now.Add(min(surveyShare*now.Sub(began), surveyRest))
 		if err := d.KeepLogins(s.Logins(now), now); err != nil {
 			facts.Faults = append(facts.Faults, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -32,7 +33,10 @@ func (h *Host) Arrivals() (policy.Arrivals, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return policy.Arrivals{}, fmt.Errorf("read stack counters: %w", err)
 	}
-	for line := range strings.Lines(string(v6)) {
+	for line := range strings.Lines(string(v6)) { // a hundred, of which four matter
+		if !strings.HasPrefix(line, "Udp6") && !strings.HasPrefix(line, "Icmp6InEchos") {
+			continue
+		}
 		if f := strings.Fields(line); len(f) == 2 {
 			c[f[0]], _ = strconv.ParseUint(f[1], 10, 64)
 		}
@@ -45,12 +49,18 @@ func (h *Host) Arrivals() (policy.Arrivals, error) {
 	}, nil
 }
 
-// columns reads the pairs of lines of /proc/net/snmp ("Tcp: Name Name", "Tcp: 1 2") into one map
+// counted are the lines that matter.
+var counted = []string{"Tcp:", "Udp:", "Icmp:"}
+
+// columns reads those pairs of lines of /proc/net/snmp that matter ("Tcp: Name Name", "Tcp: 1 2") into one map
 // with names such as TcpPassiveOpens.
 func columns(text string) map[string]uint64 {
 	counters := make(map[string]uint64)
 	lines := strings.Split(text, "\n")
 	for i := 0; i+1 < len(lines); i += 2 {
+		if !slices.ContainsFunc(counted, func(p string) bool { return strings.HasPrefix(lines[i], p) }) {
+			continue
+		}
 		names, values := strings.Fields(lines[i]), strings.Fields(lines[i+1])
 		if len(names) == 0 || len(names) != len(values) || names[0] != values[0] {
 			continue
