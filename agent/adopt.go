@@ -25,7 +25,11 @@ const (
 // most: what policy makes of it shows only then.
 func (l *loop) adoption() walk {
 	selectors := l.decision.Posture.Adopt
-	if len(selectors) == 0 || l.adopted.After(l.last.Time) || time.Now().Before(l.adoptAgain) {
+	if len(selectors) == 0 {
+		l.trouble("adopt connections", nil) // none is waiting any more: they went untracked again
+		return nil
+	}
+	if l.adopted.After(l.last.Time) || time.Now().Before(l.adoptAgain) {
 		return nil
 	}
 	return adoptWalk{selectors}
@@ -155,7 +159,7 @@ func (l *loop) takeLastCookies() {
 // adoptOrphans gives the connections entries that an earlier process left untracked.
 func (l *loop) adoptOrphans(w walker) {
 	n, err := adoptNoted(l.state, w.mover.adopt)
-	l.trouble("adopt connections", err)
+	l.trouble("adopt connections of an earlier run", err)
 	if n > 0 {
 		l.emit(policy.Event{Kind: policy.RepairEvent, Entries: n, Reason: "left by an earlier run: " + adopted(n)})
 	}

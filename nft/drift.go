@@ -15,10 +15,11 @@ import (
 // Intact reports whether the table is what the last Apply made it. It is one small request as long
 // as nobody changed any ruleset in this namespace, and reads the whole table if somebody did. After
 // false, Apply makes the table anew.
-func (t *Table) Intact() (bool, error) {
+func (t *Table) Intact() (_ bool, err error) {
 	if t.broken {
 		return false, nil
 	}
+	defer t.socket.asks(answerWithin)(&err)
 	generation, err := t.generation()
 	if err != nil {
 		return false, err

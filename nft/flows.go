@@ -133,15 +133,15 @@ func (b *batch) changeFlowSets(have, want map[string]flowSet) {
 
 // Ending returns the forwarded services that are untracked and would be no longer if d were applied, with the
 // clients that have flows to them, as far as that is known; see [policy.Selector.Forwarded].
-func (t *Table) Ending(d Desired) (map[policy.Selector][]netip.AddrPort, error) {
+func (t *Table) Ending(d Desired) (ending map[policy.Selector][]netip.AddrPort, err error) {
 	if t.have == nil || t.broken {
 		return nil, nil
 	}
+	defer t.socket.asks(answerWithin)(&err)
 	still := map[policy.Selector]bool{}
 	for _, n := range d.Posture.Notrack {
 		still[n.Selector] = n.Stage >= policy.Trial
 	}
-	var ending map[policy.Selector][]netip.AddrPort
 	for _, f := range t.have.forwardedOf() {
 		if still[f.selector] || !f.followed() {
 			continue

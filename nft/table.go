@@ -19,6 +19,7 @@ var ErrOwned = errors.New("table inet " + Name + " belongs to a running process"
 // Table is the table inet ctguard and the socket that owns it. It is for one goroutine at a time.
 type Table struct {
 	conn    *nftables.Conn
+	socket  socket
 	unowned bool
 	have    *ruleset // what is in the kernel; nil while there is no table
 	keep    retained // what the next ruleset must keep as long as this table lives
@@ -50,7 +51,8 @@ func Open(opts ...Option) (*Table, error) {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	how := []nftables.ConnOption{nftables.AsLasting()}
+	t := &Table{unowned: o.unowned}
+	how := []nftables.ConnOption{nftables.AsLasting(), nftables.WithSockOptions(t.socket.take)}
 	if o.netns != 0 {
 		how = append(how, nftables.WithNetNSFd(o.netns))
 	}
@@ -58,7 +60,8 @@ func Open(opts ...Option) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nftables socket: %w", err)
 	}
-	return &Table{conn: conn, unowned: o.unowned}, nil
+	t.conn = conn
+	return t, nil
 }
 
 // Apply brings the table to what is desired, and removes it when nothing is. It may be called any
@@ -69,7 +72,8 @@ func Open(opts ...Option) (*Table, error) {
 //
 // The error is [ErrOwned] when another process owns the table. After any error the next Apply makes
 // the whole table anew.
-func (t *Table) Apply(d Desired, now time.Time) error {
+func (t *Table) Apply(d Desired, now time.Time) (err error) {
+	defer t.socket.asks(changeWithin)(&err)
 	if err := d.validate(); err != nil {
 		return err
 	}
@@ -200,6 +204,6 @@ func (t *Table) LetGo() { t.conn.CloseLasting() }
 // Close removes the table and closes the socket. The kernel does the same for an owned table when
 // the process ends without it.
 func (t *Table) Close() error {
-	err := t.remove()
+	err := t.Apply(Desired{}, time.Now())
 	return errors.Join(err, t.conn.CloseLasting())
 }

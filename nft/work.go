@@ -12,10 +12,11 @@ import (
 // Work reads what the rules have counted since the table was made, in packets; it is zero while there
 // is no table. A selector's counters start anew when it has been out of the posture, all counters
 // when the table was made anew. Of UDP, echo and groups every request counts as new.
-func (t *Table) Work() (policy.Work, error) {
+func (t *Table) Work() (_ policy.Work, err error) {
 	if t.have == nil {
 		return policy.Work{}, nil
 	}
+	defer t.socket.asks(answerWithin)(&err)
 	named, err := t.namedCounters()
 	if err != nil {
 		return policy.Work{}, err

@@ -33,8 +33,9 @@ var ErrTableFull = errors.New("the table is full")
 
 // Adopt gives connections that lived untracked the entries that conntrack would have made of them, so
 // that they go on when they are tracked again: established, assured, and with the namespace's own
-// timeout for such. Nobody knows their windows, so those are not checked (IP_CT_TCP_FLAG_BE_LIBERAL).
-// It returns how many it made; a connection that has an entry already keeps that and isn't counted.
+// timeout for such. Nobody knows their windows, so those are not checked (IP_CT_TCP_FLAG_BE_LIBERAL), in entries of
+// before neither: their windows moved on unseen, and with an acknowledgement of what it has not seen conntrack calls
+// every packet INVALID. It returns how many it made; a connection that has an entry already keeps that and isn't counted.
 // Entries belong to the default zone.
 //
 // Adopt before tracking begins: afterwards packets of a connection without an entry are INVALID. An entry whose
@@ -51,10 +52,35 @@ func (t *Table) Adopt(ctx context.Context, flows []Flow, r *rate.Limiter) (creat
 			queue.add(familyOf(f.Remote.Addr()), b)
 		}
 	})
-	if err != nil {
+	_, loose := t.give(ctx, len(flows), r, func(queue *changes, b []byte, _ lifetimes) {
+		for _, f := range flows {
+			from, to := f.ends()
+			queue.add(familyOf(f.Remote.Addr()), appendWindows(appendTuple(b[:0], attrTupleOrig, protoTCP, from, to), tcpBeLiberal))
+		}
+	})
+	if err = errors.Join(err, loose); err != nil {
 		err = fmt.Errorf("adopt connections: %w", err)
 	}
 	return created, err
+}
+
+// ends returns who opened the connection, and to whom.
+func (f Flow) ends() (from, to netip.AddrPort) {
+	if f.Outgoing {
+		return f.Local, f.Remote
+	}
+	return f.Remote, f.Local
+}
+
+// appendWindows appends whether an entry checks windows: tcpBeLiberal for no, 0 for yes.
+func appendWindows(b []byte, flag byte) []byte {
+	b, info := openNest(b, attrProtoInfo)
+	b, tcp := openNest(b, protoInfoTCP)
+	b = appendAttr(b, protoInfoFlagsOrig, flag, tcpBeLiberal) // struct nf_ct_tcp_flags: flags and mask
+	b = appendAttr(b, protoInfoFlagsRepl, flag, tcpBeLiberal)
+	closeNest(b, tcp)
+	closeNest(b, info)
+	return b
 }
 
 // lifetimes are the namespace's own timeouts of open TCP connections and of UDP streams, in seconds.
@@ -99,9 +125,10 @@ func (t *Table) give(
 // appendEntry appends the attributes of f's entry; see ctnetlink_create_conntrack in
 // net/netfilter/nf_conntrack_netlink.c.
 func (f Flow) appendEntry(b []byte, timeout uint32) []byte {
-	from, to, fromScale, toScale := f.Remote, f.Local, f.RemoteScale, f.LocalScale
+	from, to := f.ends()
+	fromScale, toScale := f.RemoteScale, f.LocalScale
 	if f.Outgoing {
-		from, to, fromScale, toScale = f.Local, f.Remote, f.LocalScale, f.RemoteScale
+		fromScale, toScale = toScale, fromScale
 	}
 	b = appendTuple(b, attrTupleOrig, protoTCP, from, to)
 	b = appendTuple(b, attrTupleReply, protoTCP, to, from)

@@ -182,6 +182,73 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
+// So do those that have an entry of before, whose windows moved on while they lived untracked.
+func TestAdoptEntriesOfBefore(t *testing.T) {
+	table, pipes := strictHost(t)
+	carry := func(when string, patience time.Duration) (failed int) {
+		t.Helper()
+		for name, p := range pipes {
+			if err := p.carry(plenty, patience); err != nil {
+				failed++
+				t.Logf("%s: %s: %v", when, name, err)
+			}
+		}
+		return failed
+	}
+	run := func(commands ...string) {
+		t.Helper()
+		if err := conntracktest.Run(commands...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	adopt := func() {
+		t.Helper()
+		if _, err := table.Adopt(t.Context(), live(t), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	adopt()
+	run("nft delete chain inet untrack pre", "nft delete chain inet untrack out")
+	if failed := carry("tracked", longer); failed > 0 {
+		t.Fatal("the connections do not live")
+	}
+	checkWindows(t, table)
+	if failed := carry("with windows", longer); failed > 0 {
+		t.Fatal("the connections do not live")
+	}
+	run("nft add chain inet untrack pre { type filter hook prerouting priority raw; }",
+		"nft add chain inet untrack out { type filter hook output priority raw; }",
+		"nft add rule inet untrack pre tcp dport 8080 notrack", "nft add rule inet untrack out tcp sport 8080 notrack")
+	if failed := carry("untracked", longer); failed > 0 {
+		t.Fatal("the connections do not live")
+	}
+	run("nft delete table inet untrack")
+	if failed := carry("tracked again", shortTime); failed == 0 {
+		t.Error("they go on by themselves: this shows nothing")
+	}
+	adopt()
+	for name, p := range pipes {
+		if err := p.carry(1, longer); err != nil {
+			t.Errorf("%s, adopted: %v", name, err)
+		}
+	}
+}
+
+// checkWindows has all entries check windows.
+func checkWindows(t *testing.T, table *Table) {
+	t.Helper()
+	_, err := table.change(t.Context(), msgNew, nil, func(queue *changes) error {
+		for _, f := range live(t) {
+			from, to := f.ends()
+			queue.add(familyOf(f.Remote.Addr()), appendWindows(appendTuple(nil, attrTupleOrig, protoTCP, from, to), 0))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // settled returns the entries when no data waits for its acknowledgement any more, or after a while.
 func settled(t *testing.T, table *Table) (entries []entry) {
 	t.Helper()

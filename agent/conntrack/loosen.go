@@ -25,13 +25,7 @@ func (t *Table) Loosen(ctx context.Context, services []netip.AddrPort, r *rate.L
 			if e.orig.proto != protoTCP || !outside[netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort)] {
 				return true
 			}
-			var info, tcp int
-			b, info = openNest(b[:0], attrProtoInfo)
-			b, tcp = openNest(b, protoInfoTCP)
-			b = appendAttr(b, protoInfoFlagsOrig, tcpBeLiberal, tcpBeLiberal)
-			b = appendAttr(b, protoInfoFlagsRepl, tcpBeLiberal, tcpBeLiberal)
-			closeNest(b, tcp)
-			closeNest(b, info)
+			b = appendWindows(b[:0], tcpBeLiberal)
 			return queue.add(e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), b)
 		})
 		return err
