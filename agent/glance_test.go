@@ -23,6 +23,7 @@ func TestGlance(t *testing.T) {
 		{"a little more", func(_ *loop, k *kernel) { k.count += 100 }, glanceFor / 2, true},
 		{"more", func(_ *loop, k *kernel) { k.count += 200 }, glanceFor / 2, false},
 		{"less", func(_ *loop, k *kernel) { k.count -= 200 }, glanceFor / 2, false},
+		{"the first minute", func(l *loop, _ *kernel) { l.learnt = eagerScans - 1 }, glanceFor / 2, false},
 		{"news", func(l *loop, _ *kernel) { l.news = true }, glanceFor / 2, false},
 		{"level 1", func(l *loop, _ *kernel) { l.decision.Posture.Level = 1 }, glanceFor / 2, false},
 		{"pressure", func(l *loop, _ *kernel) { l.decision.Pressure = calmBelow }, glanceFor / 2, false},
@@ -30,7 +31,7 @@ func TestGlance(t *testing.T) {
 	} {
 		k := &kernel{}
 		k.count = calm.Count
-		l := &loop{last: calm, sensors: sensors{table: k}}
+		l := &loop{last: calm, sensors: sensors{table: k}, learnt: eagerScans}
 		c.change(l, k)
 		if got := l.glance(now.Add(c.after)); got != c.want {
 			t.Errorf("%s: a glance is enough: %v, want %v", c.name, got, c.want)

@@ -46,9 +46,23 @@ type look struct {
 	own, inside prefixSet
 	left        int // entries that are still to be looked at
 	roles       [policy.NumRoles]int
-	flows       map[flowOf]*policy.FlowCount
-	hosts       map[address]*policy.Look
+	flows       map[flowOf]counts // with hosts, kept for the next scan: a flood from inside has a source for each entry
+	hosts       map[address]counts
 	peers       map[address][]netip.Addr // of those whose peers matter
+}
+
+// counts are entries, those of them that were answered, and those that this host forwards.
+type counts struct{ entries, answered, forwarded uint32 }
+
+func (c counts) with(answered, forwarded bool) counts {
+	c.entries++
+	if answered {
+		c.answered++
+	}
+	if forwarded {
+		c.forwarded++
+	}
+	return c
 }
 
 // flowOf is a class of one source's flows.
@@ -58,12 +72,16 @@ type flowOf struct {
 }
 
 func (k *look) reset(o ScanOptions) {
-	*k = look{own: newPrefixSet(o.Own), inside: newPrefixSet(o.Inside)}
+	clear(k.flows)
+	clear(k.hosts)
+	*k = look{own: newPrefixSet(o.Own), inside: newPrefixSet(o.Inside), flows: k.flows, hosts: k.hosts}
 	if len(o.Own) == 0 {
 		return
 	}
 	k.left = lookSize
-	k.flows, k.hosts = make(map[flowOf]*policy.FlowCount), make(map[address]*policy.Look)
+	if k.flows == nil {
+		k.flows, k.hosts = make(map[flowOf]counts), make(map[address]counts)
+	}
 	if len(o.Closer) > 0 {
 		k.peers = make(map[address][]netip.Addr)
 	}
@@ -87,26 +105,9 @@ func (k *look) at(e *entry, source address, class policy.Class) {
 	if !k.inside.contains(source) {
 		return
 	}
-	host := k.hosts[source]
-	if host == nil {
-		host = new(policy.Look)
-		k.hosts[source] = host
-	}
+	k.hosts[source] = k.hosts[source].with(answered, role.Forwarded())
 	key := flowOf{source, e.flowClass()}
-	flow := k.flows[key]
-	if flow == nil {
-		flow = &policy.FlowCount{FlowClass: key.class}
-		k.flows[key] = flow
-	}
-	host.Entries++
-	flow.Entries++
-	if answered {
-		host.Answered++
-		flow.Answered++
-	}
-	if role.Forwarded() {
-		host.Forwarded++
-	}
+	k.flows[key] = k.flows[key].with(answered, false)
 }
 
 // peer notes who answered a source.
@@ -128,22 +129,31 @@ func (e *entry) flowClass() policy.FlowClass {
 
 // tell writes what was found into what sources hold.
 func (k *look) tell(list []policy.Holding) {
-	for key, flow := range k.flows {
-		host := k.hosts[key.source]
-		host.Flows = append(host.Flows, *flow)
-	}
+	told := make(map[address]*policy.Look)
 	for i := range list {
 		source := addressOf(list[i].Prefix.Addr())
-		host := k.hosts[source]
+		host, found := k.hosts[source]
 		peers, closer := k.peers[source]
-		if host == nil || host.Entries < leastLook && !closer {
+		if !found || host.entries < leastLook && !closer {
 			continue
 		}
+		list[i].Look = &policy.Look{Entries: int(host.entries), Answered: int(host.answered),
+			Forwarded: int(host.forwarded), Peers: peers, Closer: closer}
+		told[source] = list[i].Look
+	}
+	if len(told) == 0 {
+		return
+	}
+	for key, flow := range k.flows {
+		if host := told[key.source]; host != nil {
+			host.Flows = append(host.Flows, policy.FlowCount{FlowClass: key.class, Entries: int(flow.entries),
+				Answered: int(flow.answered)})
+		}
+	}
+	for _, host := range told {
 		slices.SortFunc(host.Flows, func(a, b policy.FlowCount) int {
 			return cmp.Or(b.Entries-a.Entries, int(a.Protocol)-int(b.Protocol), int(a.Port)-int(b.Port))
 		})
 		host.Flows = slices.Clone(host.Flows[:min(len(host.Flows), mostLook)])
-		host.Peers, host.Closer = peers, closer
-		list[i].Look = host
 	}
 }

@@ -132,8 +132,8 @@ func (e eviction) preview(c *cobra.Command, table *conntrack.Table, spare []neti
 // fewSeen is how many entries a sample has: a fiftieth of what reading a million takes.
 const fewSeen = 1 << 14
 
-// little reports whether a sample of the table says for certain that so little of it is a source's that it goes
-// without a question.
+// little reports whether a sample of the table says for certain that so little of it is a source's that it goes without
+// a question.
 func little(ctx context.Context, table *conntrack.Table, source netip.Prefix, count int) bool {
 	if !source.IsSingleIP() || count <= fewSeen {
 		return false // not one source, or counted as soon as sampled
