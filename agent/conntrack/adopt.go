@@ -35,7 +35,8 @@ var ErrTableFull = errors.New("the table is full")
 // that they go on when they are tracked again: established, assured, and with the namespace's own
 // timeout for such. Nobody knows their windows, so those are not checked (IP_CT_TCP_FLAG_BE_LIBERAL), in entries of
 // before neither: their windows moved on unseen, and with an acknowledgement of what it has not seen conntrack calls
-// every packet INVALID. It returns how many it made; a connection that has an entry already keeps that and isn't counted.
+// every packet INVALID. It returns how many it made; a connection that has an entry already keeps that and isn't
+// counted.
 // Entries belong to the default zone.
 //
 // Adopt before tracking begins: afterwards packets of a connection without an entry are INVALID. An entry whose
@@ -55,7 +56,8 @@ func (t *Table) Adopt(ctx context.Context, flows []Flow, r *rate.Limiter) (creat
 	_, loose := t.give(ctx, len(flows), r, func(queue *changes, b []byte, _ lifetimes) {
 		for _, f := range flows {
 			from, to := f.ends()
-			queue.add(familyOf(f.Remote.Addr()), appendWindows(appendTuple(b[:0], attrTupleOrig, protoTCP, from, to), tcpBeLiberal))
+			b = appendWindows(appendTuple(b[:0], attrTupleOrig, protoTCP, from, to), tcpBeLiberal)
+			queue.add(familyOf(f.Remote.Addr()), b)
 		}
 	})
 	if err = errors.Join(err, loose); err != nil {
