@@ -21,6 +21,7 @@ import (
 
 	"ctguard/agent/conntrack/conntrackfill"
 	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/policy"
 )
 
 // sample is what a daemon holds on to: at level 0, except for the elements of its sets, which are counted in the flood.
@@ -45,7 +46,7 @@ func TestSoak(t *testing.T) {
 	}
 	h := newHost(t)
 	text := fmt.Sprintf("socket = %q\nstate_dir = %q\n[table]\ncapacity = %d\n", h.dir+"/ctguard.sock", h.state, capacity)
-	for _, step := range []string{"grow", "drop-invalid", "closed-ports", "notrack", "synproxy", "tighten", "evict", "admit"} {
+	for _, step := range policy.StepNames() {
 		text += fmt.Sprintf("[steps.%s]\nsettle = \"200ms\"\n", step)
 	}
 	if err := os.WriteFile(h.config, []byte(text), 0o644); err != nil {
