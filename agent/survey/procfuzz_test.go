@@ -21,7 +21,8 @@ func FuzzProc(f *testing.F) {
 		root := t.TempDir()
 		for _, name := range []string{
 			"proc/thread-self/net/snmp", "proc/thread-self/net/snmp6", "proc/thread-self/net/sockstat",
-			"proc/thread-self/net/sockstat6", "proc/thread-self/net/ip_vs", "proc/meminfo", "proc/slabinfo", "proc/1/net/stat/nf_conntrack",
+			"proc/thread-self/net/sockstat6", "proc/thread-self/net/ip_vs",
+			"proc/meminfo", "proc/slabinfo", "proc/1/net/stat/nf_conntrack",
 			"proc/sys/net/ipv4/ip_local_port_range", "proc/sys/net/ipv4/tcp_rmem", "etc/resolv.conf", "run/systemd/sessions/1"} {
 			path := filepath.Join(root, name)
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
