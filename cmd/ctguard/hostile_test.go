@@ -23,9 +23,9 @@ func TestHostileKernel(t *testing.T) {
 	h.hold(8)
 	for _, fault := range []string{
 		"recvmsg,recvfrom:error=ENOBUFS:when=2+3",
-		"read,write,pread64:error=EINTR:when=2+3", // what does not block is never interrupted
+		"read,pread64:error=EINTR:when=2+3", // what does not block is never interrupted
 		"sendmsg,sendto:error=ENOBUFS:when=1+3",
-		"sendmsg,sendto,write:error=EBUSY:when=3+4",
+		"sendmsg,sendto:error=EBUSY:when=3+4",
 		"recvmsg,recvfrom:retval=0:when=4+5", // nothing comes
 		"read,pread64:retval=0:when=3+5",     // files are cut off
 		"openat:error=EMFILE:when=2+3",
