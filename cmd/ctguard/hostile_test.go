@@ -32,6 +32,7 @@ func TestHostileKernel(t *testing.T) {
 	} {
 		t.Log(fault)
 		h.inject(fault)
+		h.until("it listens again", func() bool { return h.ask(8) == nil })
 		h.hold(8)
 		h.until("nothing is degraded, the rules are there", func() bool {
 			return len(h.status().Degraded) == 0 && exec.Command("nft", "list", "table", "inet", "ctguard").Run() == nil
