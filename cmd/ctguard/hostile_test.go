@@ -15,6 +15,9 @@ import (
 // Whatever the kernel answers for a while, the loop goes on, says what it can't do, and is whole again afterwards.
 // strace makes the answers: so many calls fail in the running daemon while it goes up and down.
 func TestHostileKernel(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes a quarter of a minute")
+	}
 	conntracktest.Privileged(t, "strace")
 	h := newHost(t)
 	h.converse(8080)
@@ -54,7 +57,7 @@ func (h *host) inject(fault string) {
 	}
 	for _, level := range []int{0, 8, 3, 8} {
 		go func() { _ = h.ask(level) }() // it may not be heard
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(150 * time.Millisecond)
 	}
 	_ = strace.Process.Signal(unix.SIGTERM)
 	_ = strace.Wait() // by its own signal

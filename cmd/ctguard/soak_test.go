@@ -34,13 +34,13 @@ func (s sample) String() string {
 		float64(s.memory)/(1<<20), s.goroutines, s.descriptors, s.elements, s.state)
 }
 
-// Floods come and go for CTGUARD_SOAK (12s): what the daemon holds on to does not grow, everything is as before at the
+// Floods come and go for CTGUARD_SOAK (8s): what the daemon holds on to does not grow, everything is as before at the
 // end, and the recording of it replays.
 func TestSoak(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes half a minute")
 	}
-	long := 12 * time.Second
+	long := 8 * time.Second
 	if d, err := time.ParseDuration(os.Getenv("CTGUARD_SOAK")); err == nil {
 		long = d
 	}
