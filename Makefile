@@ -10,7 +10,7 @@ LINT_VERSION := v2.6.2
 LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
 
 # What the tests and the lab use besides Go: program names and the Debian packages they are in.
-PROGRAMS := nft:nftables conntrack:conntrack ip:iproute2 iptables-legacy:iptables ufw:ufw promtool:prometheus tmux:tmux rsvg-convert:librsvg2-bin firewalld:firewalld fail2ban-server:fail2ban systemd-analyze:systemd
+PROGRAMS := nft:nftables conntrack:conntrack ip:iproute2 iptables-legacy:iptables ufw:ufw promtool:prometheus tmux:tmux rsvg-convert:librsvg2-bin firewalld:firewalld fail2ban-server:fail2ban systemd-analyze:systemd strace:strace
 
 .PHONY: help
 help: ## print the targets

@@ -31,7 +31,8 @@ func TestGlance(t *testing.T) {
 	} {
 		k := &kernel{}
 		k.count = calm.Count
-		l := &loop{last: calm, sensors: sensors{table: k}, learnt: eagerScans}
+		l := &loop{last: calm, sensors: sensors{table: k}}
+		l.learnt = eagerScans
 		c.change(l, k)
 		if got := l.glance(now.Add(c.after)); got != c.want {
 			t.Errorf("%s: a glance is enough: %v, want %v", c.name, got, c.want)

@@ -34,20 +34,20 @@ func (s sample) String() string {
 		float64(s.memory)/(1<<20), s.goroutines, s.descriptors, s.elements, s.state)
 }
 
-// Floods come and go for CTGUARD_SOAK (12s): what the daemon holds on to does not grow, everything is as before at the
+// Floods come and go for CTGUARD_SOAK (8s): what the daemon holds on to does not grow, everything is as before at the
 // end, and the recording of it replays.
 func TestSoak(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes half a minute")
 	}
-	long := 12 * time.Second
+	long := 8 * time.Second
 	if d, err := time.ParseDuration(os.Getenv("CTGUARD_SOAK")); err == nil {
 		long = d
 	}
 	h := newHost(t)
 	text := fmt.Sprintf("socket = %q\nstate_dir = %q\n[table]\ncapacity = %d\n", h.dir+"/ctguard.sock", h.state, capacity)
-	for _, step := range policy.Defaults(policy.Server).Steps {
-		text += fmt.Sprintf("[steps.%s]\nsettle = \"200ms\"\n", step.Name)
+	for _, step := range policy.StepNames() {
+		text += fmt.Sprintf("[steps.%s]\nsettle = \"200ms\"\n", step)
 	}
 	if err := os.WriteFile(h.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)

@@ -21,6 +21,9 @@ const gapAllowed = 200 * time.Millisecond
 // Between the last rule of a daemon that is asked to end and the first one of the next, which comes back to its level,
 // little time passes.
 func TestUpgradeGap(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the race detector's clock says little")
+	}
 	h := newHost(t)
 	h.start()
 	h.hold(8)
