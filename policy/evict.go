@@ -51,8 +51,8 @@ func (e *evict) want(s situation, p *Posture) []Event {
 // comes from everywhere, only the shape of the table is of interest. There is no time to lose while pressure is at
 // the enter mark, unless the last scan, if there was one, found nobody above a fair share.
 //
-// An inside host that scans fills a table in a second: where there are any, the first scan doesn't wait for the table to
-// be crowded.
+// An inside host that scans fills a table in a second: where there are any, the first scan doesn't wait for the table
+// to be crowded.
 func (e *evict) ask(s situation) {
 	f := &e.offenders
 	first := f.swept == nil && s.forwards() && s.growing()
