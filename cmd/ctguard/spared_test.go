@@ -97,7 +97,7 @@ func newSpared(h *host) spared {
 // tryFlood goes through one case and says how many sources were limited and how many entries evicted.
 func (h *host) tryFlood(s spared, r *rand.Rand) (limited int, evicted uint64) {
 	h.Helper()
-	profile := []string{"server", "nat-gateway"}[r.IntN(2)]
+	profile := []string{"auto", "server", "nat-gateway"}[r.IntN(3)]
 	text := fmt.Sprintf("profile = %q\nsocket = %q\nstate_dir = %q\nallow = [%q]\n[table]\ncapacity = %d\n", profile,
 		h.dir+"/ctguard.sock", h.state, netip.PrefixFrom(s.listed, 32-r.IntN(3)).Masked(), capacity)
 	top := len(policy.StepNames())

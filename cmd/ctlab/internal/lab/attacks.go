@@ -126,17 +126,17 @@ var Attacks = []Attack{
 		Topologies: onGateway, kind: flood.UDP, rate: 20000, sources: 20, port: service.UDPPort, silent: true,
 	},
 	{
-		Name: "scan", Summary: "a container and one of many users behind another one scan, 20 000 UDP flows a second each",
-		Topologies: onMixed, kind: flood.UDP, rate: 40000, sources: 2, from: scanners, port: scannedPort, silent: true,
+		Name: "scan", Summary: "a container and one of many users behind another one scan, 10 000 UDP flows a second each",
+		Topologies: onMixed, kind: flood.UDP, rate: 20000, sources: 2, from: scanners, port: scannedPort, silent: true,
 	},
 	{
 		Name: "sweep", Summary: "the same with SYNs to the port that they use themselves, at addresses that do not answer",
-		Variant: true, Topologies: onMixed, kind: flood.SYN, rate: 40000, sources: 2, from: scanners,
+		Variant: true, Topologies: onMixed, kind: flood.SYN, rate: 20000, sources: 2, from: scanners,
 		port: service.HTTPPort, silent: true,
 	},
 	{
 		Name: "scan-ports", Summary: "the same with UDP to 10 001 ports",
-		Variant: true, Topologies: onMixed, kind: flood.UDP, rate: 40000, sources: 2, from: scanners,
+		Variant: true, Topologies: onMixed, kind: flood.UDP, rate: 20000, sources: 2, from: scanners,
 		port: unusedPort, span: unusedPorts, silent: true,
 	},
 	{
