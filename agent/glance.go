@@ -19,7 +19,8 @@ const stirring = 500
 // learnt a second late is perhaps learnt too late.
 func (l *loop) glance(now time.Time) bool {
 	d := l.decision
-	if l.learnt < eagerScans || l.news || d.Posture.Level > 0 || d.Growing || d.Pressure >= calmBelow || now.Sub(l.last.Time) >= glanceFor {
+	if l.learnt < eagerScans || l.news || d.Posture.Level > 0 || d.Growing || d.Pressure >= calmBelow ||
+		now.Sub(l.last.Time) >= glanceFor {
 		return false
 	}
 	count, err := l.sensors.table.Count()
