@@ -28,6 +28,10 @@ func (h *Host) Unsupported() (map[policy.StepName]string, error) {
 	case h.balanced().any:
 		unsupported[policy.ClosedPorts] = balances
 	}
+	if hidden := h.hiddenAddress(); hidden.IsValid() && unsupported[policy.ClosedPorts] == "" {
+		// A socket that is bound to the VRF is not found before the packet is in it.
+		unsupported[policy.ClosedPorts] = inVRF(hidden)
+	}
 	if h.balanced().any {
 		// Unless it is told to (net.ipv4.vs.conntrack) IPVS tracks nothing of what it forwards, so that conntrack calls
 		// every answer from behind it invalid.
