@@ -22,10 +22,14 @@ type socket struct {
 	unread bool // the last request failed: what is left of its answer may come yet
 }
 
-// take is a socket option of the library: it sets none.
+// bufferBound is how much may be on its way in each direction, in bytes: several times a table with the most limits
+// that there may be. It takes no memory by itself. The library would see to it, but not for a socket that has options.
+const bufferBound = 64 << 20
+
+// take is a socket option of the library.
 func (s *socket) take(conn *netlink.Conn) error {
 	s.conn = conn
-	return nil
+	return errors.Join(conn.SetWriteBuffer(bufferBound), conn.SetReadBuffer(bufferBound))
 }
 
 // asks readies the socket for requests that are answered within so long. answered is told how they ended.

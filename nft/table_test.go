@@ -364,3 +364,17 @@ func TestKilledOwner(t *testing.T) {
 		t.Errorf("table (-the killed one's +the next one's):\n%s", diff)
 	}
 }
+
+// A table with as many limits as there may be is made in one batch, and changed in another.
+func TestManyLimits(t *testing.T) {
+	inNewNetNS(t)
+	table := open(t)
+	limits := many(1<<16, now.Add(time.Hour))
+	d := Desired{Posture: policy.Posture{Limits: limits[:1<<15], LimitRate: 1, LimitBurst: 1}}
+	apply(t, table, d)
+	d.Posture.Limits = limits
+	apply(t, table, d)
+	if ok, err := table.Intact(); err != nil || !ok {
+		t.Errorf("intact: %v, %v", ok, err)
+	}
+}
