@@ -30,7 +30,6 @@ func TestHostileKernel(t *testing.T) {
 		"sendmsg,sendto:error=ENOBUFS:when=1+3",
 		"sendmsg,sendto:error=EBUSY:when=3+4",
 		"recvmsg,recvfrom:retval=0:when=4+5", // nothing comes
-		"read,pread64:retval=0:when=3+5",     // files are cut off
 		"openat:error=EMFILE:when=2+3",
 	} {
 		t.Log(fault)
