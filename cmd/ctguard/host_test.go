@@ -140,10 +140,12 @@ func (h *host) status() (s control.Status) {
 }
 
 // ask has the daemon go to a level, and does not wait for it.
-func (h *host) ask(level int) error {
-	ctx, cancel := context.WithTimeout(h.Context(), patience)
+func (h *host) ask(level int) error { return ask(h.Context(), h.client, level) }
+
+func ask(ctx context.Context, client *control.Client, level int) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return h.client.Call(ctx, "hold", json.RawMessage(
+	return client.Call(ctx, "hold", json.RawMessage(
 		fmt.Sprintf(`{"kind":"pin","level":%d,"for":"1h","reason":"test"}`, level)), nil)
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ctguard/agent/conntrack/conntracktest"
+	"ctguard/agent/control"
 )
 
 // Whatever the kernel answers for a while, the loop goes on, says what it can't do, and is whole again afterwards.
@@ -30,6 +32,7 @@ func TestHostileKernel(t *testing.T) {
 		"sendmsg,sendto:error=ENOBUFS:when=1+3",
 		"sendmsg,sendto:error=EBUSY:when=3+4",
 		"recvmsg,recvfrom:retval=0:when=4+5", // nothing comes
+		"read,pread64:retval=0:when=3+5",     // files are cut off
 		"openat:error=EMFILE:when=2+3",
 	} {
 		t.Log(fault)
@@ -55,9 +58,13 @@ func (h *host) inject(fault string) {
 		h.Fatal(err)
 	}
 	for _, level := range []int{0, 8, 3, 8} {
-		go func() { _ = h.ask(level) }() // it may not be heard
+		client := h.client
+		go func() { _ = ask(h.Context(), client, level) }() // it may not be heard
 		time.Sleep(150 * time.Millisecond)
 	}
 	_ = strace.Process.Signal(unix.SIGTERM)
 	_ = strace.Wait() // by its own signal
+	// The end of a connection that has not ended is nothing that a kernel says. The daemon believes it, and takes whoever
+	// asks on that connection for gone.
+	h.client = control.NewClient(filepath.Join(h.dir, "ctguard.sock"))
 }
