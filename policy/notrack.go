@@ -10,7 +10,8 @@ const Notrack StepName = "notrack"
 
 type notrack struct {
 	trials
-	lane bool // the management lane is open
+	lane    bool // the management lane is open
+	filling filling
 }
 
 // The fill in percent at which the management lane opens, whatever the level, and below which it closes:

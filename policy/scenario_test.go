@@ -185,6 +185,8 @@ func (r *run) check(expect string) error {
 	switch {
 	case len(f) == 3 && f[0] == "peak":
 		return compare(r.w.peak, f[1], f[2])
+	case len(f) == 3 && f[0] == "reserved":
+		return compare(float64(r.w.work.ReserveDropped), f[1], f[2])
 	case len(f) == 3 && f[0] == "refused":
 		return compare(r.w.refusedN, f[1], f[2])
 	case len(f) == 3 && f[0] == "changes":
