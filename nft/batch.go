@@ -103,10 +103,10 @@ func (b *batch) change(have, want *ruleset, now time.Time) {
 		}
 	}
 	for _, name := range serviceSets() {
-		b.changeServices(name, have.services[name], want.services[name])
+		changeKeys(b, b.serviceSet(name), have.services[name], want.services[name], serviceKey)
 	}
 	for _, s := range portSets() {
-		b.changePorts(s, have.ports[s.name], want.ports[s.name])
+		changeKeys(b, b.portSet(s), have.ports[s.name], want.ports[s.name], binaryutil.BigEndian.PutUint16)
 	}
 	for _, c := range changed {
 		for _, r := range c.rules {
@@ -181,10 +181,7 @@ func (b *batch) changeCounters(have, want []string) {
 
 // addressSet describes an address set to the kernel.
 func (b *batch) addressSet(s addressSet) *nftables.Set {
-	set := &nftables.Set{Table: b.table(), Name: s.name, KeyType: nftables.TypeIPAddr}
-	if s.v6 {
-		set.KeyType = nftables.TypeIP6Addr
-	}
+	set := &nftables.Set{Table: b.table(), Name: s.name, KeyType: addressType(s.v6)}
 	switch s.kind {
 	case permanent:
 		set.Interval = true
@@ -219,41 +216,22 @@ func serviceKey(s service) []byte {
 	return key
 }
 
-// changeServices adds and deletes services.
-func (b *batch) changeServices(name string, have, want map[service]struct{}) {
-	var remove, add []nftables.SetElement
-	for s := range have {
-		if _, ok := want[s]; !ok {
-			remove = append(remove, nftables.SetElement{Key: serviceKey(s)})
-		}
-	}
-	for s := range want {
-		if _, ok := have[s]; !ok {
-			add = append(add, nftables.SetElement{Key: serviceKey(s)})
-		}
-	}
-	b.changeElements(b.serviceSet(name), remove, add)
-}
-
 // portSet describes a port set to the kernel.
 func (b *batch) portSet(s portSet) *nftables.Set {
 	return &nftables.Set{Table: b.table(), Name: s.name, KeyType: nftables.TypeInetService}
 }
 
-// changePorts adds and deletes ports.
-func (b *batch) changePorts(s portSet, have, want map[uint16]struct{}) {
-	var remove, add []nftables.SetElement
-	for port := range have {
-		if _, ok := want[port]; !ok {
-			remove = append(remove, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(port)})
+// changeKeys adds and deletes elements that are nothing but a key.
+func changeKeys[K comparable](b *batch, set *nftables.Set, have, want map[K]struct{}, bytes func(K) []byte) {
+	missing := func(in, of map[K]struct{}) (list []nftables.SetElement) {
+		for k := range of {
+			if _, ok := in[k]; !ok {
+				list = append(list, nftables.SetElement{Key: bytes(k)})
+			}
 		}
+		return list
 	}
-	for port := range want {
-		if _, ok := have[port]; !ok {
-			add = append(add, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(port)})
-		}
-	}
-	b.changeElements(b.portSet(s), remove, add)
+	b.changeElements(set, missing(want, have), missing(have, want))
 }
 
 // changeElements deletes and adds elements, in this order, so that an element may be replaced.

@@ -94,14 +94,15 @@ func (s side) unknown(set flowSet) statement {
 	return c
 }
 
+// keyTypes are the parts of an element's key.
+func (s flowSet) keyTypes() []nftables.SetDatatype {
+	return []nftables.SetDatatype{addressType(s.v6), nftables.TypeInetService}
+}
+
 // flowSet describes a flow set to the kernel.
 func (b *batch) flowSet(s flowSet) *nftables.Set {
-	address := nftables.TypeIPAddr
-	if s.v6 {
-		address = nftables.TypeIP6Addr
-	}
 	return &nftables.Set{Table: b.table(), Name: s.name, Dynamic: true, Size: flowSetSize, HasTimeout: true,
-		Timeout: s.life, KeyType: nftables.MustConcatSetType(address, nftables.TypeInetService), Concatenation: true}
+		Timeout: s.life, KeyType: nftables.MustConcatSetType(s.keyTypes()...), Concatenation: true}
 }
 
 // flowSets returns the sets that a ruleset needs, by name.

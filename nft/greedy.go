@@ -61,17 +61,13 @@ func (d Desired) greedyElements(now time.Time) (map[greedySet][]greedyElement, [
 			i = 1
 		}
 		for _, class := range l.Flows {
-			port, proto := class.Port, fmt.Sprint(class.Protocol)
-			switch class.Protocol {
-			case unix.IPPROTO_TCP, unix.IPPROTO_UDP:
-				proto = map[uint8]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}[class.Protocol]
-			case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+			port := class.Port
+			if class.Protocol == unix.IPPROTO_ICMP || class.Protocol == unix.IPPROTO_ICMPV6 {
 				port = echoOf(class.Protocol)
-				proto = map[uint8]string{unix.IPPROTO_ICMP: "icmp", unix.IPPROTO_ICMPV6: "ipv6-icmp"}[class.Protocol]
 			}
 			key := slices.Concat(from.AsSlice(), []byte{class.Protocol, 0, 0, 0}, binaryutil.BigEndian.PutUint16(port),
 				[]byte{0, 0})
-			add(greedy[i], string(key), fmt.Sprintf("%s . %s . %d", from, proto, port), l.Until)
+			add(greedy[i], string(key), fmt.Sprintf("%s . %s . %d", from, protocolName(class.Protocol), port), l.Until)
 		}
 		for _, to := range l.Peers {
 			if to.Is6() == from.Is6() {
@@ -85,31 +81,24 @@ func (d Desired) greedyElements(now time.Time) (map[greedySet][]greedyElement, [
 	return sets, whole
 }
 
+// keyTypes are the parts of an element's key.
+func (s greedySet) keyTypes() []nftables.SetDatatype {
+	address := addressType(s.v6)
+	if s.peers {
+		return []nftables.SetDatatype{address, address}
+	}
+	return []nftables.SetDatatype{address, nftables.TypeInetProto, nftables.TypeInetService}
+}
+
 // greedySet describes the set to the kernel.
 func (b *batch) greedySet(s greedySet) *nftables.Set {
-	address := nftables.TypeIPAddr
-	if s.v6 {
-		address = nftables.TypeIP6Addr
-	}
-	types := []nftables.SetDatatype{address, nftables.TypeInetProto, nftables.TypeInetService}
-	if s.peers {
-		types = []nftables.SetDatatype{address, address}
-	}
 	return &nftables.Set{Table: b.table(), Name: s.name, HasTimeout: true, Concatenation: true,
-		KeyType: nftables.MustConcatSetType(types...)}
+		KeyType: nftables.MustConcatSetType(s.keyTypes()...)}
 }
 
 // render writes the set.
 func (s greedySet) render(w *strings.Builder, elements []greedyElement, now time.Time) {
-	address := "ipv4_addr"
-	if s.v6 {
-		address = "ipv6_addr"
-	}
-	rest := "inet_proto . inet_service"
-	if s.peers {
-		rest = address
-	}
-	fmt.Fprintf(w, "\n\tset %s {\n\t\ttype %s . %s\n\t\tflags timeout\n", s.name, address, rest)
+	fmt.Fprintf(w, "\n\tset %s {\n\t\ttype %s\n\t\tflags timeout\n", s.name, typeNames(s.keyTypes()))
 	var list []string
 	for _, e := range elements {
 		text := e.text

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/google/nftables"
 )
 
 // Render returns the ruleset that Apply would make, in the syntax that nft -f reads. It needs no
@@ -52,12 +54,18 @@ func Render(d Desired, now time.Time) string {
 	return w.String()
 }
 
+// typeNames is what nft calls a concatenation of types.
+func typeNames(types []nftables.SetDatatype) string {
+	names := make([]string, len(types))
+	for i, t := range types {
+		names[i] = t.Name
+	}
+	return strings.Join(names, " . ")
+}
+
 // render writes an address set.
 func (s addressSet) render(w *strings.Builder, elements []element, now time.Time) {
-	block, typ := "set", "ipv4_addr"
-	if s.v6 {
-		typ = "ipv6_addr"
-	}
+	block, typ := "set", addressType(s.v6).Name
 	if s.kind == directing {
 		block, typ = "map", typ+" : verdict"
 	}
@@ -122,11 +130,7 @@ func renderElements(w *strings.Builder, list []string) {
 
 // render writes a flow set.
 func (s flowSet) render(w *strings.Builder) {
-	typ := "ipv4_addr"
-	if s.v6 {
-		typ = "ipv6_addr"
-	}
-	fmt.Fprintf(w, "\n\tset %s {\n\t\ttype %s . inet_service\n\t\tsize %d\n", s.name, typ, flowSetSize)
+	fmt.Fprintf(w, "\n\tset %s {\n\t\ttype %s\n\t\tsize %d\n", s.name, typeNames(s.keyTypes()), flowSetSize)
 	fmt.Fprintf(w, "\t\tflags dynamic,timeout\n\t\ttimeout %s\n\t}\n", spell(s.life))
 }
 

@@ -44,6 +44,14 @@ const (
 	remembering                    // addresses that the kernel itself adds
 )
 
+// addressType is the type of a family's addresses.
+func addressType(v6 bool) nftables.SetDatatype {
+	if v6 {
+		return nftables.TypeIP6Addr
+	}
+	return nftables.TypeIPAddr
+}
+
 // bits returns the length of the set's addresses.
 func (s addressSet) bits() int {
 	if s.v6 {

@@ -41,10 +41,7 @@ const (
 
 // keyTypes are the parts of an element's key.
 func (s straySet) keyTypes() []nftables.SetDatatype {
-	address := nftables.TypeIPAddr
-	if s.v6 {
-		address = nftables.TypeIP6Addr
-	}
+	address := addressType(s.v6)
 	return []nftables.SetDatatype{address, address, nftables.TypeInetService, nftables.TypeInetService}
 }
 
@@ -56,9 +53,8 @@ func (b *batch) straySet(s straySet) *nftables.Set {
 
 // render writes the set, which is empty at first.
 func (s straySet) render(w *strings.Builder) {
-	address := s.keyTypes()[0].Name
-	fmt.Fprintf(w, "\n\tset %s {\n\t\ttype %s . %s . inet_service . inet_service\n\t\tsize %d\n"+
-		"\t\tflags dynamic,timeout\n\t\ttimeout %s\n\t}\n", s.name, address, address, straySize, spell(strayTimeout))
+	fmt.Fprintf(w, "\n\tset %s {\n\t\ttype %s\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %s\n\t}\n", s.name,
+		typeNames(s.keyTypes()), straySize, spell(strayTimeout))
 }
 
 // remember puts the packet's connection into the set. When the set is full it doesn't match.
