@@ -39,19 +39,19 @@ func (l *loop) scanning(now time.Time) walk {
 	if l.census != nil && now.Sub(l.census.Time) < pause {
 		return nil
 	}
-	options.Silence = l.silence()
+	options.Silences = l.silences()
 	return scanWalk{options}
 }
 
-// silence asks a scan how long conversations are silent, of those that tighten could cut.
-func (l *loop) silence() *conntrack.Silence {
+// silences asks a scan how long conversations are silent, of those that tighten could cut.
+func (l *loop) silences() *conntrack.SilenceOptions {
 	floors := policy.WatchedFloors(l.config.Policy.Floors, l.facts.Admin)
 	if len(floors) == 0 {
 		return nil
 	}
 	inForce := l.inForce()
 	maps.DeleteFunc(inForce, func(name string, _ int) bool { _, timeout := l.config.Policy.Floors[name]; return !timeout })
-	return &conntrack.Silence{InForce: inForce, Floors: floors}
+	return &conntrack.SilenceOptions{InForce: inForce, Floors: floors}
 }
 
 // learnPause returns how long to rest between two scans to learn from: not long while little is known.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Explain says in a few lines why the source of prefix is, or is not, limited.
@@ -73,7 +74,7 @@ func (m *Machine) explainRole(prefix netip.Prefix, say func(string, ...any)) {
 		i := slices.IndexFunc(s.Inside, prefix.Overlaps)
 		say("taken for an inside host: this host forwards for %s", s.Inside[i])
 	default:
-		say("taken for somebody outside: this host forwards for %s only", listed(s.Inside))
+		say("taken for somebody outside: this host forwards for %s only", NamePrefixes(s.Inside, 3))
 	}
 	if m.census == nil {
 		return
@@ -90,16 +91,14 @@ func (m *Machine) explainRole(prefix netip.Prefix, say func(string, ...any)) {
 	}
 }
 
-// listed names the first of some prefixes.
-func listed(list []netip.Prefix) string {
-	text := ""
-	for i, p := range list[:min(3, len(list))] {
-		if i > 0 {
-			text += ", "
-		}
-		text += p.String()
+// NamePrefixes names the first so many of a list, and says how many more there are.
+func NamePrefixes(list []netip.Prefix, most int) string {
+	var names []string
+	for _, p := range list[:min(most, len(list))] {
+		names = append(names, p.String())
 	}
-	if more := len(list) - 3; more > 0 {
+	text := strings.Join(names, ", ")
+	if more := len(list) - len(names); more > 0 {
 		text += fmt.Sprintf(" and %d more", more)
 	}
 	return text

@@ -249,8 +249,8 @@ func (f *offenders) limit(events []Event, now time.Time, a usage, c Config) []Ev
 		Reason: fmt.Sprintf("%s for %s: %s", of.limit, span, of.limit.Reason)})
 }
 
-// mostPeers is how many of those who answered an inside host go free.
-const mostPeers = 256
+// MostPeers is how many of those who answered an inside host go free.
+const MostPeers = 256
 
 // widen takes in what an inside host opens too much of, beside what a limit in force has already: a scan goes on from
 // port to port.
@@ -288,7 +288,7 @@ func (f *offenders) meet(usages []usage, now time.Time) {
 		}
 		peers := slices.Clone(of.limit.Peers)
 		for _, addr := range a.Look.Peers {
-			if len(peers) < mostPeers && !slices.Contains(peers, addr) {
+			if len(peers) < MostPeers && !slices.Contains(peers, addr) {
 				peers = append(peers, addr)
 			}
 		}

@@ -106,7 +106,7 @@ func (t *tighten) want(s situation, p *Posture) []Event {
 	oneSided := s.oneSided()
 	for name, floor := range s.cfg.Floors {
 		if far, longer := gatewayFloors[name]; longer && s.forwards() && floor == serverFloors[name] {
-			floor = far // of a host that is found to be a gateway; what the file says of a floor counts
+			floor = far // of a host that is found to be a gateway, unless the file says another floor
 		}
 		if oneSided && slices.Contains(unanswered[:], name) {
 			continue

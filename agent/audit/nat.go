@@ -3,6 +3,8 @@ package audit
 import (
 	"fmt"
 	"strings"
+
+	"ctguard/policy"
 )
 
 // sourcePorts is how many ports the kernel takes from where a flow's own is taken: those from 1024 on
@@ -39,14 +41,7 @@ func inside(f *Facts) string {
 	if len(f.Rules.Inside) == 0 {
 		return "nobody; if it is a gateway all the same, set profile = \"nat-gateway\""
 	}
-	var list []string
-	for _, p := range f.Rules.Inside {
-		list = append(list, p.String())
-	}
-	if more := len(list) - 5; more > 0 {
-		list = append(list[:5:5], fmt.Sprintf("%d more networks", more))
-	}
-	return strings.Join(list, ", ")
+	return policy.NamePrefixes(f.Rules.Inside, 5)
 }
 
 // judgePorts looks for public addresses that run out of source ports.

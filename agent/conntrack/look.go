@@ -12,9 +12,8 @@ import (
 // source does that holds one in a hundred.
 const (
 	lookSize  = SampleSize
-	mostLook  = 8   // classes of one source that are told
-	leastLook = 16  // entries of a source that say something
-	mostPeers = 256 // of one source
+	mostLook  = 8  // classes of one source that are told
+	leastLook = 16 // entries of a source that say something
 )
 
 // roleOf tells what this host has to do with an entry. An answer that comes from elsewhere than where the question went
@@ -113,7 +112,7 @@ func (k *look) at(e *entry, source address, class policy.Class) {
 // peer notes who answered a source.
 func (k *look) peer(source, to address) {
 	known, wanted := k.peers[source]
-	if addr := to.netip(); wanted && len(known) < mostPeers && !slices.Contains(known, addr) {
+	if addr := to.netip(); wanted && len(known) < policy.MostPeers && !slices.Contains(known, addr) {
 		k.peers[source] = append(known, addr)
 	}
 }

@@ -32,12 +32,12 @@ type ScanOptions struct {
 	V4Bits, V6Bits int           // prefix lengths that make a source; 0 means 32 and 64
 	// IPv6 addresses in whose networks of V6Bits each address is a source of its own: a router's in its LAN
 	Apart      []netip.Addr
-	Own        []netip.Prefix // this host's own addresses: without them no entry is asked for its role
-	Inside     []netip.Prefix // networks that this host forwards for: their hosts are looked closer at
-	Closer     []netip.Prefix // of them, those of whom it matters who answered
-	OneSided   bool           // TCP without answers counts as assured: this host sees one direction of it
-	MaxSources int            // sources listed, largest first; 0 means 1024
-	Silence    *Silence       // nil to look for no silences; see [policy.Census.Silences]
+	Own        []netip.Prefix  // this host's own addresses: without them no entry is asked for its role
+	Inside     []netip.Prefix  // networks that this host forwards for: their hosts are looked closer at
+	Closer     []netip.Prefix  // of them, those of whom it matters who answered
+	OneSided   bool            // TCP without answers counts as assured: this host sees one direction of it
+	MaxSources int             // sources listed, largest first; 0 means 1024
+	Silences   *SilenceOptions // nil to look for no silences; see [policy.Census.Silences]
 }
 
 func (o ScanOptions) withDefaults() ScanOptions {
@@ -76,17 +76,17 @@ func (t *Table) Scan(ctx context.Context, o ScanOptions) (*policy.Census, error)
 	}
 	y := &t.tally
 	y.reset(o, expect)
-	if y.listener = nil; o.Silence != nil {
-		y.listener = &t.listener
-		y.listener.begin(*o.Silence, start)
+	if y.silences = nil; o.Silences != nil {
+		y.silences = &t.silences
+		y.silences.begin(*o.Silences, start)
 	}
 	end, err := t.walk(ctx, part{}, deadline(o.Budget), y.add)
 	c := y.census()
 	c.Total, c.Whole = max(total, c.Seen), end.whole
 	c.Time = time.Now()
 	c.Took = c.Time.Sub(start)
-	if y.listener != nil {
-		c.Silences = y.listener.end()
+	if y.silences != nil {
+		c.Silences = y.silences.end()
 	}
 	return c, err
 }
@@ -105,7 +105,7 @@ type tally struct {
 	portsTouched [numPortTables]bool
 	oneWay       []policy.OneWayFlow
 	look         look
-	listener     *listener // nil unless silences are looked for
+	silences     *silences // nil unless silences are looked for
 }
 
 // mostOneWay is how many one-way flows a census lists: enough to see whether some of them are renewed.
@@ -178,8 +178,8 @@ func (y *tally) add(e *entry) bool {
 		y.portsTouched[i] = true
 		y.ports[i][e.orig.dstPort].add(e)
 	}
-	if y.listener != nil {
-		y.listener.look(e)
+	if y.silences != nil {
+		y.silences.look(e)
 	}
 	source := y.source(e.orig.src)
 	y.look.at(e, source, class)

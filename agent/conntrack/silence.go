@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Silence tells a scan to look for conversations that go on after they were silent for long.
-type Silence struct {
+// SilenceOptions has a scan look for conversations that go on after they were silent for long.
+type SilenceOptions struct {
 	InForce map[string]int // timeouts as they are in force, in seconds by sysctl name
 	Floors  map[string]int // what is worth to know: silences of three quarters of this and more, likewise
 }
@@ -16,9 +16,9 @@ type Silence struct {
 // mostly the same ones.
 const mostQuiet = 1024
 
-// listener finds conversations that go on after a silence, in the scans of one table.
-type listener struct {
-	asked    Silence
+// silences finds conversations that go on after a silence, in the scans of one table.
+type silences struct {
+	asked    SilenceOptions
 	at       time.Time // of this scan
 	since    time.Time // when the timeouts in force were first seen: what was set under others tells nothing
 	inForce  *limits
@@ -38,7 +38,7 @@ type quiet struct {
 }
 
 // begin starts a scan.
-func (q *listener) begin(asked Silence, now time.Time) {
+func (q *silences) begin(asked SilenceOptions, now time.Time) {
 	if q.since.IsZero() || !maps.Equal(asked.InForce, q.asked.InForce) || !maps.Equal(asked.Floors, q.asked.Floors) {
 		q.asked, q.since, q.before = asked, now, nil
 		q.names = slices.Sorted(maps.Keys(asked.Floors))
@@ -53,7 +53,7 @@ func (q *listener) begin(asked Silence, now time.Time) {
 }
 
 // look takes one entry in.
-func (q *listener) look(e *entry) {
+func (q *silences) look(e *entry) {
 	limit, floor := q.inForce.of(e), q.floors.of(e)
 	if limit == noTimeout || floor == noTimeout || e.timeout > limit ||
 		e.protoInfo == protoInfoTCP && limit > q.repeats && e.timeout <= q.repeats {
@@ -85,13 +85,13 @@ func (q *listener) look(e *entry) {
 
 // spoke says whether a packet came for an entry between the scans: it has been silent for less than it would have been.
 // The kernel says whole seconds.
-func (q *listener) spoke(was quiet, silent uint32) bool {
+func (q *silences) spoke(was quiet, silent uint32) bool {
 	between := uint32(q.at.Sub(q.previous) / time.Second)
 	return silent+1 < was.silent+between
 }
 
 // end ends the scan and returns the longest silence, in seconds, after which a conversation went on, by timeout.
-func (q *listener) end() map[string]int {
+func (q *silences) end() map[string]int {
 	q.before, q.previous = q.now, q.at
 	return q.longest
 }

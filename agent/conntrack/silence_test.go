@@ -41,9 +41,9 @@ func TestSilenceOnTheWire(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { near.Close() })
-	asked := Silence{InForce: map[string]int{udpTimeout: 20}, Floors: map[string]int{udpTimeout: 3}}
+	asked := SilenceOptions{InForce: map[string]int{udpTimeout: 20}, Floors: map[string]int{udpTimeout: 3}}
 	scan := func() map[string]int {
-		c, err := table.Scan(t.Context(), ScanOptions{Silence: &asked})
+		c, err := table.Scan(t.Context(), ScanOptions{Silences: &asked})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +57,7 @@ func TestSilenceOnTheWire(t *testing.T) {
 	}
 	speak()
 	began := time.Now()
-	for len(table.listener.before) == 0 {
+	for len(table.silences.before) == 0 {
 		if found := scan(); len(found) > 0 || time.Since(began) > 10*time.Second {
 			t.Fatalf("after %s: %v", time.Since(began), found)
 		}
@@ -74,7 +74,7 @@ func TestSilenceOnTheWire(t *testing.T) {
 func TestNoSilence(t *testing.T) {
 	const established = tcpTimeout + "established"
 	start := time.Unix(1000, 0)
-	asked := Silence{Floors: map[string]int{established: 100, udpTimeout: 30},
+	asked := SilenceOptions{Floors: map[string]int{established: 100, udpTimeout: 30},
 		InForce: map[string]int{established: 1000, udpTimeout: 60, tcpTimeout + "max_retrans": 200}}
 	tcp := func(id byte, left uint32) entry {
 		e := entry{timeout: left, state: tcpEstablished, protoInfo: protoInfoTCP, status: statusSeenReply | statusAssured}
@@ -91,7 +91,7 @@ func TestNoSilence(t *testing.T) {
 	for _, one := range []struct {
 		name          string
 		first, second entry
-		again         Silence
+		again         SilenceOptions
 		uptime        time.Duration // before the first look
 		want          int
 	}{
@@ -105,7 +105,7 @@ func TestNoSilence(t *testing.T) {
 		{"repeats itself", tcp(1, 150), tcp(1, 999), asked, time.Hour, 0},
 		{"another timeout's", udp(1, 20), tcp(1, 999), asked, time.Hour, 0},
 	} {
-		var l listener
+		var l silences
 		l.begin(asked, start)
 		l.end()
 		l.begin(asked, start.Add(one.uptime))

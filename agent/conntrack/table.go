@@ -32,7 +32,7 @@ type Table struct {
 	buf      []byte
 	entry    entry
 	tally    tally
-	listener listener
+	silences silences
 
 	statsMu sync.Mutex
 	stats   *socket

@@ -140,14 +140,7 @@ func printRoles(w io.Writer, s control.Status) {
 	if len(s.Inside) == 0 {
 		return
 	}
-	var list []string
-	for _, p := range s.Inside[:min(3, len(s.Inside))] {
-		list = append(list, p.String())
-	}
-	text := "inside: " + strings.Join(list, ", ")
-	if more := len(s.Inside) - len(list); more > 0 {
-		text += fmt.Sprintf(" and %d more", more)
-	}
+	text := "inside: " + policy.NamePrefixes(s.Inside, 3)
 	if s.Holders != nil && len(s.Holders.Roles) > 0 {
 		text += "; entries:"
 		for r := range policy.NumRoles {

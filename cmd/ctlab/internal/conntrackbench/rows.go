@@ -79,8 +79,8 @@ func (b *bench) whole() error {
 	if err != nil {
 		return err
 	}
-	b.report.row("whole scan, against an unread dump", fmt.Sprintf("%.2f ×", ratio(ours, dump)), "≤ 1.10 ×", median(ours),
-		median(dump))
+	b.report.row("whole scan, against an unread dump", fmt.Sprintf("%.2f ×", ratio(ours, dump)), "≤ 1.10 ×",
+		median(ours), median(dump))
 	ours, lib, err := b.pairs(b.scan, b.library, nil)
 	if err != nil {
 		return err

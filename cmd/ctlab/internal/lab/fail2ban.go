@@ -48,8 +48,8 @@ usedns = no
 findtime = 5
 maxretry = 100
 bantime = 60
-action = nftables[type=custom, rule_match-custom="meta l4proto { tcp, udp }", protocol=tcp, chain_hook=prerouting, blocktype=drop]
-`,
+action = nftables[type=custom, rule_match-custom="meta l4proto { tcp, udp }", protocol=tcp, ` +
+		"chain_hook=prerouting, blocktype=drop]\n",
 }
 
 const (
