@@ -85,7 +85,7 @@ func (l *loop) retiring(now time.Time) walk {
 		services = nil // one that speaks again needs the entry of the question
 	}
 	return retireWalk{conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Dead: wanted.Dead,
-		Services: services, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
+		Most: wanted.Most, Services: services, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
 }
 
 // retireWalk lets finished entries go.

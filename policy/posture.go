@@ -56,6 +56,7 @@ func (p Posture) HasRules() bool {
 type Retirement struct {
 	Silent time.Duration // after how long without a packet; 0: none go
 	Dead   bool          // also what this host asked for and nobody answers
+	Most   int           // at one go, 0 for all: each costs those who open connections meanwhile a moment
 }
 
 // Budget is how many flows of a class may be opened; those that there are go on.

@@ -125,14 +125,15 @@ const (
 	finishedAfter       = 5 * time.Second
 	finishedAfterInNeed = 2 * time.Second
 	inNeed              = 90   // percent of pressure
+	mostFinished        = 5000 // at one go: a tenth of a second's work
 	deadPart            = 0.05 // part of the entries that unanswered SYNs must be for a pass of their own
 )
 
 // retire says which finished entries go: this comes before anybody is limited, and nobody loses by it.
 func (t *tighten) retire(s situation) Retirement {
-	r := Retirement{Silent: finishedAfter}
+	r := Retirement{Silent: finishedAfter, Most: mostFinished}
 	if s.pressure >= inNeed {
-		r.Silent = finishedAfterInNeed
+		r.Silent, r.Most = finishedAfterInNeed, 0
 	}
 	if s.Census != nil {
 		t.dead = float64(s.Census.TCPStates[tcpSynSent]) > deadPart*float64(s.Census.Seen)

@@ -27,6 +27,7 @@ type changes struct {
 	flags   uint16        // besides NLM_F_REQUEST
 	rate    *rate.Limiter // changes per second, or nil
 	limit   int           // changes per batch
+	atOnce  bool          // delete also what a connection may begin over; see lastSecond
 	current *batch        // what add collects
 	work    chan *batch   // to the sender
 	idle    chan *batch   // back from it
@@ -97,12 +98,17 @@ func newBatch() *batch {
 // add queues one change, attributes that name the entry and, for an update, say what is new. It says whether
 // there is any use in more.
 func (c *changes) add(family uint8, attributes ...[]byte) (more bool) {
+	return c.addAs(c.kind, family, attributes...)
+}
+
+// addAs is add for a change of another kind.
+func (c *changes) addAs(kind uint16, family uint8, attributes ...[]byte) (more bool) {
 	if c.err != nil || c.limit <= 0 {
 		return c.err == nil
 	}
 	b := c.current
 	start := len(b.messages)
-	b.messages = appendMessage(b.messages, c.kind, c.flags, uint32(b.n), family, 0)
+	b.messages = appendMessage(b.messages, kind, c.flags, uint32(b.n), family, 0)
 	for _, a := range attributes {
 		b.messages = append(b.messages, a...)
 	}
@@ -115,9 +121,35 @@ func (c *changes) add(family uint8, attributes ...[]byte) (more bool) {
 	return c.err == nil
 }
 
-// delete queues the deletion of an entry.
+// lastSecond is what an entry over which a connection may begin again is left with, in seconds. To delete it would end
+// a connection that begins with the same ports in the moment between the dump and the deletion: the kernel frees the
+// old entry, takes the same memory for the new one, and so gives it the same id (tcp_in_window and nf_ct_get_id in
+// net/netfilter/). A connection that begins sets its own time with its next packet, and repeats its SYN within this
+// one if that is late (RFC 6298, 2).
+const lastSecond = 1
+
+var lastSecondAttr = timeoutAttr(nil, lastSecond)
+
+// delete queues the deletion of an entry; one over which a connection may begin again runs out instead.
 func (c *changes) delete(e *entry) (more bool) {
+	if e.mayBeginAgain() && !c.atOnce {
+		return c.end(e)
+	}
 	return c.add(e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), e.bytes(e.idSpan))
+}
+
+// end has an entry run out.
+func (c *changes) end(e *entry) (more bool) {
+	return c.addAs(msgNew, e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), lastSecondAttr)
+}
+
+// deleteRecord is delete for what is remembered of an entry.
+func (c *changes) deleteRecord(r *record) {
+	if r.mayBeginAgain && !c.atOnce {
+		c.addAs(msgNew, r.family, r.attributes(), lastSecondAttr)
+		return
+	}
+	c.add(r.family, r.attributes())
 }
 
 // close sends the rest, waits for all answers and returns the first error.

@@ -70,6 +70,7 @@ func (t *Table) Remove(
 	defer t.mu.Unlock()
 	m, spared, counted := newMatcher(f), newPrefixSet(spare), 0
 	n, err = t.change(ctx, msgDelete, r, func(queue *changes) error {
+		queue.atOnce = true // somebody has asked for just that
 		_, err := t.walk(ctx, t.part(f), deadline(0), func(e *entry) bool {
 			switch {
 			case !m.wants(e) || spared.contains(e.orig.src):

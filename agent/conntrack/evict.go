@@ -19,6 +19,7 @@ import (
 type Eviction struct {
 	Caps      []policy.Cap
 	Selectors []policy.Selector
+	AtOnce    bool                  // closed TCP too is gone at once, not a second later
 	OneSided  bool                  // TCP without answers counts as assured; see ScanOptions
 	Local     func(netip.Addr) bool // whether an address is this host's own; needed for Selectors
 	Own       []netip.Prefix        // what is this host's own; needed for Cap.SpareForward
@@ -34,9 +35,9 @@ var heapLimit = 1 << 17 // tests lower it
 
 // Evict deletes, of each capped source, the entries above Cap.Keep: unreplied ones first, then
 // half-open, closing, replied and assured ones, and of each class those that would expire soonest,
-// because they have been idle for longest. It deletes while the dump runs and stops exactly at Keep
-// as far as the dump is exact. Of the selectors' traffic it deletes every entry that carries no NAT
-// and has no helper: freeing those would cut them.
+// because they have been idle for longest. Closed TCP, over which a connection may begin again, runs out a second
+// later. It deletes while the dump runs and stops exactly at Keep as far as the dump is exact. Of
+// the selectors' traffic it deletes every entry that carries no NAT and has no helper: freeing those would cut them.
 //
 // Sources whose Keep is so large that their entries would not fit the memory bound are counted in a
 // pass of their own before.
@@ -60,7 +61,7 @@ func (t *Table) Evict(ctx context.Context, v Eviction) (deleted int, err error) 
 		x.aim()
 	}
 	deleted, err = t.change(ctx, msgDelete, v.Rate, func(queue *changes) error {
-		x.queue = queue
+		x.queue, queue.atOnce = queue, x.atOnce
 		if v.Progress != nil {
 			queue.done = func() { v.Progress.Add(1) }
 		}
@@ -139,11 +140,12 @@ type evictor struct {
 	selection selection
 	queue     *changes
 	counting  bool // there are sources to be counted first
+	atOnce    bool
 }
 
 func newEvictor(v Eviction) *evictor {
 	x := &evictor{spare: newPrefixSet(v.Spare), own: newPrefixSet(v.Own), timeouts: newLimits(v.Timeouts),
-		selection: newSelection(v.Selectors, v.Local)}
+		atOnce: v.AtOnce, selection: newSelection(v.Selectors, v.Local)}
 	caps := slices.Clone(v.Caps)
 	slices.SortStableFunc(caps, func(a, b policy.Cap) int { return a.Keep - b.Keep })
 	room := heapLimit
@@ -168,6 +170,9 @@ func (x *evictor) find(e *entry) *target {
 	return &x.targets[i]
 }
 
+// passes says whether an entry goes already.
+func (x *evictor) passes(e *entry) bool { return e.goes() && !x.atOnce }
+
 // stays says whether an entry of a target may not be touched.
 func (x *evictor) stays(q *target, e *entry, at rank) bool {
 	if at>>32 == rank(policy.Assured) &&
@@ -184,7 +189,7 @@ const recent = 60
 // count looks at an entry of the counting pass.
 func (x *evictor) count(e *entry) bool {
 	q := x.find(e)
-	if q == nil || q.counted == nil || x.selection.frees(e) && !x.spare.contains(e.orig.src) {
+	if q == nil || q.counted == nil || x.passes(e) || x.selection.frees(e) && !x.spare.contains(e.orig.src) {
 		return true
 	}
 	if at := q.rank(e); x.stays(q, e, at) {
@@ -208,6 +213,9 @@ func (x *evictor) aim() {
 
 // visit decides on one entry and queues what goes. It says whether the dump is still needed.
 func (x *evictor) visit(e *entry) bool {
+	if x.passes(e) {
+		return true
+	}
 	if x.selection.frees(e) && !x.spare.contains(e.orig.src) {
 		return x.queue.delete(e)
 	}
@@ -241,7 +249,7 @@ func (x *evictor) fix(q *target) {
 			return
 		}
 		_, r := q.ranks.least()
-		x.queue.add(r.family, r.attributes())
+		x.queue.deleteRecord(r)
 		q.ranks.drop()
 	}
 }
@@ -250,7 +258,7 @@ func (x *evictor) fix(q *target) {
 func (x *evictor) contest(q *target, e *entry, at rank) {
 	if q.ranks.len() > 0 {
 		if least, r := q.ranks.least(); least < at {
-			x.queue.add(r.family, r.attributes())
+			x.queue.deleteRecord(r)
 			q.ranks.replaceLeast(e, at)
 			return
 		}
@@ -265,7 +273,7 @@ func (x *evictor) contest(q *target, e *entry, at rank) {
 func (t *Table) EvictPrefix(ctx context.Context, p netip.Prefix, spare []netip.Prefix) (int, error) {
 	overlaps := func(s netip.Prefix) bool { return s.Overlaps(p) }
 	if !p.IsSingleIP() || slices.ContainsFunc(spare, overlaps) || !t.capabilities().FilteredFlush.of(p.Addr()) {
-		return t.Evict(ctx, Eviction{Caps: []policy.Cap{{Prefix: p}}, Spare: spare})
+		return t.Evict(ctx, Eviction{Caps: []policy.Cap{{Prefix: p}}, Spare: spare, AtOnce: true})
 	}
 	before, err := t.Count()
 	if err != nil {

@@ -86,6 +86,15 @@ func (e *entry) id() uint32 {
 	return 0
 }
 
+// mayBeginAgain reports whether a SYN with the same ports would end this entry and begin another one
+// (nf_conntrack_tcp_packet in net/netfilter/nf_conntrack_proto_tcp.c).
+func (e *entry) mayBeginAgain() bool {
+	return e.protoInfo == protoInfoTCP && (e.state == tcpTimeWait || e.state == tcpClose)
+}
+
+// goes reports whether an earlier pass has let such an entry run out.
+func (e *entry) goes() bool { return e.mayBeginAgain() && e.timeout <= lastSecond }
+
 // parse fills e from the payload of one message and says whether it holds an entry. Attributes that
 // it does not know are skipped; a message that is cut off keeps what came before the cut, and
 // counts as an entry if the original tuple did.

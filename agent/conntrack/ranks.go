@@ -31,16 +31,17 @@ const recordBytes = 108
 
 // record is an entry kept for later: what a delete request needs.
 type record struct {
-	family uint8
-	n      uint8
-	b      [recordBytes]byte
+	family        uint8
+	mayBeginAgain bool
+	n             uint8
+	b             [recordBytes]byte
 }
 
 // set copies what names e and says whether it fitted.
 func (r *record) set(e *entry) bool {
 	b := append(r.b[:0], e.bytes(e.tupleSpan)...)
 	b = append(append(b, e.bytes(e.zoneSpan)...), e.bytes(e.idSpan)...)
-	r.family, r.n = e.family, uint8(min(len(b), recordBytes))
+	r.family, r.mayBeginAgain, r.n = e.family, e.mayBeginAgain(), uint8(min(len(b), recordBytes))
 	return len(b) <= recordBytes
 }
 

@@ -57,7 +57,7 @@ func TestRetime(t *testing.T) {
 	} {
 		func() { // not a subtest: those have threads, and so namespaces, of their own
 			if _, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: prefix("0.0.0.0/0")},
-				{Prefix: prefix("::/0")}}}); err != nil {
+				{Prefix: prefix("::/0")}}, AtOnce: true}); err != nil {
 				t.Fatal(err)
 			}
 			fill(t, c.flow)

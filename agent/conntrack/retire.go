@@ -22,8 +22,9 @@ type Retirement struct {
 	Local    func(netip.Addr) bool // whether an address is this host's own; nil means that none is
 	// also what this host asked for and nobody answers: a pass of its own over unanswered entries
 	Dead     bool
-	Rate     *rate.Limiter  // deletions per second, nil for no bound
-	Progress *atomic.Uint64 // grows with each entry deleted while Retire runs; nil if nobody watches
+	Most     int            // entries of one pass, 0 for all
+	Rate     *rate.Limiter  // changes per second, nil for no bound
+	Progress *atomic.Uint64 // grows with each entry that goes while Retire runs; nil if nobody watches
 }
 
 // UDP ports of protocols in which a question has one answer and a mapping is not used again after it:
@@ -37,9 +38,9 @@ const (
 // lifetime of its own. Entries that have a helper themselves stay too.
 const statusKept = statusExpected | statusFixedTimeout | statusOffload | statusHWOffload
 
-// Retire deletes the entries of conversations that are over, whoever owns them, translated or not, and
-// returns how many. The next packet of such a conversation, if there is one, makes a new entry by the
-// same rules, so nobody loses anything:
+// Retire lets the entries of conversations that are over go, whoever owns them, translated or not, and
+// returns how many. They run out a second later, so nobody loses anything: the next packet of such a conversation, if
+// there is one, renews its entry, or makes a new one by the same rules.
 //
 //   - TCP in TIME_WAIT, or closed by a reset
 //   - ICMP and ICMPv6 echo that was answered
@@ -51,27 +52,35 @@ const statusKept = statusExpected | statusFixedTimeout | statusOffload | statusH
 // A half-closed connection is not over: data may still go the other way.
 //
 // The kernel leaves out of the dump what was never answered, so a flood of such entries costs next to
-// nothing. When ctx ends or the kernel fails, Retire returns what was deleted until then beside the error.
-func (t *Table) Retire(ctx context.Context, r Retirement) (deleted int, err error) {
+// nothing. When ctx ends or the kernel fails, Retire returns how many it let go until then beside the error.
+func (t *Table) Retire(ctx context.Context, r Retirement) (retired int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := newFinished(r)
-	deleted, err = t.change(ctx, msgDelete, r.Rate, func(queue *changes) error {
+	left := r.Most
+	end := func(queue *changes, e *entry) bool {
+		if e.timeout <= lastSecond {
+			return true // it goes already
+		}
+		left--
+		return queue.end(e) && left != 0
+	}
+	retired, err = t.change(ctx, msgNew, r.Rate, func(queue *changes) error {
 		if r.Progress != nil {
 			queue.done = func() { r.Progress.Add(1) }
 		}
-		over := func(e *entry) bool { return !f.over(e) || queue.delete(e) }
+		over := func(e *entry) bool { return !f.over(e) || end(queue, e) }
 		if _, err := t.walk(ctx, part{has: statusSeenReply}, deadline(0), over); err != nil || !r.Dead {
 			return err
 		}
-		dead := func(e *entry) bool { return !f.dead(e) || queue.delete(e) }
+		dead := func(e *entry) bool { return !f.dead(e) || end(queue, e) }
 		_, err := t.walk(ctx, part{lacks: statusSeenReply}, deadline(0), dead)
 		return err
 	})
 	if err != nil {
 		err = fmt.Errorf("retire finished entries: %w", err)
 	}
-	return deleted, err
+	return retired, err
 }
 
 // finished recognizes entries of conversations that are over.

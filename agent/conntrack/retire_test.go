@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"ctguard/agent/conntrack/conntrackfill"
+	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/policy"
 )
 
@@ -81,10 +83,41 @@ func TestRetire(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if left := len(dump(t, table)); (left == 0) != c.goes || (n == 1) != c.goes || progress.Load() != uint64(n) {
-				t.Errorf("retired %d (progress %d), %d left; goes should be %t", n, progress.Load(), left, c.goes)
+			left := dump(t, table)
+			goes := len(left) == 1 && left[0].timeout <= lastSecond
+			if goes != c.goes || (n == 1) != c.goes || progress.Load() != uint64(n) {
+				t.Errorf("retired %d (progress %d), left %+v; goes should be %t", n, progress.Load(), left, c.goes)
 			}
 		})
+	}
+}
+
+// What is over runs out in a moment, so many entries at one go; a connection that begins with the same ports meanwhile
+// lives, though it looks like the entry that was to go.
+func TestRetireSparesWhoBeginsAgain(t *testing.T) {
+	table := openTable(t)
+	over := tcp("192.0.2.1", 3, tcpTimeWait, busy, 100)
+	fill(t, over...)
+	r := Retirement{Timeouts: map[string]int{"nf_conntrack_tcp_timeout_time_wait": 120}, Silent: time.Second, Most: 2}
+	for _, want := range []int{2, 1, 0} {
+		if n, err := table.Retire(t.Context(), r); err != nil || n != want {
+			t.Fatalf("%d retired (%v), want %d", n, err, want)
+		}
+	}
+	again := over[1]
+	if err := conntracktest.Run(fmt.Sprintf("conntrack -U -p tcp -s %s -d %s --orig-port-src %d --orig-port-dst %d -t 300",
+		again.Src, again.Dst, again.SrcPort, again.DstPort)); err != nil {
+		t.Fatal(err) // what its next packet does
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for left := dump(t, table); len(left) != 1; left = dump(t, table) {
+		if time.Now().After(deadline) {
+			t.Fatalf("left: %+v", left)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if left := dump(t, table); left[0].orig.srcPort != again.SrcPort {
+		t.Errorf("left: %+v", left)
 	}
 }
 
