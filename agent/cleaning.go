@@ -85,7 +85,8 @@ func (l *loop) retiring(now time.Time) walk {
 		services = nil // one that speaks again needs the entry of the question
 	}
 	return retireWalk{conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Ports: wanted.Ports,
-		Dead: wanted.Dead, Most: wanted.Most, Services: services, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
+		Dead: wanted.Dead, Most: wanted.Most, Services: services,
+		Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
 }
 
 // retireWalk lets finished entries go.

@@ -126,7 +126,7 @@ func TestRetireKeepsPorts(t *testing.T) {
 		m.exchange(t, "10.0.0.2", 50000+port, false)
 	}
 	table := m.table
-	retire := Retirement{Timeouts: map[string]int{"nf_conntrack_tcp_timeout_time_wait": 120, "nf_conntrack_tcp_timeout_last_ack": 30},
+	retire := Retirement{Timeouts: map[string]int{"nf_conntrack_tcp_timeout_time_wait": 120},
 		Silent: time.Second, Ports: time.Minute}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
