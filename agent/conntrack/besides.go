@@ -1,7 +1,7 @@
 package conntrack
 
-// Besides is what an eviction does on its way, so that no pass of its own is needed for it: most of what a pass costs is
-// the kernel's work for sending the entries.
+// Besides is what an eviction does on its way, so that no pass of its own is needed for it: most of what a pass costs
+// is the kernel's work for sending the entries.
 type Besides struct {
 	Retire *Retirement // what is finished runs out, as [Table.Retire] has it; nil for nothing
 	Retime *Retiming   // what has more time left than that gets it, as [Table.Retime] has it; nil for nothing

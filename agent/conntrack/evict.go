@@ -194,7 +194,8 @@ const recent = 60
 // count looks at an entry of the counting pass.
 func (x *evictor) count(e *entry) bool {
 	q := x.find(e)
-	if q == nil || q.counted == nil || x.passes(e) || x.besides.retires(e) || x.selection.frees(e) && !x.spare.contains(e.orig.src) {
+	if q == nil || q.counted == nil || x.passes(e) || x.besides.retires(e) ||
+		x.selection.frees(e) && !x.spare.contains(e.orig.src) {
 		return true
 	}
 	if at := q.rank(e); x.stays(q, e, at) {
