@@ -84,8 +84,9 @@ func (l *loop) retiring(now time.Time) walk {
 	if l.facts.FiltersOutput {
 		services = nil // one that speaks again needs the entry of the question
 	}
-	return retireWalk{conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Dead: wanted.Dead,
-		Most: wanted.Most, Services: services, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
+	return retireWalk{conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Ports: wanted.Ports,
+		Dead: wanted.Dead, Most: wanted.Most, Services: services,
+		Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
 }
 
 // retireWalk lets finished entries go.

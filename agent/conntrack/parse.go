@@ -319,17 +319,26 @@ func (e *entry) parseProtoInfo(b []byte) {
 
 // unacked says whether TCP data waits for an acknowledgement, in either direction.
 func (e *entry) unacked() bool {
+	orig, reply := e.tcpFlags()
+	return (orig|reply)&tcpUnacknowledged != 0
+}
+
+// tcpFlags returns the IP_CT_TCP_FLAGs of both directions, 0 of what is not TCP.
+func (e *entry) tcpFlags() (orig, reply uint8) {
 	if e.protoInfo != protoInfoTCP {
-		return false
+		return 0, 0
 	}
 	_, inner, _, _ := attr(e.bytes(e.infoSpan))
 	for {
 		kind, value, rest, ok := attr(inner)
 		if !ok {
-			return false
+			return orig, reply
 		}
-		if (kind == protoInfoFlagsOrig || kind == protoInfoFlagsRepl) && beUint8(value)&tcpUnacknowledged != 0 {
-			return true
+		switch kind {
+		case protoInfoFlagsOrig:
+			orig = beUint8(value)
+		case protoInfoFlagsRepl:
+			reply = beUint8(value)
 		}
 		inner = rest
 	}
