@@ -95,10 +95,15 @@ type tighten struct {
 	plain
 	peak   float64 // the worst pressure of the last settle time
 	peakAt time.Time
+	none   bool // as good as no entry is finished
 	dead   bool // many SYNs wait for an answer
 }
 
 func (t *tighten) want(s situation, p *Posture) []Event {
+	if c := s.Census; c != nil {
+		t.none = float64(c.Classes[Closing]+c.Classes[Replied]) < finishedPart*float64(c.Seen)
+		t.dead = float64(c.TCPStates[tcpSynSent]) > deadPart*float64(c.Seen)
+	}
 	if !s.works {
 		return nil
 	}
@@ -128,6 +133,7 @@ const (
 	inNeed              = 90               // percent of pressure
 	portsFinishedAfter  = 60 * time.Second // TCP_TIMEWAIT_LEN in include/net/tcp.h: so long the far end waits
 	mostFinished        = 5000             // at one go: a tenth of a second's work
+	finishedPart        = 0.02             // part of the entries that may be finished, for a pass to be worth it
 	deadPart            = 0.05             // part of the entries that unanswered SYNs must be for a pass of their own
 )
 
@@ -137,10 +143,10 @@ func (t *tighten) retire(s situation) Retirement {
 	if s.pressure >= inNeed {
 		r = Retirement{Silent: finishedAfterInNeed, Ports: finishedAfterInNeed}
 	}
-	if s.Census != nil {
-		t.dead = float64(s.Census.TCPStates[tcpSynSent]) > deadPart*float64(s.Census.Seen)
-	}
 	r.Dead = t.dead && !s.oneSided()
+	if t.none && !r.Dead {
+		return Retirement{} // the pass would cost more than it brings
+	}
 	return r
 }
 

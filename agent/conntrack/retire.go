@@ -61,25 +61,16 @@ const statusKept = statusExpected | statusFixedTimeout | statusOffload | statusH
 func (t *Table) Retire(ctx context.Context, r Retirement) (retired int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	f := newFinished(r)
-	left := r.Most
-	end := func(queue *changes, e *entry) bool {
-		if e.timeout <= lastSecond {
-			return true // it goes already
-		}
-		left--
-		return queue.end(e) && left != 0
-	}
+	x := newRetirer(r)
 	retired, err = t.change(ctx, msgNew, r.Rate, func(queue *changes) error {
 		if r.Progress != nil {
-			queue.done = func() { r.Progress.Add(1) }
+			queue.done = func(errand) { r.Progress.Add(1) }
 		}
-		over := func(e *entry) bool { return !f.over(e) || end(queue, e) }
-		if _, err := t.walk(ctx, part{has: statusSeenReply}, deadline(0), over); err != nil || !r.Dead {
+		visit := func(e *entry) bool { return !x.takes(e) || queue.end(e) && x.left != 0 }
+		if _, err := t.walk(ctx, part{has: statusSeenReply}, deadline(0), visit); err != nil || !r.Dead {
 			return err
 		}
-		dead := func(e *entry) bool { return !f.dead(e) || end(queue, e) }
-		_, err := t.walk(ctx, part{lacks: statusSeenReply}, deadline(0), dead)
+		_, err := t.walk(ctx, part{lacks: statusSeenReply}, deadline(0), visit)
 		return err
 	})
 	if err != nil {
@@ -87,6 +78,33 @@ func (t *Table) Retire(ctx context.Context, r Retirement) (retired int, err erro
 	}
 	return retired, err
 }
+
+// retirer is one retirement under way.
+type retirer struct {
+	*finished
+	wantsDead bool
+	left      int // how many more may go; below 0 for all
+}
+
+func newRetirer(r Retirement) *retirer {
+	x := &retirer{newFinished(r), r.Dead, r.Most}
+	if x.left == 0 {
+		x.left = -1
+	}
+	return x
+}
+
+// takes says whether an entry is to run out, and counts it.
+func (x *retirer) takes(e *entry) bool {
+	if x.left == 0 || e.timeout <= lastSecond || !x.may(e) {
+		return false
+	}
+	x.left--
+	return true
+}
+
+// may says whether an entry is of those that run out.
+func (x *retirer) may(e *entry) bool { return x.over(e) || x.wantsDead && x.dead(e) }
 
 // finished recognizes entries of conversations that are over.
 type finished struct {
