@@ -81,7 +81,7 @@ func TestRefusedByTheLoop(t *testing.T) {
 		}
 	}
 	if text := controltest.MustAsk(t, socket, "/v1/status", http.StatusOK); !strings.Contains(text,
-		`"override": null`) || !strings.Contains(text, `"words": []`) {
+		`"override":null`) || !strings.Contains(text, `"words":[]`) {
 		t.Errorf("something was changed: %s", text)
 	}
 	if text := controltest.MustAsk(t, socket, "/v1/events?since=0", http.StatusOK); strings.Contains(text, "override") {
@@ -131,7 +131,7 @@ func TestEventsWait(t *testing.T) {
 		waited <- fmt.Sprint(text, err)
 	}()
 	controltest.MustAsk(t, socket, `/v1/hold {"kind":"freeze","for":"30m","reason":"first"}`, http.StatusNoContent)
-	if text := <-waited; !strings.Contains(text, `"reason": "freeze: first, for 30m0s"`) {
+	if text := <-waited; !strings.Contains(text, `"reason":"freeze: first, for 30m0s"`) {
 		t.Errorf("the waiter got %s", text)
 	}
 	controltest.MustAsk(t, socket, `/v1/hold {"kind":"freeze","for":"30m","reason":"second"}`, http.StatusNoContent)

@@ -138,7 +138,7 @@ func TestReloadWhileClientsAsk(t *testing.T) {
 		}
 	}
 	text := controltest.MustAsk(t, c.Socket, "/v1/status", http.StatusOK)
-	if want := fmt.Sprintf(`"capacity": %d`, 500+reloads-1); !strings.Contains(text, want) {
+	if want := fmt.Sprintf(`"capacity":%d`, 500+reloads-1); !strings.Contains(text, want) {
 		t.Errorf("the last reload does not count: no %s in %.300s", want, text)
 	}
 	stop()

@@ -80,9 +80,9 @@ type walks struct {
 	holders    *control.HoldersStatus // of it, for clients
 	held       map[policy.Source]int  // what each source held in heldOf: for clients, too
 	heldOf     *policy.Census
-	learnt     int                    // scans that taught something so far
-	learning   time.Time              // when the last scan to learn from began
-	caps       []policy.Cap           // what capsOf decided: kept until it is carried out
+	learnt     int          // scans that taught something so far
+	learning   time.Time    // when the last scan to learn from began
+	caps       []policy.Cap // what capsOf decided: kept until it is carried out
 	capsOf     *policy.Census
 	evictedFor *policy.Census
 	evicting   time.Duration // how long evictions since that census took
