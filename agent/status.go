@@ -61,7 +61,8 @@ func (l *loop) limited() []control.LimitedStatus {
 	list := make([]control.LimitedStatus, 0, len(l.decision.Posture.Limits))
 	for _, limit := range l.decision.Posture.Limits {
 		one := control.LimitedStatus{Prefix: limit.Prefix, Zone: limit.Zone, Kind: limit.Kind.String(),
-			Entries: l.held[limit.Source()], Until: limit.Until, Reason: limit.Reason, Flows: []string{}, Peers: len(limit.Peers)}
+			Entries: l.held[limit.Source()], Until: limit.Until, Reason: limit.Reason,
+			Flows: []string{}, Peers: len(limit.Peers)}
 		for _, class := range limit.Flows {
 			one.Flows = append(one.Flows, class.String())
 		}
