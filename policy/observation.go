@@ -188,6 +188,9 @@ type Census struct {
 	// the longest silences, in seconds by sysctl name of the timeout, after which conversations went on since the last
 	// scan that looked for them; see [WatchedFloors]
 	Silences map[string]int
+	// what became of the conversations that evictions took in the last minutes, one a source, in the order of the
+	// sources; bounded
+	Comebacks []Comeback `json:",omitempty"`
 }
 
 // OneWayFlow is a TCP entry beyond its handshake without an answer. It may be a stray packet's, which is

@@ -315,7 +315,10 @@ func (e *entry) parseProtoInfo(b []byte) {
 }
 
 // unacked says whether TCP data waits for an acknowledgement, in either direction.
-func (e *entry) unacked() bool {
+func (e *entry) unacked() bool { return e.hasTCPFlag(tcpUnacknowledged) }
+
+// hasTCPFlag says whether an entry of TCP has a flag of enum ip_ct_tcp, in either direction.
+func (e *entry) hasTCPFlag(flag uint8) bool {
 	if e.protoInfo != protoInfoTCP {
 		return false
 	}
@@ -325,7 +328,7 @@ func (e *entry) unacked() bool {
 		if !ok {
 			return false
 		}
-		if (kind == protoInfoFlagsOrig || kind == protoInfoFlagsRepl) && beUint8(value)&tcpUnacknowledged != 0 {
+		if (kind == protoInfoFlagsOrig || kind == protoInfoFlagsRepl) && beUint8(value)&flag != 0 {
 			return true
 		}
 		inner = rest
