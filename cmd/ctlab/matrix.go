@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -39,7 +40,8 @@ func matrixCommand() *cobra.Command {
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringSliceVar(&o.topologies, "topology", usualTopologies(), "topologies (mixed is run when it is asked for)")
+	fs.StringSliceVar(&o.topologies, "topology", usualTopologies(), "topologies ("+strings.Join(onDemand, ", ")+
+		" are run when they are asked for)")
 	fs.StringSliceVar(&o.attacks, "attacks", nil, "attacks (default all of the topology)")
 	fs.StringSliceVar(&o.guards, "guards", nil, "guards (default all that differ, without the control run and fail2ban)")
 	fs.StringVar(&o.out, "out", "", "directory for JSON and charts")
@@ -47,9 +49,14 @@ func matrixCommand() *cobra.Command {
 	return cmd
 }
 
+// onDemand are the topologies that are left out otherwise.
+var onDemand = []string{"mixed", "overlay", "resolver", "listener", "loopback"}
+
 // usualTopologies are those of which the whole matrix takes a quarter of an hour.
 func usualTopologies() []string {
-	return slices.DeleteFunc(slices.Sorted(maps.Keys(lab.Topologies)), func(t string) bool { return t == "mixed" })
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(lab.Topologies)), func(t string) bool {
+		return slices.Contains(onDemand, t)
+	})
 }
 
 type matrixFlags struct {

@@ -38,11 +38,13 @@ type Attack struct {
 
 var (
 	onServer  = []string{"server"}
+	onPlain   = []string{"server", "overlay", "resolver", "listener", "loopback"}
+	onQuiet   = []string{"overlay", "resolver", "listener", "loopback"}
 	onShared  = []string{"shared-address", "load-balancers"}
 	onGateway = []string{"nat-gateway"}
 	onMixed   = []string{"mixed"}
 	onRouters = []string{"nat-gateway", "one-way"}
-	atService = []string{"server", "forwarded"}
+	atService = []string{"server", "forwarded", "overlay"}
 )
 
 // scannedPort is what a scan looks for.
@@ -52,7 +54,11 @@ const scannedPort = 161
 var Attacks = []Attack{
 	{
 		Name: "handshake", Summary: "200 sources complete 5 000 handshakes a second and hold them",
-		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+		Topologies: onPlain, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+	},
+	{
+		Name: "quiet", Summary: "ten datagrams a second of one flow: what the host and its users do by themselves",
+		Topologies: onQuiet, kind: flood.UDP, rate: 10, sources: 1, ports: 1, port: service.UDPPort,
 	},
 	{
 		Name: "handshake-wide", Summary: "the same from 1 000 sources, below most per-source limits",
