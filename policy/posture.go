@@ -55,6 +55,7 @@ func (p Posture) HasRules() bool {
 // Retirement says which finished entries go, whoever owns them; see agent/conntrack.
 type Retirement struct {
 	Silent time.Duration // after how long without a packet; 0: none go
+	Ports  time.Duration // the same where the far end still remembers a source port that NAT chose
 	Dead   bool          // also what this host asked for and nobody answers
 	Most   int           // at one go, 0 for all: each costs those who open connections meanwhile a moment
 }

@@ -152,11 +152,18 @@ func (c *comebacks) look(e *entry) {
 		return
 	}
 	was := c.taken[conversationOf(&e.orig, e.zone())]
-	if was == nil || was.back || e.protoInfo == protoInfoTCP && !e.hasTCPFlag(tcpBeLiberal) {
+	if was == nil || was.back || e.protoInfo == protoInfoTCP && !e.pickedUp() {
 		return
 	}
 	was.back = true
 	c.sources[was.source].Back++
+}
+
+// pickedUp says whether an entry of TCP checks no windows, as one whose first packet was in the middle of a connection
+// (tcp_new in net/netfilter/nf_conntrack_proto_tcp.c).
+func (e *entry) pickedUp() bool {
+	orig, reply := e.tcpFlags()
+	return (orig|reply)&tcpBeLiberal != 0
 }
 
 // list returns what became of each source's, in the order of the sources.

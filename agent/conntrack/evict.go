@@ -29,6 +29,7 @@ type Eviction struct {
 	// deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
 	Rate     *rate.Limiter
 	Progress *atomic.Uint64 // grows with each entry deleted while Evict runs; nil if nobody watches
+	Besides  *Besides       // what else it does on its way, through all of the table then; nil for nothing
 }
 
 // heapLimit is how many entries an eviction remembers at most, in all: 16 MiB.
@@ -48,7 +49,7 @@ func (t *Table) Evict(ctx context.Context, v Eviction) (deleted int, err error) 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(v.Caps) == 0 && len(v.Selectors) == 0 {
-		return 0, nil
+		return 0, nil // nothing besides it either
 	}
 	if len(v.Selectors) > 0 && v.Local == nil {
 		return 0, errors.New("evict: selectors given, but not which addresses are local")
@@ -67,8 +68,11 @@ func (t *Table) Evict(ctx context.Context, v Eviction) (deleted int, err error) 
 	}
 	deleted, err = t.change(ctx, msgDelete, v.Rate, func(queue *changes) error {
 		x.queue, queue.atOnce = queue, x.atOnce
-		if v.Progress != nil {
-			queue.done = func() { v.Progress.Add(1) }
+		queue.done = func(what errand) {
+			if what != retiming && v.Progress != nil {
+				v.Progress.Add(1)
+			}
+			v.Besides.made(what)
 		}
 		return t.walkParts(ctx, parts, x.visit)
 	})
@@ -84,7 +88,7 @@ const maxFiltered = 3
 
 // partsFor says which parts of the table an eviction must see.
 func (t *Table) partsFor(v Eviction) []part {
-	if len(v.Selectors) > 0 {
+	if len(v.Selectors) > 0 || v.Besides != nil {
 		return []part{{}}
 	}
 	can := t.capabilities().FilteredDump
@@ -145,13 +149,14 @@ type evictor struct {
 	selection selection
 	queue     *changes
 	comebacks *comebacks // nil where nobody looks what comes back
-	counting  bool       // there are sources to be counted first
+	besides   besides
+	counting  bool // there are sources to be counted first
 	atOnce    bool
 }
 
 func newEvictor(v Eviction) *evictor {
 	x := &evictor{spare: newPrefixSet(v.Spare), own: newPrefixSet(v.Own), timeouts: newLimits(v.Timeouts),
-		atOnce: v.AtOnce, selection: newSelection(v.Selectors, v.Local)}
+		besides: newBesides(v.Besides), atOnce: v.AtOnce, selection: newSelection(v.Selectors, v.Local)}
 	caps := slices.Clone(v.Caps)
 	slices.SortStableFunc(caps, func(a, b policy.Cap) int { return a.Keep - b.Keep })
 	room := heapLimit
@@ -195,7 +200,8 @@ const recent = 60
 // count looks at an entry of the counting pass.
 func (x *evictor) count(e *entry) bool {
 	q := x.find(e)
-	if q == nil || q.counted == nil || x.passes(e) || x.selection.frees(e) && !x.spare.contains(e.orig.src) {
+	if q == nil || q.counted == nil || x.passes(e) || x.besides.retires(e) ||
+		x.selection.frees(e) && !x.spare.contains(e.orig.src) {
 		return true
 	}
 	if at := q.rank(e); x.stays(q, e, at) {
@@ -219,8 +225,8 @@ func (x *evictor) aim() {
 
 // visit decides on one entry and queues what goes. It says whether the dump is still needed.
 func (x *evictor) visit(e *entry) bool {
-	if x.passes(e) {
-		return true
+	if x.passes(e) || x.besides.visit(x.queue, e) {
+		return x.queue.err == nil
 	}
 	if x.selection.frees(e) && !x.spare.contains(e.orig.src) {
 		return x.queue.delete(e)

@@ -98,6 +98,7 @@ const (
 
 	tcpWindowScale    = 0x01 // IP_CT_TCP_FLAG_WINDOW_SCALE in the same header
 	tcpBeLiberal      = 0x08 // IP_CT_TCP_FLAG_BE_LIBERAL: packets outside the window are valid
+	tcpClosesFirst    = 0x04 // IP_CT_TCP_FLAG_CLOSE_INIT
 	tcpUnacknowledged = 0x10 // IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
 )
 

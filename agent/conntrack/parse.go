@@ -315,21 +315,27 @@ func (e *entry) parseProtoInfo(b []byte) {
 }
 
 // unacked says whether TCP data waits for an acknowledgement, in either direction.
-func (e *entry) unacked() bool { return e.hasTCPFlag(tcpUnacknowledged) }
+func (e *entry) unacked() bool {
+	orig, reply := e.tcpFlags()
+	return (orig|reply)&tcpUnacknowledged != 0
+}
 
-// hasTCPFlag says whether an entry of TCP has a flag of enum ip_ct_tcp, in either direction.
-func (e *entry) hasTCPFlag(flag uint8) bool {
+// tcpFlags returns the IP_CT_TCP_FLAGs of both directions, 0 of what is not TCP.
+func (e *entry) tcpFlags() (orig, reply uint8) {
 	if e.protoInfo != protoInfoTCP {
-		return false
+		return 0, 0
 	}
 	_, inner, _, _ := attr(e.bytes(e.infoSpan))
 	for {
 		kind, value, rest, ok := attr(inner)
 		if !ok {
-			return false
+			return orig, reply
 		}
-		if (kind == protoInfoFlagsOrig || kind == protoInfoFlagsRepl) && beUint8(value)&flag != 0 {
-			return true
+		switch kind {
+		case protoInfoFlagsOrig:
+			orig = beUint8(value)
+		case protoInfoFlagsRepl:
+			reply = beUint8(value)
 		}
 		inner = rest
 	}
