@@ -53,6 +53,7 @@ type group struct {
 	timeout string // the setting that its entries' life scales with
 	random  bool   // every flow comes from an address of its own (spoofed)
 	closed  bool   // no socket waits for it
+	over    bool   // finished with its answer
 	speaks  bool   // what is evicted goes on: the next packet makes its entry again
 	stray   bool   // ACKs without a connection: with tcp_loose=0 they make no entry
 	pulse   [2]time.Duration
@@ -154,6 +155,7 @@ func (w *world) advance(d Decision) {
 		}
 	}
 	w.retime(p)
+	w.retire(p)
 	w.free(p)
 	w.evict(p)
 	w.purge(p)
@@ -328,6 +330,22 @@ func (g *group) flows(now time.Time) float64 {
 		return 0
 	}
 	return g.rate
+}
+
+// retire lets finished entries go that have been silent for long enough.
+func (w *world) retire(p Posture) {
+	for _, g := range w.groups {
+		if !g.over || p.Retire.Silent == 0 {
+			continue
+		}
+		for _, s := range g.sources {
+			if n := s.entries - g.flows(w.now)*p.Retire.Silent.Seconds(); n > 0 {
+				s.entries -= n
+				w.work.Evicted += uint64(n)
+				w.work.Retired += uint64(n)
+			}
+		}
+	}
 }
 
 // free takes the entries of selectors out that were freed.
