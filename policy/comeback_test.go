@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -94,9 +95,10 @@ func TestWhatComesBackIsKept(t *testing.T) {
 	if strings.Contains(events, "3 of 64") {
 		t.Errorf("events:\n%s", events)
 	}
-	if evict := c.m.worker(Evict).step.status(c.m.tell(c.m.worker(Evict), c.m.last)); !strings.Contains(evict,
+	steps := c.m.Steps()
+	if i := slices.IndexFunc(steps, func(s StepStatus) bool { return s.Name == Evict }); !strings.Contains(steps[i].Reason,
 		"1 sources keep what came back") {
-		t.Errorf("status: %s", evict)
+		t.Errorf("status: %s", steps[i].Reason)
 	}
 
 	held[office] = after.Keep // what is left of it is what it keeps

@@ -75,7 +75,7 @@ func (o matrixFlags) plan() []contest {
 	var plan []contest
 	for _, t := range o.topologies {
 		for _, a := range lab.AttacksOn(t) {
-			if len(o.attacks) > 0 && !slices.Contains(o.attacks, a.Name) {
+			if len(o.attacks) > 0 && !slices.Contains(o.attacks, a.Name) || len(o.attacks) == 0 && a.OnDemand {
 				continue
 			}
 			guards := o.guards

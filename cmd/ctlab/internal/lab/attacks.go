@@ -20,6 +20,8 @@ type Attack struct {
 	// Crowd is set where the flood is no other than the handshake's, and only its crowd of sources is: it shows
 	// something where a guard must judge sources, not where services go untracked or each source has a fixed limit.
 	Crowd bool
+	// OnDemand is set where the matrix leaves it out unless it is named: what it shows is about one lever.
+	OnDemand bool
 
 	kind    flood.Kind
 	rate    int
@@ -31,6 +33,7 @@ type Attack struct {
 	span    int  // how many ports are hit, from port upwards; 0: port alone
 	silent  bool // at targets that answer nothing
 	far     bool // from the far side of a gateway
+	speak   int  // segments a second on the connections that stand
 	on, off time.Duration
 	lasts   time.Duration // where the usual time would show too little
 	briefly time.Duration // the least that shows anything, where that is no matter of rate
@@ -83,6 +86,11 @@ var Attacks = []Attack{
 		Name: "bots", Summary: "400 bots hold 100 connections each, fewer than the address that many users share",
 		Variant: true, Crowd: true, Topologies: onShared, kind: flood.Handshake, rate: 6000, sources: 400, ports: 100,
 		port: service.HTTPPort,
+	},
+	{
+		Name: "speakers", Summary: "the handshake flood, whose connections go on speaking: what is evicted comes back",
+		OnDemand: true, Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+		speak: 20_000,
 	},
 	{
 		Name: "pulses", Summary: "the handshake flood, 4 s on and 6 s off",
@@ -181,7 +189,7 @@ func (a Attack) spec(sc Scenario, s *site) flood.Spec {
 	sp := flood.Spec{
 		Kind: a.kind, Interface: from.dev, GatewayMAC: from.gateway,
 		Sources: from.sources4, Count: a.sources, Ports: a.ports,
-		Rate: a.rate, Duration: sc.AttackFor, On: a.on, Off: a.off,
+		Speak: a.speak, Rate: a.rate, Duration: sc.AttackFor, On: a.on, Off: a.off,
 		TargetPorts: a.span, Forbidden: s.outside,
 	}
 	if a.ipv6 {
