@@ -2,14 +2,13 @@ package policy
 
 import (
 	"fmt"
-	"net/netip"
 	"time"
 )
 
 // Comeback is what became of the conversations that evictions took from one source. One that is there again, with
 // answers, was no flood's leftover: somebody goes on speaking on both sides.
 type Comeback struct {
-	Source  netip.Prefix
+	Source  Source
 	Taken   int // conversations that evictions took lately
 	Watched int // of them, those that are looked for
 	Back    int // of those, the ones that came back and speak
@@ -35,7 +34,7 @@ const (
 
 // comebacks is what evict knows of its own harm.
 type comebacks struct {
-	sources map[netip.Prefix]kept
+	sources map[Source]kept
 	all     float64 // entries that are kept in all
 	back    stretch // while it stands back: who usually is here may have twice as much
 }
@@ -48,7 +47,7 @@ type kept struct {
 
 // heed takes in what a census found of conversations that were evicted. It returns the sources that keep what came
 // back from now on.
-func (b *comebacks) heed(s situation) (newly []netip.Prefix, events []Event) {
+func (b *comebacks) heed(s situation) (newly []Source, events []Event) {
 	for p, k := range b.sources {
 		if !s.Time.Before(k.until) {
 			delete(b.sources, p)
@@ -63,11 +62,11 @@ func (b *comebacks) heed(s situation) (newly []netip.Prefix, events []Event) {
 			continue
 		}
 		if b.sources == nil {
-			b.sources = make(map[netip.Prefix]kept)
+			b.sources = make(map[Source]kept)
 		}
 		if _, known := b.sources[c.Source]; !known {
 			newly = append(newly, c.Source)
-			events = append(events, Event{Kind: EvictEvent, Step: Evict, Prefix: c.Source, Entries: int(c.estimate()),
+			events = append(events, Event{Kind: EvictEvent, Step: Evict, Prefix: c.Source.Prefix, Zone: c.Source.Zone, Entries: int(c.estimate()),
 				Reason: fmt.Sprintf("%s: it keeps what came back for %s", c.text(), backFor)})
 		}
 		b.sources[c.Source] = kept{c, s.Time.Add(backFor)}
@@ -93,7 +92,7 @@ func (c Comeback) text() string {
 
 // keeps returns how many entries a source keeps beside its usual holding because evicted ones came back.
 func (b *comebacks) keeps(a usage, s situation) float64 {
-	keep, most := b.sources[a.Prefix].estimate(), backMost*float64(s.Capacity)
+	keep, most := b.sources[a.Source()].estimate(), backMost*float64(s.Capacity)
 	if b.all > most {
 		keep *= most / b.all
 	}

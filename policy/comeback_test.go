@@ -21,9 +21,9 @@ type crowded struct {
 func newCrowded(usual map[string]int) *crowded {
 	c := &crowded{m: New(Defaults(Server)), o: Observation{Capacity: 10_000, Time: dayStart,
 		Host: Host{Admin: map[string]int{tcpLoose: 1}}}}
-	day := OrdinaryDay{Updated: dayStart, Flows: true, Fitted: 5000, Sources: make(map[netip.Prefix]*Usual)}
+	day := OrdinaryDay{Updated: dayStart, Flows: true, Fitted: 5000, Sources: make(map[Source]*Usual)}
 	for p, n := range usual {
-		day.Sources[netip.MustParsePrefix(p)] = &Usual{Assured: float64(n)}
+		day.Sources[sourceOf(p)] = &Usual{Assured: float64(n)}
 	}
 	c.m.Recall(day)
 	c.tick(nil)
@@ -72,8 +72,8 @@ func TestWhatComesBackIsKept(t *testing.T) {
 		t.Fatalf("nothing is taken: %+v", d.Posture)
 	}
 	taken := 1200 - before.Keep
-	d = c.tick(held, Comeback{netip.MustParsePrefix(office), taken, 64, 48},
-		Comeback{netip.MustParsePrefix(bot), taken, 64, 3})
+	d = c.tick(held, Comeback{sourceOf(office), taken, 64, 48},
+		Comeback{sourceOf(bot), taken, 64, 3})
 	after, _ := capOf(d.Posture, office)
 	bots, _ := capOf(d.Posture, bot)
 	if want := 48 * taken / 64; after.Keep < want || after.Keep <= before.Keep {
@@ -102,7 +102,7 @@ func TestWhatComesBackIsKept(t *testing.T) {
 	}
 
 	held[office] = after.Keep // what is left of it is what it keeps
-	again := Comeback{netip.MustParsePrefix(office), taken, 64, 48}
+	again := Comeback{sourceOf(office), taken, 64, 48}
 	if d = c.tick(held, again); capsBelow(d.Posture, office, held[office]) {
 		t.Errorf("what it keeps is taken again: %+v", d.Posture.Caps)
 	}
@@ -133,7 +133,7 @@ func TestComebacksAreNoLicence(t *testing.T) {
 		var back []Comeback
 		for p, n := range held {
 			if p != user {
-				back = append(back, Comeback{netip.MustParsePrefix(p), n, min(n, 64), min(n, 64)})
+				back = append(back, Comeback{sourceOf(p), n, min(n, 64), min(n, 64)})
 			}
 		}
 		kept := func(p Posture) (sum int) {
@@ -181,7 +181,7 @@ func TestEvictStandsBack(t *testing.T) {
 		}
 		var back []Comeback
 		for _, p := range one.back {
-			back = append(back, Comeback{netip.MustParsePrefix(p), 10, 10, 9})
+			back = append(back, Comeback{sourceOf(p), 10, 10, 9})
 		}
 		d = c.tick(held, back...)
 		if stood := !takes(d.Posture, users[3]); stood != one.want || !takes(d.Posture, bots[0]) {

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -30,7 +29,7 @@ func TestSteadyTableIsLearntFrom(t *testing.T) {
 			m.Recall(OrdinaryDay{Updated: dayStart.Add(-24 * time.Hour), Flows: true})
 		}
 		o := Observation{Capacity: 10_000, Host: Host{Admin: map[string]int{tcpLoose: 1}}}
-		usual := func() float64 { return m.OrdinaryDay().Usual(netip.MustParsePrefix(office)).Assured }
+		usual := func() float64 { return m.OrdinaryDay().Usual(sourceOf(office)).Assured }
 		scans := false
 		for second := 0; second < 3*3600; second += 5 {
 			o.Time, o.Count, o.Census = dayStart.Add(time.Duration(second)*time.Second), one.count(second/60), nil

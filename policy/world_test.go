@@ -198,7 +198,7 @@ func (w *world) retime(p Posture) {
 func (w *world) passLimit(g *group, s *source, p Posture, limited map[netip.Prefix]Limit, flows, dt float64) float64 {
 	l, ok := limited[s.prefix]
 	if !ok {
-		l, ok = limited[Config{FoldV4: 24, FoldV6: 48}.folded(s.prefix)]
+		l, ok = limited[Config{FoldV4: 24, FoldV6: 48}.folded(Source{Prefix: s.prefix}).Prefix]
 	}
 	switch {
 	case !ok || len(l.Flows) > 0 && !slices.Contains(l.Flows, g.flowClass()):
@@ -394,7 +394,7 @@ func (w *world) take(g *group, s *source, n float64) {
 	if g.class != Assured {
 		return
 	}
-	s.came.Source = s.prefix
+	s.came.Source = Source{Prefix: s.prefix}
 	s.came.Taken += int(n)
 	s.came.Watched = min(s.came.Taken, 64)
 	if g.speaks {

@@ -3,7 +3,6 @@ package conntrack
 import (
 	"cmp"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -23,7 +22,7 @@ const (
 // sides, so they were no flood's. It is used by one walk at a time.
 type comebacks struct {
 	taken   map[conversation]*taken
-	sources map[netip.Prefix]*policy.Comeback
+	sources map[policy.Source]*policy.Comeback
 	swept   time.Time
 	now     time.Time // of the walk under way
 	made    bool      // room was made in it
@@ -41,7 +40,7 @@ type conversation struct {
 
 // taken is a conversation that was evicted.
 type taken struct {
-	source netip.Prefix
+	source policy.Source
 	at     time.Time
 	back   bool
 }
@@ -86,7 +85,7 @@ func (c *comebacks) forget(age time.Duration) {
 
 // take notes that an eviction takes an entry of a source away. Flows that hardware forwards stay as a rule: their
 // deletion is refused.
-func (c *comebacks) take(source netip.Prefix, e *entry) {
+func (c *comebacks) take(source policy.Source, e *entry) {
 	if e.class(false) != policy.Assured || e.status&(statusOffload|statusHWOffload) != 0 {
 		return
 	}
@@ -96,7 +95,7 @@ func (c *comebacks) take(source netip.Prefix, e *entry) {
 }
 
 // takeRecord is take for what is remembered of an entry of the class Assured.
-func (c *comebacks) takeRecord(source netip.Prefix, r *record) {
+func (c *comebacks) takeRecord(source policy.Source, r *record) {
 	var e entry
 	if c.wants(source) && e.parse(append(make([]byte, familyLen, familyLen+recordBytes), r.attributes()...)) {
 		c.remember(source, conversationOf(&e.orig, e.zone()))
@@ -104,7 +103,7 @@ func (c *comebacks) takeRecord(source netip.Prefix, r *record) {
 }
 
 // wants counts a conversation that is taken from a source, and says whether it is worth remembering.
-func (c *comebacks) wants(source netip.Prefix) bool {
+func (c *comebacks) wants(source policy.Source) bool {
 	room := c.room() // first, for it forgets sources
 	if of := c.sources[source]; of != nil {
 		of.Taken++
@@ -114,7 +113,7 @@ func (c *comebacks) wants(source netip.Prefix) bool {
 		return false
 	}
 	if c.sources == nil {
-		c.sources, c.taken = make(map[netip.Prefix]*policy.Comeback), make(map[conversation]*taken)
+		c.sources, c.taken = make(map[policy.Source]*policy.Comeback), make(map[conversation]*taken)
 	}
 	c.sources[source] = &policy.Comeback{Source: source, Taken: 1}
 	return true
@@ -132,7 +131,7 @@ func (c *comebacks) room() bool {
 
 // remember keeps one that [comebacks.wants] wanted. One that was back already and is taken again stays one that came
 // back.
-func (c *comebacks) remember(source netip.Prefix, key conversation) {
+func (c *comebacks) remember(source policy.Source, key conversation) {
 	of := c.sources[source]
 	if was := c.taken[key]; was != nil {
 		was.at = c.now
@@ -173,7 +172,7 @@ func (c *comebacks) list() []policy.Comeback {
 		all = append(all, *of)
 	}
 	slices.SortFunc(all, func(a, b policy.Comeback) int {
-		return cmp.Or(a.Source.Addr().Compare(b.Source.Addr()), a.Source.Bits()-b.Source.Bits())
+		return cmp.Or(a.Source.Prefix.Compare(b.Source.Prefix), cmp.Compare(a.Source.Zone, b.Source.Zone))
 	})
 	return all
 }

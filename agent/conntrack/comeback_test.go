@@ -46,8 +46,8 @@ func TestComebackOnTheWire(t *testing.T) {
 			t.Fatalf("%d of 3 conversations", assured())
 		}
 	}
-	here := netip.PrefixFrom(conntracktest.Here4, 32)
-	if n, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: here}}}); err != nil || n != 3 {
+	here := policy.Source{Prefix: netip.PrefixFrom(conntracktest.Here4, 32)}
+	if n, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: here.Prefix}}}); err != nil || n != 3 {
 		t.Fatalf("%d evicted, %v", n, err)
 	}
 	scan := func() []policy.Comeback {
@@ -182,7 +182,7 @@ func TestComebackBounds(t *testing.T) {
 		for i := range 3 * mostTaken {
 			e := entry{timeout: 100, state: tcpEstablished, protoInfo: protoInfoTCP, status: statusSeenReply | statusAssured}
 			e.orig = tuple{src: address{0, v4Mapped | uint64(i)}, proto: unix.IPPROTO_TCP}
-			c.take(netip.PrefixFrom(e.orig.src.netip(), 32), &e)
+			c.take(policy.Source{Prefix: netip.PrefixFrom(e.orig.src.netip(), 32)}, &e)
 		}
 		if len(c.taken) != mostTaken || len(c.sources) != mostTaken {
 			t.Fatalf("%d conversations of %d sources are remembered", len(c.taken), len(c.sources))

@@ -99,7 +99,10 @@ func (t *Table) partsFor(v Eviction) []part {
 		is4 := c.Prefix.Addr().Is4()
 		four, six = four || is4, six || !is4
 		oneByOne = oneByOne && c.Prefix.IsSingleIP() && can.of(c.Prefix.Addr())
-		parts = append(parts, part{source: c.Prefix.Addr()})
+		one := part{source: c.Prefix.Addr()} // in every zone: no kernel filters a dump by both
+		if !slices.Contains(parts, one) {
+			parts = append(parts, one)
+		}
 	}
 	switch {
 	case oneByOne:
@@ -167,14 +170,14 @@ func newEvictor(v Eviction) *evictor {
 			x.counting = true
 		}
 		x.targets = append(x.targets, q)
-		x.bySource.add(c.Prefix, int32(i))
+		x.bySource.add(c.Source(), int32(i))
 	}
 	return x
 }
 
 // find returns the capped source of an entry, or nil.
 func (x *evictor) find(e *entry) *target {
-	i, ok := x.bySource.find(e.orig.src)
+	i, ok := x.bySource.find(e.orig.src, e.zone())
 	if !ok {
 		return nil
 	}
@@ -281,7 +284,7 @@ func (x *evictor) contest(q *target, e *entry, at rank) {
 // take queues the deletion of a target's entry.
 func (x *evictor) take(q *target, e *entry) {
 	if x.comebacks != nil {
-		x.comebacks.take(q.cap.Prefix, e)
+		x.comebacks.take(q.cap.Source(), e)
 	}
 	x.queue.delete(e)
 }
@@ -289,19 +292,19 @@ func (x *evictor) take(q *target, e *entry) {
 // takeRecord is take for what is remembered of an entry.
 func (x *evictor) takeRecord(q *target, at rank, r *record) {
 	if x.comebacks != nil && policy.Class(at>>32) == policy.Assured {
-		x.comebacks.takeRecord(q.cap.Prefix, r)
+		x.comebacks.takeRecord(q.cap.Source(), r)
 	}
 	x.queue.deleteRecord(r)
 }
 
-// EvictPrefix deletes every entry whose original source is in p, except those in spare, and returns
+// EvictPrefix deletes every entry whose original source is in p, in whatever zone, except those in spare, and returns
 // how many. For a single address, on a kernel that can, that is one request which the kernel works
 // on alone; the number is then the fall of the table's count, off by the entries that came or went
 // meanwhile. Otherwise it is one pass over the table, and the number is exact.
 func (t *Table) EvictPrefix(ctx context.Context, p netip.Prefix, spare []netip.Prefix) (int, error) {
 	overlaps := func(s netip.Prefix) bool { return s.Overlaps(p) }
 	if !p.IsSingleIP() || slices.ContainsFunc(spare, overlaps) || !t.capabilities().FilteredFlush.of(p.Addr()) {
-		return t.Evict(ctx, Eviction{Caps: []policy.Cap{{Prefix: p}}, Spare: spare, AtOnce: true})
+		return t.Remove(ctx, EntryFilter{Source: p}, spare, false, nil)
 	}
 	before, err := t.Count()
 	if err != nil {

@@ -33,6 +33,7 @@ const (
 const (
 	tupleIP    = 1 // CTA_TUPLE_IP
 	tupleProto = 2 // CTA_TUPLE_PROTO
+	tupleZone  = 3 // CTA_TUPLE_ZONE
 
 	ipV4Src = 1 // CTA_IP_V4_SRC
 	ipV4Dst = 2 // CTA_IP_V4_DST

@@ -50,7 +50,7 @@ func matrixCommand() *cobra.Command {
 }
 
 // onDemand are the topologies that are left out otherwise.
-var onDemand = []string{"mixed", "overlay", "resolver", "listener", "loopback"}
+var onDemand = []string{"mixed", "uplinks", "zones", "overlay", "resolver", "listener", "loopback"}
 
 // usualTopologies are those of which the whole matrix takes a quarter of an hour.
 func usualTopologies() []string {
@@ -106,7 +106,7 @@ func matrixGuards(topology string, a lab.Attack) []string {
 // ctguard do with a service does not depend on whether it is forwarded, and nobody else looks at which way packets go.
 func sameAgain(guard, topology string, a lab.Attack) bool {
 	switch topology {
-	case "mixed":
+	case "mixed", "uplinks", "zones":
 		return guard != "ctguard" && guard != "none"
 	case "forwarded", "one-way":
 		return guard != "ctguard"

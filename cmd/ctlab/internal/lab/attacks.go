@@ -41,13 +41,14 @@ type Attack struct {
 
 var (
 	onServer  = []string{"server"}
-	onPlain   = []string{"server", "overlay", "resolver", "listener", "loopback"}
 	onQuiet   = []string{"overlay", "resolver", "listener", "loopback"}
 	onShared  = []string{"shared-address", "load-balancers"}
 	onGateway = []string{"nat-gateway"}
 	onMixed   = []string{"mixed"}
 	onRouters = []string{"nat-gateway", "one-way"}
-	atService = []string{"server", "forwarded", "overlay"}
+	onZones   = []string{"zones"}
+	atService = []string{"server", "forwarded", "uplinks", "overlay"}
+	onServers = []string{"server", "uplinks", "overlay", "resolver", "listener", "loopback"}
 )
 
 // scannedPort is what a scan looks for.
@@ -57,7 +58,7 @@ const scannedPort = 161
 var Attacks = []Attack{
 	{
 		Name: "handshake", Summary: "200 sources complete 5 000 handshakes a second and hold them",
-		Topologies: onPlain, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+		Topologies: onServers, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
 	},
 	{
 		Name: "quiet", Summary: "ten datagrams a second of one flow: what the host and its users do by themselves",
@@ -163,6 +164,15 @@ var Attacks = []Attack{
 		Name:       "odd-protocol",
 		Summary:    "packets of protocol 253, without ports, each from a random inside address over IPv6, never answered",
 		Topologies: onGateway, kind: flood.Odd, rate: 20000, ipv6: true, silent: true,
+	},
+	{
+		Name: "tenant", Summary: "6 sources of another tenant, with addresses that clients have as well, " +
+			"complete 5 000 handshakes a second and hold them",
+		Topologies: onZones, kind: flood.Handshake, rate: 5000, sources: 6, port: service.HTTPPort,
+	},
+	{
+		Name: "tenant-udp", Summary: "the same with UDP, 5 000 flows each, used again and again",
+		Variant: true, Topologies: onZones, kind: flood.UDP, rate: 20000, sources: 6, ports: 5000, port: service.UDPPort,
 	},
 	{
 		Name: "forwarded", Summary: "200 outside sources hold 5 000 handshakes a second on the forwarded port",
