@@ -66,8 +66,8 @@ func (b *comebacks) heed(s situation) (newly []Source, events []Event) {
 		}
 		if _, known := b.sources[c.Source]; !known {
 			newly = append(newly, c.Source)
-			events = append(events, Event{Kind: EvictEvent, Step: Evict, Prefix: c.Source.Prefix, Zone: c.Source.Zone, Entries: int(c.estimate()),
-				Reason: fmt.Sprintf("%s: it keeps what came back for %s", c.text(), backFor)})
+			events = append(events, Event{Kind: EvictEvent, Step: Evict, Prefix: c.Source.Prefix, Zone: c.Source.Zone,
+				Entries: int(c.estimate()), Reason: fmt.Sprintf("%s: it keeps what came back for %s", c.text(), backFor)})
 		}
 		b.sources[c.Source] = kept{c, s.Time.Add(backFor)}
 	}
