@@ -25,7 +25,7 @@ func (l *loop) scanning(now time.Time) walk {
 		return nil
 	case kind == policy.WholeScan:
 		pause = max(minScanPause, l.rest(0))
-	case calm && now.Sub(l.learning) >= l.learnPause():
+	case (calm || l.decision.Steady) && now.Sub(l.learning) >= l.learnPause():
 		options.Limit, l.learning = learnSize, now
 	case kind == policy.LearnScan:
 		return nil

@@ -19,7 +19,7 @@ func (l *loop) publish(o policy.Observation, took time.Duration) {
 		Count: o.Count, Capacity: o.Capacity, Rate: round(d.Rate), KernelDrops: o.Kernel.Drop + o.Kernel.InsertFailed,
 		Steps: l.machine.Steps(), Selectors: l.machine.Selectors(), Limited: l.limited(), Holders: l.holders,
 		Allow:    slices.Clone(l.facts.Allow),
-		Ordinary: l.machine.OrdinaryDay().Status(),
+		Ordinary: l.machine.DayStatus(),
 		Override: l.machine.Override(), Words: append([]policy.Word{}, l.machine.Words()...),
 		Degraded: []string{}, Missing: append([]string{}, l.missing...), Slower: append([]string{}, l.slower...),
 		Evicted: o.Work.Evicted,

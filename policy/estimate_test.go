@@ -3,6 +3,7 @@ package policy
 import (
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -82,6 +83,23 @@ func TestEstimateCoverage(t *testing.T) {
 		if low > 12 || high > 12 {
 			t.Errorf("source with %d entries: below the lower bound %d times, above the upper one %d times in %d",
 				held, low, high, trials)
+		}
+	}
+}
+
+// Packets of one flow that race each other are lost at any fill: that is no full table, and no pressure.
+func TestLostRacesAreNoPressure(t *testing.T) {
+	for name, failed := range map[string]uint64{"lost races": 1, "a full table": 0} {
+		var g gauge
+		o := Observation{Capacity: 1000, Count: 700}
+		var r reading
+		for i := range 4 {
+			o.Time = dayStart.Add(time.Duration(i) * time.Second)
+			o.Kernel.Drop, o.Kernel.InsertFailed = o.Kernel.Drop+5, o.Kernel.InsertFailed+5*failed
+			r = g.read(o, 10*time.Second, 45)
+		}
+		if raced := r.pressure < 100; raced != (failed > 0) {
+			t.Errorf("%s: pressure %.0f %% at a fill of 70 %%", name, r.pressure)
 		}
 	}
 }

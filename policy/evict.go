@@ -76,12 +76,12 @@ func (*evict) brought(s situation, done uint64, was outcome) string {
 		evicted, since(done, evicted), len(s.before.Limits))
 }
 
-func (*evict) status(s situation) string {
+func (e *evict) status(s situation) string {
 	text := fmt.Sprintf("%d sources limited", len(s.before.Limits))
 	if s.engaged && !s.ordinary.Known() {
 		text += "; nothing is known of an ordinary day here, so nobody loses a conversation"
 	}
-	return text
+	return text + e.offenders.harm.status(s.Time)
 }
 
 func (e *evict) forget(prefix netip.Prefix) { e.offenders.forget(prefix) }
@@ -94,12 +94,17 @@ func (e *evict) explain(prefix netip.Prefix, s situation, say func(string, ...an
 			say("%s has been limited %d times so far; the next time it will be for %s", source, of.strikes, of.span(*s.cfg))
 		}
 	}
+	for p, k := range e.offenders.harm.sources {
+		if p.Prefix.Overlaps(prefix) && s.Time.Before(k.until) {
+			say("%s: %s; it keeps what came back until %s", p, k.text(), k.until.Format("15:04:05"))
+		}
+	}
 	list, verb := e.offenders.last, "holds"
 	if !s.engaged {
 		if say("%s", s.whyNobody()); s.Census == nil || s.Capacity == 0 {
 			return
 		}
-		var rehearsal offenders
+		rehearsal := offenders{harm: e.offenders.harm}
 		list, _ = rehearsal.shareOut(s)
 		verb = "would be judged now, if it were: it holds"
 	}

@@ -223,7 +223,7 @@ func TestStraysArePickedUp(t *testing.T) {
 	}
 	var loose looseArbiter
 	now := dayStart
-	for _, want := range []time.Duration{pickUpFor, 4 * pickUpFor, 16 * pickUpFor, pickUpMost, pickUpMost} {
+	for _, want := range []time.Duration{pickUpFor, 4 * pickUpFor, 16 * pickUpFor, stretchMost, stretchMost} {
 		if loose.pickUp(now, "again"); loose.until.Sub(now) != want {
 			t.Errorf("picked up for %s, not for %s", loose.until.Sub(now), want)
 		}

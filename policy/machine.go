@@ -27,6 +27,7 @@ type Decision struct {
 	Scan          Scan          // what the next observations should bring
 	Hurry         bool          // the scan matters more than the CPU it takes
 	Growing       bool          // the table grows faster than on an ordinary day
+	Steady        bool          // it has stood still for long, so that a scan teaches something whatever the level
 	Fill          float64       // percent
 	Pressure      float64       // percent
 	Rate          float64       // net new entries per second
@@ -38,6 +39,7 @@ type Machine struct {
 	cfg      Config
 	gauge    gauge
 	ordinary OrdinaryDay
+	steady   steady
 	ladder   ladder
 	steps    []*worker // every step in the order of the ladder, those that the configuration has off too
 	shared   shared
@@ -94,7 +96,8 @@ func (m *Machine) Tick(o Observation) Decision {
 	m.last = s
 	m.decision = Decision{
 		Posture: posture, Events: events, Next: m.next(s, posture), Scan: m.scan(s), Hurry: m.shared.asks.hurry,
-		Growing: s.growing(), Fill: s.fill, Pressure: s.pressure, Rate: s.rate,
+		Growing: s.growing(), Steady: m.ordinary.Steady && m.steady.on(o.Time),
+		Fill: s.fill, Pressure: s.pressure, Rate: s.rate,
 		SecondsToFull: finite(s.secondsToFull(o.Capacity)),
 	}
 	return m.decision
@@ -119,7 +122,7 @@ func (m *Machine) observe(o Observation) situation {
 		w.pace.update(o.Time, w.step.done(o))
 	}
 	m.raiseForHalfOpen(&s)
-	m.ordinary.observe(o, m.ladder.level == 0 && !s.growing() && s.pressure < m.ladder.lowestEnter())
+	m.ordinary.observe(o, m.learns(s))
 	m.ladder.observe(o.Time, s.pressure, func(name StepName) (skipped, quiet bool) {
 		w := m.worker(name)
 		s := m.tell(w, s)

@@ -46,8 +46,10 @@ type KernelCounters struct {
 	Invalid      uint64 // packets that could not be tracked
 }
 
-// refused returns how many new flows the kernel refused.
-func (k KernelCounters) refused() uint64 { return k.Drop + k.InsertFailed }
+// refused returns how many new flows the kernel refused for want of room. A race between packets of one flow, as
+// between two questions of a resolver, counts in both (nf_ct_resolve_clash in net/netfilter/nf_conntrack_core.c); what
+// was lost to a full table counts as dropped alone.
+func (k KernelCounters) refused() uint64 { return k.Drop - min(k.Drop, k.InsertFailed) }
 
 // Handshake is what this host's TCP says of itself in the SYN-ACK of a connection: what synproxy, which
 // answers in its place, must say too.
@@ -194,6 +196,9 @@ type Census struct {
 	// the longest silences, in seconds by sysctl name of the timeout, after which conversations went on since the last
 	// scan that looked for them; see [WatchedFloors]
 	Silences map[string]int
+	// what became of the conversations that evictions took in the last minutes, one a source, in the order of the
+	// sources; bounded
+	Comebacks []Comeback `json:",omitempty"`
 }
 
 // OneWayFlow is a TCP entry beyond its handshake without an answer. It may be a stray packet's, which is

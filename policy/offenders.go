@@ -32,6 +32,7 @@ type offenders struct {
 	zones    bool           // sources were due in more zones than may have limits
 	blind    bool           // of a source that is limited nobody has looked yet who answers it
 	unlisted bool           // the kernel counts many more entries than it lists
+	harm     comebacks      // conversations that were evicted and go on
 
 	began     time.Time // when this attack's first census was judged
 	resort    lastResort
@@ -51,7 +52,9 @@ type offence struct {
 // many entries each source above its share may keep.
 func (f *offenders) judge(s situation) ([]Cap, []Event) {
 	c := *s.cfg
+	newly, events := f.harm.heed(s)
 	usages, share := f.shareOut(s)
+	f.reprieve(newly, usages, s.Time)
 	f.rate = limitRate(share, c)
 	var due []usage
 	for _, a := range usages {
@@ -62,7 +65,7 @@ func (f *offenders) judge(s situation) ([]Cap, []Event) {
 	if len(due) > c.MaxLimited {
 		due = fold(due, s)
 	}
-	var events []Event
+	var limits []Event
 	limited := make(map[Source]bool, len(due))
 	zones := f.limitedZones(s.Time)
 	left := 0
@@ -72,9 +75,9 @@ func (f *offenders) judge(s situation) ([]Cap, []Event) {
 			continue
 		}
 		zones[a.Zone], limited[a.Source()] = true, true
-		events = f.limit(events, s.Time, a, c)
+		limits = f.limit(limits, s.Time, a, c)
 	}
-	events = append(summed(events), f.tooManyZones(left)...)
+	events = append(append(events, summed(limits)...), f.tooManyZones(left)...)
 	if more := len(due) - c.MaxLimited; more > 0 && !f.more {
 		events = append(events, Event{Kind: DegradedEvent, Step: Evict,
 			Reason: fmt.Sprintf("%d more sources should be limited than evict.max_limited (%d) allows: the largest are",
@@ -84,6 +87,16 @@ func (f *offenders) judge(s situation) ([]Cap, []Event) {
 	f.meet(usages, s.Time)
 	caps := f.excess(usages, limited, s)
 	return caps, append(events, f.disagreement(s)...)
+}
+
+// reprieve ends the limits of sources that keep what came back from now on, where that is all they have too much of.
+func (f *offenders) reprieve(sources []Source, usages []usage, now time.Time) {
+	for _, a := range usages {
+		of := f.known[a.Source()]
+		if of != nil && a.why == "" && now.Before(of.limit.Until) && slices.Contains(sources, a.Source()) {
+			of.limit.Until = now
+		}
+	}
 }
 
 // excess returns how many entries each source above its share may keep. Block, then evict: assured entries go only
@@ -212,13 +225,13 @@ func (c Config) folded(s Source) Source {
 // mostEvents is how many limits of one tick are told one by one: a screenful.
 const mostEvents = 20
 
-// summed keeps the first limits of a tick and puts the rest into one event, so that an attack from
+// summed keeps the first of a tick's events on sources and puts the rest into one event, so that an attack from
 // thousands of sources doesn't flood the log too.
 func summed(events []Event) []Event {
 	if len(events) <= mostEvents {
 		return events
 	}
-	rest := Event{Kind: LimitEvent, Step: Evict}
+	rest := Event{Kind: events[0].Kind, Step: Evict}
 	for _, e := range events[mostEvents:] {
 		rest.Entries += e.Entries
 	}

@@ -13,11 +13,12 @@ import (
 
 // OrdinaryDay is what a host looks like while nothing is wrong with it. It is learnt at level 0 only, while
 // the table does not fill faster than it should, so a flood can't teach it: what ctguard does about a
-// flood is measured against the hours before.
+// flood is measured against the hours before. A host that is never at level 0 learns while its table is steady.
 //
 // The zero value knows nothing. Fields are exported to be kept on disk.
 type OrdinaryDay struct {
 	Learnt  time.Duration           `json:"learnt"`            // how much calm time it was learnt from
+	Steady  bool                    `json:"steady,omitempty"`  // not in calm, but while the table was steady
 	Updated time.Time               `json:"updated"`           // when a census last taught it something
 	Fitted  float64                 `json:"fitted"`            // the most entries that the table had, fading
 	Sources map[Source]*Usual       `json:"sources,omitempty"` // bounded; see [usualSources]
@@ -104,6 +105,8 @@ func (d *OrdinaryDay) oneSided(atMost float64) bool {
 // DayStatus is what is known of an ordinary day, for status.
 type DayStatus struct {
 	Known      bool       `json:"known"`
+	Waits      string     `json:"waits"`          // why nothing is known, and what helps; empty where it only takes time
+	Steady     bool       `json:"steady"`         // the table has no calm: it was learnt while it was steady
 	Learnt     float64    `json:"learnt_seconds"` // how much calm time it was learnt from
 	Updated    *time.Time `json:"updated"`        // when a census last taught it something; null while nothing is known
 	Fitted     int        `json:"fitted_entries"` // the most entries that the table had in calm
@@ -120,7 +123,7 @@ type DayStatus struct {
 
 // Status returns what is known.
 func (d *OrdinaryDay) Status() DayStatus {
-	s := DayStatus{Known: d.Known(), Learnt: math.Round(d.Learnt.Seconds()), Fitted: int(d.Fitted),
+	s := DayStatus{Known: d.Known(), Steady: d.Steady, Learnt: math.Round(d.Learnt.Seconds()), Fitted: int(d.Fitted),
 		Sources: len(d.Sources), OneWay: d.OneWay, Invalid: math.Round(10*d.Invalid) / 10, Unanswered: []string{},
 		Silences: make(map[string]int), Crowds: append([]Source{}, d.crowds...)}
 	for name, silence := range d.Silences {
@@ -140,10 +143,18 @@ func (d *OrdinaryDay) Status() DayStatus {
 // String says in a line what is known.
 func (s DayStatus) String() string {
 	if !s.Known {
-		return "not known yet: nobody loses a conversation meanwhile"
+		text := "not known yet: nobody loses a conversation meanwhile"
+		if s.Waits != "" {
+			text += "; " + s.Waits
+		}
+		return text
 	}
-	text := fmt.Sprintf("learnt from %s of calm; %d entries fitted, %d sources with a usual holding",
-		time.Duration(s.Learnt)*time.Second, s.Fitted, s.Sources)
+	from := "calm"
+	if s.Steady {
+		from = "a steady table"
+	}
+	text := fmt.Sprintf("learnt from %s of %s; %d entries fitted, %d sources with a usual holding",
+		time.Duration(s.Learnt)*time.Second, from, s.Fitted, s.Sources)
 	if s.OneWay > 0 {
 		text += fmt.Sprintf(", %d one-way connections", s.OneWay)
 	}

@@ -44,7 +44,7 @@ func (r reading) growing() bool {
 
 // read takes one observation in. Pressure is the fill projected lookahead ahead, and at least 100
 // when the kernel refused entries while the fill (or its projection) was above floor: below it
-// drop and insert_failed count lost races between packets of one flow, not a full table.
+// a full table was not the reason.
 func (g *gauge) read(o Observation, lookahead time.Duration, floor float64) reading {
 	capacity := float64(max(o.Capacity, 1))
 	r := reading{fill: 100 * float64(o.Count) / capacity, rate: g.rate(o)}

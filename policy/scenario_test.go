@@ -149,7 +149,7 @@ func (r *run) note(d Decision) {
 		case e.Step != "":
 			what += " " + string(e.Step)
 		}
-		if e.Kind == StepEvent {
+		if e.Step != "" {
 			r.told = append(r.told, string(e.Step)+" "+e.Reason)
 		}
 		fmt.Fprintf(&r.out, "%7.2fs %s: %s (fill %.0f %%, pressure %.0f %%, %+.0f/s)\n",

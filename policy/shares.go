@@ -8,10 +8,14 @@ type claim struct {
 	has    float64 // entries now
 	usual  float64 // entries on an ordinary day
 	weight float64 // how many fair shares it has
+	back   float64 // entries that were evicted and came back: kept, but nobody is less of a newcomer for it
 }
 
-// grown returns what a source has beyond its usual holding.
-func (c claim) grown() float64 { return max(0, c.has-c.usual) }
+// own returns what a source keeps whatever is divided.
+func (c claim) own() float64 { return min(c.has, c.usual+c.back) }
+
+// grown returns what a source has beyond that.
+func (c claim) grown() float64 { return c.has - c.own() }
 
 // networkBits are the prefix lengths by which newcomers are judged together, the widest first. A botnet of
 // a thousand addresses in one network, or a customer who uses all of a /48, gets one network's part.
@@ -37,7 +41,7 @@ func divide(claims []claim, rest, target, floor float64, byNetwork bool) divided
 	d := divided{keep: make([]float64, len(claims)), share: math.Inf(1)}
 	reserved, all := 0.0, rest
 	for _, c := range claims {
-		reserved += min(c.has, c.usual)
+		reserved += c.own()
 		all += c.has
 	}
 	members := make([]int, len(claims))
@@ -55,7 +59,7 @@ func divide(claims []claim, rest, target, floor float64, byNetwork bool) divided
 	d.give(claims, members, target-rest-reserved, top)
 	above := 0.0
 	for i, c := range claims {
-		d.keep[i] = max(d.keep[i]+min(c.has, c.usual), d.floor[i])
+		d.keep[i] = max(d.keep[i]+c.own(), d.floor[i])
 		if excess := c.has - d.keep[i]; excess > 0 {
 			above += excess
 			d.share = min(d.share, d.keep[i]/c.weight)

@@ -26,17 +26,17 @@ func sourceOf(prefix string) Source { return Source{Prefix: netip.MustParsePrefi
 func TestDivide(t *testing.T) {
 	var crowd []claim
 	for i := range 1000 { // newcomers below what ordinary users have, in networks of their own
-		crowd = append(crowd, claim{addressOf(fmt.Sprintf("198.18.%d.1", i%250)), 12, 0, 1})
+		crowd = append(crowd, claim{addressOf(fmt.Sprintf("198.18.%d.1", i%250)), 12, 0, 1, 0})
 		crowd[i].source = addressIn(netip.AddrFrom4([4]byte{198, byte(i / 250), byte(i % 250), 1}))
 	}
 	var customer []claim
 	for i := range 5000 {
-		customer = append(customer, claim{addressOf(fmt.Sprintf("2001:db8:1:%x::1", i)), 7, 0, 1})
+		customer = append(customer, claim{addressOf(fmt.Sprintf("2001:db8:1:%x::1", i)), 7, 0, 1, 0})
 	}
 	users := func(n int, has, usual float64) (list []claim) {
 		for i := range n {
 			user := netip.AddrFrom4([4]byte{192, 0, byte(i / 250), byte(i % 250)})
-			list = append(list, claim{addressIn(user), has, usual, 1})
+			list = append(list, claim{addressIn(user), has, usual, 1, 0})
 		}
 		return list
 	}
@@ -49,7 +49,7 @@ func TestDivide(t *testing.T) {
 	}{
 		{"newcomers with less than users", users(1000, 18, 18), crowd, 18000 + 6000, 6, 4},
 		{"one customer with a /48", users(1000, 11, 11), customer, 11000 + 6000, 2.3, 4},
-		{"a shared address among bots", []claim{{addressOf("192.0.2.1"), 300, 300, 1}}, crowd, 300 + 6000, 6, 4},
+		{"a shared address among bots", []claim{{addressOf("192.0.2.1"), 300, 300, 1, 0}}, crowd, 300 + 6000, 6, 4},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			all := slices.Concat(c.users, c.crowd)
@@ -79,6 +79,7 @@ func TestDivideKeepsTheUsual(t *testing.T) {
 				has:    float64(rapid.IntRange(0, 500).Draw(t, "has")),
 				usual:  float64(rapid.IntRange(0, 2).Draw(t, "known") * rapid.IntRange(0, 200).Draw(t, "usual")),
 				weight: float64(rapid.IntRange(1, 3).Draw(t, "weight")),
+				back:   float64(rapid.IntRange(0, 1).Draw(t, "came back") * rapid.IntRange(0, 100).Draw(t, "back")),
 			}
 			all += claims[i].has
 		}
@@ -88,11 +89,11 @@ func TestDivideKeepsTheUsual(t *testing.T) {
 		d := divide(claims, rest, target, floor, rapid.Bool().Draw(t, "by network"))
 		given, needed := rest, rest
 		for i, c := range claims {
-			if d.keep[i] < min(c.has, c.usual) {
+			if d.keep[i] < c.own() {
 				t.Fatalf("%+v keeps %.2f", c, d.keep[i])
 			}
 			given += min(c.has, d.keep[i])
-			needed += max(min(c.has, c.usual), min(c.has, floor*c.weight))
+			needed += max(c.own(), min(c.has, floor*c.weight))
 		}
 		if asked := !math.IsInf(d.keep[0], 1); asked && given > max(target, needed)+float64(n)*floor*3+1e-6 {
 			t.Fatalf("given out %.1f of %.1f (usual and floors are %.1f)", given, target, needed)
@@ -101,4 +102,21 @@ func TestDivideKeepsTheUsual(t *testing.T) {
 			t.Fatalf("everybody fits, and the share is %.1f", d.share)
 		}
 	})
+}
+
+// A network of newcomers has one share, whatever of theirs came back.
+func TestDivideKeepsNetworksTogether(t *testing.T) {
+	claims := []claim{{source: addressOf("203.0.113.1"), has: 1000, weight: 1}}
+	for i := range 250 {
+		bot := netip.AddrFrom4([4]byte{198, 51, 100, byte(i)})
+		claims = append(claims, claim{source: addressIn(bot), has: 40, weight: 1, back: 1})
+	}
+	d := divide(claims, 0, 1000, 1, true)
+	network := 0.0
+	for _, keep := range d.keep[1:] {
+		network += keep
+	}
+	if d.keep[0] < 370 || network > 250+375+1e-6 {
+		t.Errorf("one newcomer keeps %.0f, a network of 250 keeps %.0f", d.keep[0], network)
+	}
 }

@@ -36,13 +36,14 @@ func (m *Machine) Steps() []StepStatus {
 
 // stepReason says what a step does now, or what it waits for.
 func (m *Machine) stepReason(w *worker, r rung, s situation) string {
-	switch {
-	case !s.engaged:
+	if !s.engaged {
 		return fmt.Sprintf("enters at %g %% of pressure, now %.0f %%", r.Enter, m.decision.Pressure)
-	case r.quiet.IsZero():
-		return fmt.Sprintf("at work: %.0f a second", w.pace.Rate)
 	}
 	switch status := w.step.status(s); {
+	case r.quiet.IsZero() && status != "":
+		return fmt.Sprintf("at work: %.0f a second; %s", w.pace.Rate, status)
+	case r.quiet.IsZero():
+		return fmt.Sprintf("at work: %.0f a second", w.pace.Rate)
 	case status != "":
 		return status
 	case r.belowLeave.IsZero():

@@ -241,6 +241,10 @@ func (b *groupBuilder) set(key, value string) (err error) {
 		g.random = true
 	case "stray":
 		g.stray = true
+	case "over":
+		g.over = true
+	case "speaks":
+		g.speaks = true
 	case "closed":
 		g.closed = true
 	case "class":

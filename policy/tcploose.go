@@ -18,8 +18,7 @@ type looseArbiter struct {
 	untracked   bool // TCP services live untracked, or are about to
 	strict      bool // a step wants tcp_loose=0
 
-	until   time.Time            // until then what lives is picked up again
-	span    time.Duration        // for how long it was when last needed
+	stretch                      // what lives is picked up again meanwhile
 	why     string               // the reason of that
 	told    time.Time            // the until that was told of
 	evicted map[Source]time.Time // sources whose entries were evicted lately
@@ -27,25 +26,16 @@ type looseArbiter struct {
 
 // Connections are picked up in the middle for pickUpFor after it was needed: those that are silent longer are kept
 // alive by the keepalives of ssh and of most other protocols, which come every minute or two. When it is needed
-// again soon, it lasts longer each time, up to pickUpMost.
-const (
-	pickUpFor  = 2 * time.Minute
-	pickUpMost = time.Hour
-)
+// again soon, it lasts longer each time.
+const pickUpFor = 2 * time.Minute
 
 // pickingUp reports whether connections that conntrack does not know are picked up, as they had to be a moment ago.
-func (a *looseArbiter) pickingUp(now time.Time) bool { return now.Before(a.until) }
+func (a *looseArbiter) pickingUp(now time.Time) bool { return a.on(now) }
 
 // pickUp lets connections be picked up from now on.
 func (a *looseArbiter) pickUp(now time.Time, why string) {
-	switch {
-	case a.pickingUp(now): // it goes on
-	case a.span == 0 || now.Sub(a.until) > a.span:
-		a.span = pickUpFor
-	default:
-		a.span = min(4*a.span, pickUpMost)
-	}
-	a.until, a.why = now.Add(a.span), why
+	a.begin(now, pickUpFor)
+	a.why = why
 }
 
 // So many connections that conntrack can't place, of hosts that are usually here or of anybody, are more than the late

@@ -14,6 +14,7 @@ type usage struct {
 	weight             float64
 	assured, transient float64 // entries
 	usual              Usual   // of both, on an ordinary day
+	back               float64 // assured entries that were evicted and came back
 	inside             bool    // this host forwards for it
 	keepAssured        float64 // its fair share of each kind
 	keepTransient      float64
@@ -37,12 +38,18 @@ const (
 func (f *offenders) shareOut(s situation) ([]usage, float64) {
 	c, census := *s.cfg, s.Census
 	usages, rest := measure(s)
+	for i := range usages {
+		usages[i].back = f.harm.keeps(usages[i], s)
+	}
 	capacity, floor, known := float64(s.Capacity), float64(c.Floor), s.ordinary.Known()
 	target := capacity * c.Target / 100
 
 	transient := claims(usages, func(a *usage) (has, usual float64) { return a.transient, a.usual.Transient })
 	kept := min(transientPart*capacity, rest.transient+sum(transient))
 	assured := claims(usages, func(a *usage) (has, usual float64) { return a.assured, a.usual.Assured })
+	for i := range assured {
+		assured[i].back = usages[i].back
+	}
 	ofAssured := divide(assured, rest.assured, target-kept, floor, known)
 	room := target - rest.assured
 	for i, cl := range assured {
@@ -70,7 +77,7 @@ func claims(usages []usage, of func(*usage) (has, usual float64)) []claim {
 	list := make([]claim, len(usages))
 	for i := range usages {
 		has, usual := of(&usages[i])
-		list[i] = claim{usages[i].Source(), has, usual, usages[i].weight}
+		list[i] = claim{source: usages[i].Source(), has: has, usual: usual, weight: usages[i].weight}
 	}
 	return list
 }

@@ -53,6 +53,8 @@ type group struct {
 	timeout string // the setting that its entries' life scales with
 	random  bool   // every flow comes from an address of its own (spoofed)
 	closed  bool   // no socket waits for it
+	over    bool   // finished with its answer
+	speaks  bool   // what is evicted goes on: the next packet makes its entry again
 	stray   bool   // ACKs without a connection: with tcp_loose=0 they make no entry
 	pulse   [2]time.Duration
 	began   time.Time
@@ -63,6 +65,8 @@ type source struct {
 	prefix    netip.Prefix
 	entries   float64
 	untracked float64 // connections without an entry
+	lost      float64 // conversations that were evicted and speak in a moment
+	came      Comeback
 }
 
 // timeouts of entries by class, for flows over TCP.
@@ -146,10 +150,12 @@ func (w *world) advance(d Decision) {
 	w.others = float64(p.Reserve.Rate) * dt
 	for _, g := range w.groups {
 		for _, s := range g.sources {
+			w.comeBack(s, p)
 			w.open(g, s, p, limited, dt)
 		}
 	}
 	w.retime(p)
+	w.retire(p)
 	w.free(p)
 	w.evict(p)
 	w.purge(p)
@@ -326,6 +332,22 @@ func (g *group) flows(now time.Time) float64 {
 	return g.rate
 }
 
+// retire lets finished entries go that have been silent for long enough.
+func (w *world) retire(p Posture) {
+	for _, g := range w.groups {
+		if !g.over || p.Retire.Silent == 0 {
+			continue
+		}
+		for _, s := range g.sources {
+			if n := s.entries - g.flows(w.now)*p.Retire.Silent.Seconds(); n > 0 {
+				s.entries -= n
+				w.work.Evicted += uint64(n)
+				w.work.Retired += uint64(n)
+			}
+		}
+	}
+}
+
 // free takes the entries of selectors out that were freed.
 func (w *world) free(p Posture) {
 	freed := make(map[Selector]bool)
@@ -359,11 +381,35 @@ func (w *world) evict(p Posture) {
 		for _, s := range g.sources {
 			c, capped := caps[s.prefix]
 			if capped && s.entries > float64(c.Keep) && (!c.SpareAssured || g.class != Assured) {
-				w.work.Evicted += uint64(s.entries - float64(c.Keep))
-				s.entries = float64(c.Keep)
+				w.take(g, s, s.entries-float64(c.Keep))
 			}
 		}
 	}
+}
+
+// take evicts so many entries of a source.
+func (w *world) take(g *group, s *source, n float64) {
+	w.work.Evicted += uint64(n)
+	s.entries -= n
+	if g.class != Assured {
+		return
+	}
+	s.came.Source = Source{Prefix: s.prefix}
+	s.came.Taken += int(n)
+	s.came.Watched = min(s.came.Taken, 64)
+	if g.speaks {
+		s.lost += n
+	}
+}
+
+// comeBack lets the conversations that were evicted go on, as far as there is room.
+func (w *world) comeBack(s *source, p Posture) {
+	n := min(s.lost, max(0, float64(w.bound(p))-w.total))
+	if n < 1 {
+		return
+	}
+	s.entries, s.lost, w.total = s.entries+n, 0, w.total+n
+	s.came.Back = s.came.Watched
 }
 
 // purge deletes what is not assured of the classes that are to be purged.

@@ -26,6 +26,9 @@ func (w *world) scan(d Decision) {
 				tally.ports(g, n)
 				tally.source(g, s, n)
 			}
+			if s.came.Watched > 0 {
+				tally.c.Comebacks = append(tally.c.Comebacks, s.came)
+			}
 		}
 	}
 	w.census = tally.census()

@@ -14,6 +14,7 @@ const (
 	LostRaces          ID = "lost-races"
 	Restarts           ID = "search-restarts"
 	Uncollected        ID = "uncollected"
+	NoOrdinaryDay      ID = "no-ordinary-day"
 	MaxLow             ID = "max-low"
 	MaxHigh            ID = "max-high"
 	Buckets            ID = "buckets"
@@ -68,6 +69,7 @@ var catalogue = []Kind{
 	{LostRaces, Info, "packets of one flow raced each other into the table"},
 	{Restarts, Info, "lookups that had to begin anew because the hash table moved below them"},
 	{Uncollected, Info, "the count has expired or dying entries that a listing has not"},
+	{NoOrdinaryDay, Warning, "the table is always so full that ctguard can't learn what is ordinary here"},
 	{MaxLow, Warning, "the limit is below what the kernel itself gives a machine of this memory"},
 	{MaxHigh, Warning, "a full table takes more than a quarter of the memory"},
 	{Buckets, Warning, "more than four entries a bucket when the table is full"},

@@ -82,7 +82,8 @@ type PortUse struct {
 // Daemon is what a ctguard that runs here says.
 type Daemon struct {
 	Level int
-	Peak  int // the most entries of its history
+	Peak  int    // the most entries of its history
+	Waits string // why it knows no ordinary day; empty where it does or soon will
 }
 
 // Assignment is one line of a sysctl file.

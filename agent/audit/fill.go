@@ -169,6 +169,18 @@ func judgeListing(f *Facts) []Finding {
 		Sure: Likely}}
 }
 
+// judgeDay says that the daemon has no calm to learn from.
+func judgeDay(f *Facts) []Finding {
+	if f.Daemon == nil || f.Daemon.Waits == "" {
+		return nil
+	}
+	return []Finding{{ID: NoOrdinaryDay, Severity: Warning, Sure: Certain,
+		Title:    "the table is always so full that ctguard can't learn what is ordinary here",
+		Evidence: f.Daemon.Waits, Do: []string{f.raise()},
+		Why: "where nothing is known of an ordinary day nobody loses a conversation, so a flood of real connections is not " +
+			"evicted"}}
+}
+
 // percent returns a share in percent; of nothing it is 0.
 func percent(part, whole int) float64 {
 	if whole == 0 {

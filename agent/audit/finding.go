@@ -66,7 +66,7 @@ func fine(id ID, title string, args ...any) Finding {
 func Judge(f *Facts) []Finding {
 	var all []Finding
 	for _, judge := range []func(*Facts) []Finding{
-		judgeReading, judgeNamespace, judgeFill, judgePeak, judgeCounters, judgeListing, judgeSize, judgeBuckets,
+		judgeReading, judgeNamespace, judgeFill, judgePeak, judgeCounters, judgeListing, judgeDay, judgeSize, judgeBuckets,
 		judgeTimeouts, judgeSwitches, judgeFiles, judgeModule, judgeIdle, judgeUnanswered, judgeOwn, judgeInvalid,
 		judgeOneWay, judgeNotrack, judgeHelpers, judgeNAT, judgePorts, judgeLegacy, judgeOwners, judgeSaved,
 	} {

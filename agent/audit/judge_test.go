@@ -56,6 +56,8 @@ var cases = []struct {
 	{"elsewhere, and untracked here", func(f *Facts) {
 		f.Count, f.Elsewhere, f.Table.Listed, f.Rules.Notrack = 0, 75, 0, []string{"chain pre of table ip raw"}
 	}, "notrack:info"},
+	{"no ordinary day", func(f *Facts) { f.Daemon = &Daemon{Level: 1, Waits: "the table is fuller than the lowest mark"} },
+		"no-ordinary-day:warning"},
 	{"three quarters", func(f *Facts) { f.Count = 200000; f.Table.Listed = 200000 }, "fill:warning"},
 	{"full", func(f *Facts) { f.Count = 262144; f.Table.Listed = 262144 }, "fill:critical"},
 	{"no limit", func(f *Facts) { f.with("nf_conntrack_max", 0) }, ""},

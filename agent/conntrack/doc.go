@@ -18,6 +18,7 @@
 //	scan.go      a dump to a census; sources.go counts sources on fixed memory
 //	changes.go   creations, deletions and updates in batches: all that changes entries goes through it
 //	evict.go     who goes; ranks.go in which order; selection.go what is freed because it goes untracked
+//	comeback.go  whether what was evicted comes back and speaks
 //	purge.go     what a flood from spoofed addresses left goes
 //	retime.go    shorter timeouts for entries that exist; timeouts.go names them
 //	adopt.go     entries for connections that lived untracked

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
@@ -54,6 +55,10 @@ func (t *Table) Evict(ctx context.Context, v Eviction) (deleted int, err error) 
 		return 0, errors.New("evict: selectors given, but not which addresses are local")
 	}
 	x := newEvictor(v)
+	if !v.AtOnce { // what somebody asked for is not watched
+		x.comebacks = &t.comebacks
+		x.comebacks.beginEviction(time.Now(), len(v.Caps))
+	}
 	parts := t.partsFor(v)
 	if x.counting {
 		if err := t.walkParts(ctx, parts, x.count); err != nil {
@@ -146,6 +151,7 @@ type evictor struct {
 	timeouts  *limits
 	selection selection
 	queue     *changes
+	comebacks *comebacks // nil where nobody looks what comes back
 	besides   besides
 	counting  bool // there are sources to be counted first
 	atOnce    bool
@@ -236,7 +242,7 @@ func (x *evictor) visit(e *entry) bool {
 	switch stays := x.stays(q, e, at); {
 	case q.counted != nil:
 		if !stays && q.counted.takes(at) {
-			x.queue.delete(e)
+			x.take(q, e)
 		}
 	case stays:
 		x.fix(q)
@@ -257,8 +263,8 @@ func (x *evictor) fix(q *target) {
 		if q.ranks.len() == 0 {
 			return
 		}
-		_, r := q.ranks.least()
-		x.queue.deleteRecord(r)
+		at, r := q.ranks.least()
+		x.takeRecord(q, at, r)
 		q.ranks.drop()
 	}
 }
@@ -267,12 +273,28 @@ func (x *evictor) fix(q *target) {
 func (x *evictor) contest(q *target, e *entry, at rank) {
 	if q.ranks.len() > 0 {
 		if least, r := q.ranks.least(); least < at {
-			x.queue.deleteRecord(r)
+			x.takeRecord(q, least, r)
 			q.ranks.replaceLeast(e, at)
 			return
 		}
 	}
+	x.take(q, e)
+}
+
+// take queues the deletion of a target's entry.
+func (x *evictor) take(q *target, e *entry) {
+	if x.comebacks != nil {
+		x.comebacks.take(q.cap.Source(), e)
+	}
 	x.queue.delete(e)
+}
+
+// takeRecord is take for what is remembered of an entry.
+func (x *evictor) takeRecord(q *target, at rank, r *record) {
+	if x.comebacks != nil && policy.Class(at>>32) == policy.Assured {
+		x.comebacks.takeRecord(q.cap.Source(), r)
+	}
+	x.queue.deleteRecord(r)
 }
 
 // EvictPrefix deletes every entry whose original source is in p, in whatever zone, except those in spare, and returns

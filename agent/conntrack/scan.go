@@ -80,6 +80,10 @@ func (t *Table) Scan(ctx context.Context, o ScanOptions) (*policy.Census, error)
 		y.silences = &t.silences
 		y.silences.begin(*o.Silences, start)
 	}
+	y.comebacks = nil
+	if t.comebacks.begin(start); len(t.comebacks.taken) > 0 {
+		y.comebacks = &t.comebacks
+	}
 	end, err := t.walk(ctx, part{}, deadline(o.Budget), y.add)
 	c := y.census()
 	c.Total, c.Whole = max(total, c.Seen), end.whole
@@ -88,6 +92,7 @@ func (t *Table) Scan(ctx context.Context, o ScanOptions) (*policy.Census, error)
 	if y.silences != nil {
 		c.Silences = y.silences.end()
 	}
+	c.Comebacks = t.comebacks.list()
 	return c, err
 }
 
@@ -105,7 +110,8 @@ type tally struct {
 	portsTouched [numPortTables]bool
 	oneWay       []policy.OneWayFlow
 	look         look
-	silences     *silences // nil unless silences are looked for
+	silences     *silences  // nil unless silences are looked for
+	comebacks    *comebacks // nil unless evicted conversations are looked for
 }
 
 // mostOneWay is how many one-way flows a census lists: enough to see whether some of them are renewed.
@@ -180,6 +186,9 @@ func (y *tally) add(e *entry) bool {
 	}
 	if y.silences != nil {
 		y.silences.look(e)
+	}
+	if y.comebacks != nil {
+		y.comebacks.look(e)
 	}
 	source, zone := y.source(e.orig.src), e.zone()
 	if zone != 0 {

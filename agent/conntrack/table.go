@@ -28,11 +28,12 @@ type Table struct {
 	established, stream *os.File // likewise: the timeouts of open TCP connections and of UDP streams
 	home                *os.File // that namespace
 
-	mu       sync.Mutex // guards what a walk reuses
-	buf      []byte
-	entry    entry
-	tally    tally
-	silences silences
+	mu        sync.Mutex // guards what a walk reuses
+	buf       []byte
+	entry     entry
+	tally     tally
+	silences  silences
+	comebacks comebacks
 
 	statsMu sync.Mutex
 	stats   *socket

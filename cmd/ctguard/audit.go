@@ -87,7 +87,7 @@ func (p *program) daemonFacts(ctx context.Context) *audit.Daemon {
 	if p.call(ctx, "status", nil, &s) != nil {
 		return nil
 	}
-	d := &audit.Daemon{Level: s.Level, Peak: s.Count}
+	d := &audit.Daemon{Level: s.Level, Peak: s.Count, Waits: s.Ordinary.Waits}
 	if h, ok := p.highest(ctx); ok {
 		d.Peak = max(d.Peak, h.Count)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -39,8 +40,8 @@ func matrixCommand() *cobra.Command {
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringSliceVar(&o.topologies, "topology", usualTopologies(),
-		"topologies (mixed, uplinks and zones are run when they are asked for)")
+	fs.StringSliceVar(&o.topologies, "topology", usualTopologies(), "topologies ("+strings.Join(onDemand, ", ")+
+		" are run when they are asked for)")
 	fs.StringSliceVar(&o.attacks, "attacks", nil, "attacks (default all of the topology)")
 	fs.StringSliceVar(&o.guards, "guards", nil, "guards (default all that differ, without the control run and fail2ban)")
 	fs.StringVar(&o.out, "out", "", "directory for JSON and charts")
@@ -48,10 +49,13 @@ func matrixCommand() *cobra.Command {
 	return cmd
 }
 
+// onDemand are the topologies that are left out otherwise.
+var onDemand = []string{"mixed", "uplinks", "zones", "overlay", "resolver", "listener", "loopback"}
+
 // usualTopologies are those of which the whole matrix takes a quarter of an hour.
 func usualTopologies() []string {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(lab.Topologies)), func(t string) bool {
-		return slices.Contains([]string{"mixed", "uplinks", "zones"}, t)
+		return slices.Contains(onDemand, t)
 	})
 }
 
@@ -71,7 +75,7 @@ func (o matrixFlags) plan() []contest {
 	var plan []contest
 	for _, t := range o.topologies {
 		for _, a := range lab.AttacksOn(t) {
-			if len(o.attacks) > 0 && !slices.Contains(o.attacks, a.Name) {
+			if len(o.attacks) > 0 && !slices.Contains(o.attacks, a.Name) || len(o.attacks) == 0 && a.OnDemand {
 				continue
 			}
 			guards := o.guards

@@ -2,6 +2,7 @@ package flood
 
 import (
 	"context"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -30,5 +31,49 @@ func (f *flooder) answer(ctx context.Context) {
 		f.acks.push(packet.AppendTCP(f.acks.frame(), reply, seg, nil))
 		f.acks.flush()
 		f.completed.Add(1)
+		if f.spec.Speak > 0 {
+			f.keep(standing{reply, seg})
+		}
+	}
+}
+
+// standing is a connection that the other side takes for open.
+type standing struct {
+	to   packet.Header
+	next packet.Segment
+}
+
+// mostStanding bounds how many connections are spoken on.
+const mostStanding = 1 << 17
+
+func (f *flooder) keep(c standing) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.standing) < mostStanding {
+		f.standing = append(f.standing, c)
+	}
+}
+
+// speak sends a byte on one connection after the other, always the same byte of each: the other side acknowledges it
+// each time.
+func (f *flooder) speak(ctx context.Context) {
+	tick := time.NewTicker(slice)
+	defer tick.Stop()
+	each := max(1, f.spec.Speak*int(slice)/int(time.Second))
+	for at := 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		f.mu.Lock()
+		list := f.standing
+		f.mu.Unlock()
+		for range min(each, len(list)) {
+			c := list[at%len(list)]
+			at++
+			f.voice.push(packet.AppendTCP(f.voice.frame(), c.to, c.next, []byte("x")))
+		}
+		f.voice.flush()
 	}
 }

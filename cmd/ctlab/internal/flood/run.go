@@ -57,6 +57,10 @@ type flooder struct {
 	rx        int     // SYN-ACKs come in here, for Handshake
 	acks      *sender // and are answered here, by another goroutine than tx's
 	completed atomic.Uint64
+
+	voice    *sender // speaks on connections that stand; nil where they are held in silence
+	mu       sync.Mutex
+	standing []standing
 }
 
 func open(spec Spec) (*flooder, error) {
@@ -81,6 +85,11 @@ func open(spec Spec) (*flooder, error) {
 	if f.acks, err = newSender(iface); err != nil {
 		return nil, err
 	}
+	if spec.Speak > 0 {
+		if f.voice, err = newSender(iface); err != nil {
+			return nil, err
+		}
+	}
 	f.rx, err = newReceiver(iface, spec.Sources.Addr().Is6())
 	return f, err
 }
@@ -90,6 +99,9 @@ func (f *flooder) run(ctx context.Context, start role.Instant) Result {
 	answering, stop := context.WithCancel(ctx)
 	if f.spec.Kind == Handshake {
 		wg.Go(func() { f.answer(answering) })
+	}
+	if f.voice != nil {
+		wg.Go(func() { f.speak(answering) })
 	}
 	if f.spec.OneCore {
 		f.saturate(ctx, start)

@@ -49,6 +49,9 @@ type Spec struct {
 	Count   int          `json:"count"`
 	// Ports is how many source ports each source uses in turn; zero is all.
 	Ports int `json:"ports"`
+	// Speak is how many segments a second are sent on the connections that stand, in turn: zero holds them in silence.
+	// Of Handshake.
+	Speak int `json:"speak"`
 	// Rate is packets a second, for Handshake connections a second.
 	Rate     int           `json:"rate"`
 	Duration time.Duration `json:"duration"`

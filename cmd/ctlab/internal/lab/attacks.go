@@ -20,6 +20,8 @@ type Attack struct {
 	// Crowd is set where the flood is no other than the handshake's, and only its crowd of sources is: it shows
 	// something where a guard must judge sources, not where services go untracked or each source has a fixed limit.
 	Crowd bool
+	// OnDemand is set where the matrix leaves it out unless it is named: what it shows is about one lever.
+	OnDemand bool
 
 	kind    flood.Kind
 	rate    int
@@ -31,6 +33,7 @@ type Attack struct {
 	span    int  // how many ports are hit, from port upwards; 0: port alone
 	silent  bool // at targets that answer nothing
 	far     bool // from the far side of a gateway
+	speak   int  // segments a second on the connections that stand
 	on, off time.Duration
 	lasts   time.Duration // where the usual time would show too little
 	briefly time.Duration // the least that shows anything, where that is no matter of rate
@@ -38,13 +41,14 @@ type Attack struct {
 
 var (
 	onServer  = []string{"server"}
+	onQuiet   = []string{"overlay", "resolver", "listener", "loopback"}
 	onShared  = []string{"shared-address", "load-balancers"}
 	onGateway = []string{"nat-gateway"}
 	onMixed   = []string{"mixed"}
 	onRouters = []string{"nat-gateway", "one-way"}
 	onZones   = []string{"zones"}
-	atService = []string{"server", "forwarded", "uplinks"}
-	onServers = []string{"server", "uplinks"}
+	atService = []string{"server", "forwarded", "uplinks", "overlay"}
+	onServers = []string{"server", "uplinks", "overlay", "resolver", "listener", "loopback"}
 )
 
 // scannedPort is what a scan looks for.
@@ -55,6 +59,10 @@ var Attacks = []Attack{
 	{
 		Name: "handshake", Summary: "200 sources complete 5 000 handshakes a second and hold them",
 		Topologies: onServers, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+	},
+	{
+		Name: "quiet", Summary: "ten datagrams a second of one flow: what the host and its users do by themselves",
+		Topologies: onQuiet, kind: flood.UDP, rate: 10, sources: 1, ports: 1, port: service.UDPPort,
 	},
 	{
 		Name: "handshake-wide", Summary: "the same from 1 000 sources, below most per-source limits",
@@ -79,6 +87,11 @@ var Attacks = []Attack{
 		Name: "bots", Summary: "400 bots hold 100 connections each, fewer than the address that many users share",
 		Variant: true, Crowd: true, Topologies: onShared, kind: flood.Handshake, rate: 6000, sources: 400, ports: 100,
 		port: service.HTTPPort,
+	},
+	{
+		Name: "speakers", Summary: "the handshake flood, whose connections go on speaking: what is evicted comes back",
+		OnDemand: true, Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+		speak: 20_000,
 	},
 	{
 		Name: "pulses", Summary: "the handshake flood, 4 s on and 6 s off",
@@ -186,7 +199,7 @@ func (a Attack) spec(sc Scenario, s *site) flood.Spec {
 	sp := flood.Spec{
 		Kind: a.kind, Interface: from.dev, GatewayMAC: from.gateway,
 		Sources: from.sources4, Count: a.sources, Ports: a.ports,
-		Rate: a.rate, Duration: sc.AttackFor, On: a.on, Off: a.off,
+		Speak: a.speak, Rate: a.rate, Duration: sc.AttackFor, On: a.on, Off: a.off,
 		TargetPorts: a.span, Forbidden: s.outside,
 	}
 	if a.ipv6 {

@@ -56,6 +56,10 @@ func (r *run) result(out outcome) *Result {
 	}
 	for i, p := range r.site.parties {
 		got := out.parties[i]
+		if p.late {
+			later(got.HTTP, onset)
+			later(got.UDP, onset)
+		}
 		res.Parties = append(res.Parties, Party{p.name, p.accepted, serviceFigures(got.HTTP, onset, end, total),
 			serviceFigures(got.UDP, onset, end, total), Lasting{got.Lasting, got.Lost, got.Resets, got.Session}, got.Failures})
 	}
@@ -72,6 +76,13 @@ func (r *run) result(out outcome) *Result {
 		res.LeftBehind = r.before.diff(r.after)
 	}
 	return res
+}
+
+// later shifts requests whose time counts from the onset.
+func later(requests []measure.Request, onset time.Duration) {
+	for i := range requests {
+		requests[i].At += onset
+	}
 }
 
 func (r *run) floodFigures(out outcome) Flood {

@@ -64,6 +64,9 @@ type party struct {
 	udp      int
 	lasting  int
 	accepted float64 // percent of its requests that must be served
+	udpPort  uint16  // where its questions go, if not to the lab's own port
+	overlay  bool    // its questions go through a tunnel
+	late     bool    // it begins with the attack
 }
 
 // buildMixed makes a host that serves, and masquerades a bridge with containers:
@@ -98,9 +101,11 @@ func buildMixed(s *site) error {
 	s.near = side{dev: "eth0", gateway: mac(5, 1), sources4: scanners, targets: []netip.Addr{server}, silent: silent}
 	others := addrs("198.18.0.0/24", 10, 10)
 	s.parties = []party{
-		{"containers", containers, others, server, 60, 20, 10, 99.5},
-		{"neighbours", s.attacker, []netip.Addr{sharedHost}, server, 30, 10, 10, 99.5},
-		{"scanner", s.attacker, []netip.Addr{scanner}, server, 30, 10, 10, 95},
+		{name: "containers", in: containers, from: others, to: server, http: 60, udp: 20, lasting: 10, accepted: 99.5},
+		{name: "neighbours", in: s.attacker, from: []netip.Addr{sharedHost}, to: server, http: 30, udp: 10, lasting: 10,
+			accepted: 99.5},
+		{name: "scanner", in: s.attacker, from: []netip.Addr{scanner}, to: server, http: 30, udp: 10, lasting: 10,
+			accepted: 95},
 	}
 	// The server's address is the first: the UDP echo answers from that one.
 	outside := onLink(slices.Concat([]netip.Addr{server}, s.clientAddrs, []netip.Addr{s.session}, silent))

@@ -178,7 +178,10 @@ func (r *run) prepare(ctx context.Context) (err error) {
 func (r *run) invite(spec workload.Spec) error {
 	for _, p := range r.site.parties {
 		spec.Sources, spec.Session, spec.Targets = p.from, p.from[0], []netip.Addr{p.to}
-		spec.HTTPRate, spec.UDPRate, spec.Lasting = p.http, p.udp, p.lasting
+		spec.HTTPRate, spec.UDPRate, spec.Lasting, spec.Overlay = p.http, p.udp, p.lasting, p.overlay
+		if spec.UDPPort = p.udpPort; p.udpPort == 0 {
+			spec.UDPPort = service.UDPPort
+		}
 		process, err := role.Spawn(p.in, workload.Role, spec)
 		if err != nil {
 			return err
@@ -193,8 +196,12 @@ func (r *run) play(ctx context.Context) (*Result, error) {
 	r.zero = role.Now().Add(100 * time.Millisecond)
 	onset := r.zero.Add(r.sc.Calm)
 	err := errors.Join(r.users.Start(r.zero), r.flood.Start(onset))
-	for _, p := range r.parties {
-		err = errors.Join(err, p.Start(r.zero))
+	for i, p := range r.parties {
+		begin := r.zero
+		if r.site.parties[i].late {
+			begin = onset
+		}
+		err = errors.Join(err, p.Start(begin))
 	}
 	if err != nil {
 		return nil, errors.Join(err, r.guard.stop(r))

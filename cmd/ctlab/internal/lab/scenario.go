@@ -82,6 +82,10 @@ func (s Scenario) withDefaults() Scenario {
 		def(&s.HTTPRate, 60)
 		def(&s.Lasting, 300)
 	}
+	if s.Topology == "listener" { // of whom much ends, so that much is kept
+		def(&s.HTTPRate, 600)
+		def(&s.UDPRate, 600)
+	}
 	def(&s.HTTPRate, 200)
 	def(&s.UDPRate, 50)
 	def(&s.Lasting, 40)

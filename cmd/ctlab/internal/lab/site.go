@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"strings"
 
+	"github.com/mdlayher/netlink"
+
 	"ctguard/cmd/ctlab/internal/ns"
 	"ctguard/cmd/ctlab/internal/packet"
 	"ctguard/cmd/ctlab/internal/role"
@@ -63,6 +65,11 @@ type site struct {
 	// parties are others whose service is measured.
 	parties []party
 
+	// overlay has the services be the far end of a tunnel, too.
+	overlay bool
+	// listener is somebody who asks for the kernel's events on entries and reads none.
+	listener *netlink.Conn
+
 	// config is what ctguard is told about this topology.
 	config map[string]any
 }
@@ -76,6 +83,10 @@ var topologies = map[string]func(*site) error{
 	"nat-gateway":    buildGateway,
 	"forwarded":      buildForwarded,
 	"mixed":          buildMixed,
+	"overlay":        buildOverlay,
+	"resolver":       buildResolver,
+	"listener":       buildListener,
+	"loopback":       buildLoopback,
 	"uplinks":        buildUplinks,
 	"zones":          buildZones,
 }
@@ -87,6 +98,10 @@ var Topologies = map[string]string{
 		"attackers on both sides",
 	"one-way":   "a router that sees what clients send and never the answers (direct server return, asymmetric routes)",
 	"mixed":     "a host that serves, and masquerades containers, of which one scans, and one has many users behind it",
+	"overlay":   "the server, that another host reaches by a tunnel whose directions are flows of their own (VXLAN)",
+	"resolver":  "the server, that asks DNS servers 8 000 questions a second itself while it is attacked",
+	"listener":  "the server, where a listener to the kernel's events is stuck, so that ended entries stay counted",
+	"loopback":  "the server, with a local proxy that opens 3 000 connections a second by way of lo while it is attacked",
 	"forwarded": "a gateway whose services are on a host behind it; attackers and clients behind one uplink",
 	"shared-address": "the server, where all clients come from one address (CGNAT): " +
 		"300 lasting connections and 60 new ones a second",
@@ -136,6 +151,9 @@ func (s *site) add(name string) (*ns.Namespace, error) {
 }
 
 func (s *site) close() {
+	if s.listener != nil {
+		_ = s.listener.Close() // nothing is written by closing
+	}
 	for _, n := range s.spaces {
 		n.Close()
 	}
@@ -145,7 +163,7 @@ func (s *site) close() {
 func (s *site) serve() ([]*role.Process, error) {
 	var out []*role.Process
 	for _, space := range s.serving {
-		p, err := role.Spawn(space, service.Role, struct{}{})
+		p, err := role.Spawn(space, service.Role, service.Spec{Overlay: s.overlay})
 		if err != nil {
 			return out, err
 		}

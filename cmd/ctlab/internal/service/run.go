@@ -41,6 +41,11 @@ func raiseFiles() int {
 	return int(limit.Max)
 }
 
+// Spec says what is served besides.
+type Spec struct {
+	Overlay bool `json:"overlay"` // the far end of a tunnel, on OverlayPort
+}
+
 // Result says what the services cost.
 type Result struct {
 	CPU float64 `json:"cpu_seconds"`
@@ -48,7 +53,7 @@ type Result struct {
 
 // Run is the role.
 func Run(ctx context.Context, c *role.Conn) error {
-	var spec struct{} // nothing to choose
+	var spec Spec
 	if err := c.Spec(&spec); err != nil {
 		return err
 	}
@@ -66,11 +71,20 @@ func Run(ctx context.Context, c *role.Conn) error {
 	if err != nil {
 		return err
 	}
+	var tunnel *overlay
+	if spec.Overlay {
+		if tunnel, err = newOverlay(); err != nil {
+			return err
+		}
+	}
 	ctx, err = c.Ready(ctx)
 	if err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
+	if tunnel != nil {
+		wg.Go(func() { tunnel.serve(ctx) })
+	}
 	wg.Go(func() { tcp.serve(ctx) })
 	wg.Go(func() { udp.serve(ctx) })
 	wg.Wait()

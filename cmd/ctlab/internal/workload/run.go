@@ -27,6 +27,16 @@ func Run(ctx context.Context, c *role.Conn) error {
 	if err := w.openLasting(ctx); err != nil {
 		return err
 	}
+	ask := w.udpRequest
+	if spec.Overlay {
+		tunnel, err := newOverlay()
+		if err != nil {
+			return err
+		}
+		defer func() { _ = tunnel.conn.Close() }()
+		go tunnel.receive()
+		ask = func(src, dst netip.Addr) error { return tunnel.request(src, dst, spec.Timeout) }
+	}
 	ctx, err := c.Ready(ctx)
 	if err != nil {
 		return err
@@ -36,7 +46,7 @@ func Run(ctx context.Context, c *role.Conn) error {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { w.http = w.steady(ctx, spec.HTTPRate, w.httpRequest) })
-	wg.Go(func() { w.udp = w.steady(ctx, spec.UDPRate, w.udpRequest) })
+	wg.Go(func() { w.udp = w.steady(ctx, spec.UDPRate, ask) })
 	for _, l := range w.lasting {
 		wg.Go(func() { w.note(l.talk(ctx)) })
 	}

@@ -24,6 +24,8 @@ type Spec struct {
 	HTTPRate int          `json:"http_rate"`
 	UDPPort  uint16       `json:"udp_port"`
 	UDPRate  int          `json:"udp_rate"`
+	// Overlay has the UDP questions go through a tunnel like VXLAN, whose directions are flows of their own.
+	Overlay bool `json:"overlay"`
 	// Lasting connections: half of them to LinePort, where a line gets an answer, half
 	// to SpeakPort, where the client only listens.
 	Lasting   int           `json:"lasting"`
