@@ -27,7 +27,8 @@ func TestSourceText(t *testing.T) {
 			t.Errorf("%q and %q, want %q and %q", s, s.Short(), want, short)
 		}
 	}
-	for _, text := range []string{"", "192.0.2.1", "192.0.2.1/32 zone", "192.0.2.1/32 zone 65536", "192.0.2.1/32 zone -1"} {
+	for _, text := range []string{"", "192.0.2.1", "192.0.2.1/32 zone", "192.0.2.1/32 zone 65536",
+		"192.0.2.1/32 zone -1"} {
 		if err := new(Source).UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("%q is a source", text)
 		}
@@ -45,8 +46,8 @@ func tenants(m *Machine, zones bool, sources ...Holding) Decision {
 		}
 	}
 	census.Total = census.Seen
-	o := Observation{Count: census.Seen, Capacity: census.Seen, Host: Host{Admin: map[string]int{tcpLoose: 1}, Zones: zones},
-		Census: census}
+	o := Observation{Count: census.Seen, Capacity: census.Seen, Census: census,
+		Host: Host{Admin: map[string]int{tcpLoose: 1}, Zones: zones}}
 	var events []Event
 	for i := range 2 {
 		o.Time = dayStart.Add(time.Duration(i) * time.Second)
@@ -71,10 +72,11 @@ func TestTenants(t *testing.T) {
 		sources []Holding
 		want    Limit
 	}{
-		"in a zone":           {false, []Holding{tenant(1, 30_000), tenant(2, 100), tenant(0, 100)}, Limit{Zone: 1, Zoned: true}},
-		"in the default zone": {false, []Holding{tenant(0, 30_000), tenant(2, 100)}, Limit{Zone: 0, Zoned: true}},
+		"in a zone": {false, []Holding{tenant(1, 30_000), tenant(2, 100), tenant(0, 100)},
+			Limit{Zone: 1, Zoned: true}},
+		"in the default zone":                       {false, []Holding{tenant(0, 30_000), tenant(2, 100)}, Limit{Zone: 0, Zoned: true}},
 		"before anybody is in a zone that there is": {true, []Holding{tenant(0, 30_000)}, Limit{Zone: 0, Zoned: true}},
-		"without zones": {false, []Holding{tenant(0, 30_000)}, Limit{}},
+		"without zones":                             {false, []Holding{tenant(0, 30_000)}, Limit{}},
 	} {
 		m := New(Defaults(Server))
 		m.ordinary = OrdinaryDay{Updated: dayStart, Fitted: 100}

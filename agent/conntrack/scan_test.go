@@ -251,8 +251,8 @@ func TestScanZones(t *testing.T) {
 		got[s.Source()] = s.Entries
 	}
 	one := prefix("192.0.2.1/32")
-	if want := map[policy.Source]int{{Prefix: one}: 9, {Prefix: one, Zone: 1}: 7, {Prefix: one, Zone: 2}: 6}; !maps.Equal(got,
-		want) || c.Zoned != 13 || c.Distinct != 3 {
+	want := map[policy.Source]int{{Prefix: one}: 9, {Prefix: one, Zone: 1}: 7, {Prefix: one, Zone: 2}: 6}
+	if !maps.Equal(got, want) || c.Zoned != 13 || c.Distinct != 3 {
 		t.Errorf("sources %v, %d in zones, %d distinct; want %v", got, c.Zoned, c.Distinct, want)
 	}
 	if c, err = table.Scan(t.Context(), ScanOptions{}); err != nil || len(c.Sources) != 3 {
