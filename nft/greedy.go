@@ -67,13 +67,13 @@ func (d Desired) greedyElements(now time.Time) (map[greedySet][]greedyElement, [
 			}
 			key := slices.Concat(from.AsSlice(), []byte{class.Protocol, 0, 0, 0}, binaryutil.BigEndian.PutUint16(port),
 				[]byte{0, 0})
-			text := fmt.Sprintf("%s . %s . %d", from, protocolName(class.Protocol), port)
-			add(greedy[i].in(scopeOf(l)), string(key), text, l.Until)
+			name := fmt.Sprintf("%s . %s . %d", from, protocolName(class.Protocol), port)
+			add(greedy[i].in(scopeOf(l)), string(key), name, l.Until)
 		}
 		for _, to := range l.Peers {
 			if to.Is6() == from.Is6() {
-				key := string(slices.Concat(from.AsSlice(), to.AsSlice()))
-				add(answered[i].in(scopeOf(l)), key, fmt.Sprintf("%s . %s", from, to), l.Until)
+				key := slices.Concat(from.AsSlice(), to.AsSlice())
+				add(answered[i].in(scopeOf(l)), string(key), fmt.Sprintf("%s . %s", from, to), l.Until)
 			}
 		}
 		if len(l.Flows) == 0 {

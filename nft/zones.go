@@ -14,7 +14,7 @@ import (
 
 // scope is where a limit counts: in every conntrack zone, or in one. A packet's zone is known only once conntrack has
 // seen it, so what counts in one zone comes after that, TCP too: it costs more, and hits nobody else. Each zone has
-// sets, chains and meters of its own.
+// sets, chains and meters of its own, and everybody has his share of the rate in each.
 type scope struct {
 	zoned bool
 	zone  uint16

@@ -321,16 +321,23 @@ func (of *offence) span(c Config) time.Duration {
 // limits returns the limits in force, in the order of their prefixes, and forgets sources whose
 // last limit ended longer ago than it lasted.
 func (f *offenders) limits(now time.Time, c Config) []Limit {
-	var limits []Limit
-	for prefix, of := range f.known {
+	var in []Source // sorted, because limits are larger
+	for source, of := range f.known {
 		switch {
 		case now.Before(of.limit.Until):
-			limits = append(limits, of.limit.inZone(f.zoned))
+			in = append(in, source)
 		case now.Sub(of.limit.Until) > 2*of.span(c):
-			delete(f.known, prefix)
+			delete(f.known, source)
 		}
 	}
-	slices.SortFunc(limits, func(a, b Limit) int { return a.Source().compare(b.Source()) })
+	slices.SortFunc(in, Source.compare)
+	var limits []Limit
+	if len(in) > 0 {
+		limits = make([]Limit, 0, len(in))
+	}
+	for _, source := range in {
+		limits = append(limits, f.known[source].limit.inZone(f.zoned))
+	}
 	return limits
 }
 

@@ -74,9 +74,10 @@ func TestTenants(t *testing.T) {
 	}{
 		"in a zone": {false, []Holding{tenant(1, 30_000), tenant(2, 100), tenant(0, 100)},
 			Limit{Zone: 1, Zoned: true}},
-		"in the default zone":                       {false, []Holding{tenant(0, 30_000), tenant(2, 100)}, Limit{Zone: 0, Zoned: true}},
+		"in the default zone": {false, []Holding{tenant(0, 30_000), tenant(2, 100)},
+			Limit{Zone: 0, Zoned: true}},
 		"before anybody is in a zone that there is": {true, []Holding{tenant(0, 30_000)}, Limit{Zone: 0, Zoned: true}},
-		"without zones":                             {false, []Holding{tenant(0, 30_000)}, Limit{}},
+		"without zones": {false, []Holding{tenant(0, 30_000)}, Limit{}},
 	} {
 		m := New(Defaults(Server))
 		m.ordinary = OrdinaryDay{Updated: dayStart, Fitted: 100}

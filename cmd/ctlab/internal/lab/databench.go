@@ -42,8 +42,8 @@ type DataBench struct {
 	Drops  *DropCost   `json:"drops"`
 }
 
-// DataLevel is what traffic gets with ctguard pinned at one level, against the same without ctguard; or with a few rules
-// instead of ctguard, which show what the least of their kind costs.
+// DataLevel is what traffic gets with ctguard pinned at one level, against the same without ctguard; or with a few
+// rules instead of ctguard, which show what the least of their kind costs.
 type DataLevel struct {
 	Topology string `json:"topology"`
 	Level    int    `json:"level"`
