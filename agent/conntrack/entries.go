@@ -177,7 +177,18 @@ func (e *entry) zone() uint16 {
 	if b := e.bytes(e.zoneSpan); len(b) >= attrLen+2 {
 		return binary.BigEndian.Uint16(b[attrLen:])
 	}
-	return e.orig.zone
+	named := e.bytes(e.tupleSpan)
+	switch len(named) {
+	case 0, attrLen + 48, attrLen + 72: // addresses and ports, and nothing else
+		return 0
+	}
+	for rest := named[attrLen:]; ; {
+		kind, value, next, ok := attr(rest)
+		if !ok || kind == tupleZone {
+			return beUint16(value)
+		}
+		rest = next
+	}
 }
 
 // Names of states as conntrack(8) prints them: enum tcp_conntrack, sctp_conntrack and ct_dccp_states.

@@ -99,7 +99,7 @@ func (t *Table) partsFor(v Eviction) []part {
 		is4 := c.Prefix.Addr().Is4()
 		four, six = four || is4, six || !is4
 		oneByOne = oneByOne && c.Prefix.IsSingleIP() && can.of(c.Prefix.Addr())
-		one := part{source: c.Prefix.Addr()} // in every zone: no kernel filters a dump by both
+		one := part{source: c.Prefix.Addr()} // in every zone: older kernels filter by the address alone
 		if !slices.Contains(parts, one) {
 			parts = append(parts, one)
 		}

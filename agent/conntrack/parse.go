@@ -49,7 +49,6 @@ type tuple struct {
 	icmpID             uint16
 	icmpType, icmpCode uint8
 	proto              uint8
-	zone               uint16 // where it differs between the directions (CTA_TUPLE_ZONE)
 }
 
 // entry is what one message of a dump says, as far as ctguard needs it. It is made once and filled
@@ -225,7 +224,7 @@ func (t *tuple) parsePorts(b []byte) bool {
 	if header(0) != headerProto || header(4) != headerNum || header(12) != headerSrcPort || header(20) != headerDstPort {
 		return false
 	}
-	t.proto, t.icmpID, t.icmpType, t.icmpCode, t.zone = b[8], 0, 0, 0, 0
+	t.proto, t.icmpID, t.icmpType, t.icmpCode = b[8], 0, 0, 0
 	t.srcPort, t.dstPort = binary.BigEndian.Uint16(b[16:]), binary.BigEndian.Uint16(b[24:])
 	return true
 }
@@ -244,8 +243,6 @@ func (t *tuple) walk(b []byte) bool {
 			ip = t.walkAddresses(value)
 		case tupleProto:
 			proto = t.walkProto(value)
-		case tupleZone:
-			t.zone = beUint16(value)
 		}
 		b = rest
 	}

@@ -429,6 +429,8 @@ func (m *exactReader) match(name string, revision uint32, info []byte) {
 	case "comment":
 	case "tcp", "udp":
 		m.portMatch(info, map[string]int{"tcp": 11, "udp": 8}[name], name == "tcp")
+	case "multiport":
+		m.portsMatch(info)
 	case "addrtype":
 		// struct xt_addrtype_info_v1: sources, destinations, flags.
 		if revision != 1 || len(info) < 8 || binary.NativeEndian.Uint32(info[4:]) != 0 {
@@ -459,6 +461,17 @@ func (m *exactReader) portMatch(info []byte, inversions int, tcp bool) {
 	if info[inversions] == 0 {
 		m.flowMatch = m.and(flowMatch{exact: true, ports: []ports{{at(4), at(6)}}})
 	}
+}
+
+// portsMatch reads struct xt_multiport_v1: a list of destination ports and ranges of them, and nothing else.
+func (m *exactReader) portsMatch(info []byte) {
+	const destinations = 1
+	var list reader
+	if list.multiport(info); list.ports == nil || info[0] != destinations {
+		m.vague()
+		return
+	}
+	m.flowMatch = m.and(flowMatch{exact: true, ports: list.ports})
 }
 
 // target reads what a rule of iptables does.

@@ -162,6 +162,16 @@ func TestForwardedByIptables(t *testing.T) {
 			"-A POSTROUTING -s 10.0.0.2/32 -d 10.0.0.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE", name},
 		{"-A PREROUTING -i wan0 -p udp --dport 53 -j DNAT --to-destination 10.0.0.2",
 			"udp/53 at 203.0.113.7/32 on wan0 to 10.0.0.2:53 by wan0"},
+		{"-A PREROUTING -i wan0 -p tcp -m multiport --dports 80,443 -j DNAT --to-destination 10.0.0.2",
+			"tcp/443 at 203.0.113.7/32 on wan0 to 10.0.0.2:443 by wan0\n" +
+				"tcp/80 at 203.0.113.7/32 on wan0 to 10.0.0.2:80 by wan0"},
+		{"-A PREROUTING -i wan0 -p udp -m multiport --dports 53,10000:20000 -j DNAT --to-destination 10.0.0.2",
+			"udp/10000-20000 at 203.0.113.7/32 on wan0 to 10.0.0.2:10000 by wan0\n" +
+				"udp/53 at 203.0.113.7/32 on wan0 to 10.0.0.2:53 by wan0"},
+		{"-A PREROUTING -i wan0 -p tcp -m multiport ! --dports 80,443 -j DNAT --to-destination 10.0.0.2", ""},
+		{"-A PREROUTING -i wan0 -p tcp -m multiport --sports 80,443 -m tcp --dport 80 -j DNAT --to-destination 10.0.0.2",
+			"tcp/80 at 203.0.113.7/32 on wan0 to 10.0.0.2:80 by wan0: " +
+				"there is more to its rule than can be repeated: chain PREROUTING of table nat"},
 		{"-A PREROUTING -i wan0 -p tcp --dport 80 -j DNAT --to-destination 10.0.0.2-10.0.0.3", ""},
 		{"-A PREROUTING -i wan0 -p tcp --dport 80 -j DNAT --to-destination 10.0.0.2:80 --random", ""},
 		{"-A PREROUTING -i wan0 -p tcp --dport 80 -m statistic --mode random --probability 0.5 " +

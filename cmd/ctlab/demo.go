@@ -149,8 +149,11 @@ func standing(r *lab.Result) error {
 
 // judgeParty complains of what others than the host's clients did not get.
 func judgeParty(p lab.Party, complain func(format string, args ...any)) {
-	for what, v := range map[string]*float64{"new connections": p.HTTP.During, "questions": p.UDP.During,
-		"new connections afterwards": p.HTTP.After} {
+	shares := map[string]*float64{"new connections": p.HTTP.During, "new connections afterwards": p.HTTP.After}
+	if p.UDP.Calm != nil { // else it never asks
+		shares["questions"] = p.UDP.During
+	}
+	for what, v := range shares {
 		if v == nil || *v < p.Wanted {
 			complain("%s: less than %.1f %% of %s were served: %v", p.Name, p.Wanted, what, share(v))
 		}
