@@ -25,15 +25,15 @@ func forwardedBy(t *testing.T) string {
 	t.Helper()
 	h, _ := fixture(t, nil)
 	defer h.Close()
-	services, refused, err := h.Forwarded()
+	found, err := h.Forwarded()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var list []string
-	for _, s := range services {
+	for _, s := range found.Services {
 		text := s.String()
-		if refused[s] != "" {
-			text += ": " + refused[s]
+		if found.Refused[s] != "" {
+			text += ": " + found.Refused[s]
 		}
 		list = append(list, text)
 	}
