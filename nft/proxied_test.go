@@ -319,7 +319,7 @@ func talk(t *testing.T, all []pair) {
 			first, second = second, first
 		}
 		if err := errors.Join(says(first, second), says(second, first)); err != nil {
-			t.Errorf("connection %d of %d: %v", i, len(all), err)
+			t.Fatalf("connection %d of %d: %v", i, len(all), err)
 		}
 	}
 }

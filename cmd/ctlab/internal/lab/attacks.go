@@ -42,7 +42,7 @@ var (
 	onGateway = []string{"nat-gateway"}
 	onMixed   = []string{"mixed"}
 	onRouters = []string{"nat-gateway", "one-way"}
-	atService = []string{"server", "forwarded"}
+	atService = []string{"server", "forwarded", "by-state"}
 )
 
 // scannedPort is what a scan looks for.

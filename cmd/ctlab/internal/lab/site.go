@@ -73,7 +73,8 @@ var topologies = map[string]func(*site) error{
 	"server":         buildServer,
 	"shared-address": buildShared,
 	"nat-gateway":    buildGateway,
-	"forwarded":      buildForwarded,
+	"forwarded":      forwardedBy(openedByPort),
+	"by-state":       forwardedBy(openedByState),
 	"mixed":          buildMixed,
 }
 
@@ -85,6 +86,7 @@ var Topologies = map[string]string{
 	"one-way":   "a router that sees what clients send and never the answers (direct server return, asymmetric routes)",
 	"mixed":     "a host that serves, and masquerades containers, of which one scans, and one has many users behind it",
 	"forwarded": "a gateway whose services are on a host behind it; attackers and clients behind one uplink",
+	"by-state":  "forwarded, with a filter that lets the services in because they were translated (ct status dnat)",
 	"shared-address": "the server, where all clients come from one address (CGNAT): " +
 		"300 lasting connections and 60 new ones a second",
 	"server": "a host with a stateful ruleset and services of its own; attackers on one side, clients on the other",
