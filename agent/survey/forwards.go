@@ -101,7 +101,7 @@ func (h *Host) Forwarded() (Inside, error) {
 // by their state is no reason for the second: it goes on seeing each of them.
 func (f finder) judge(s policy.Selector, one forward, list Inside) {
 	unlike := f.unlike(s, one)
-	if reason := cmp.Or(unlike, f.need(s, nil)); reason != "" {
+	if reason := cmp.Or(unlike, f.need(s, nil), f.stopped(s)); reason != "" {
 		list.Refused[s] = reason
 	}
 	if s.Protocol != policy.TCP {
@@ -116,13 +116,32 @@ func (f finder) judge(s policy.Selector, one forward, list Inside) {
 	}
 }
 
+// stopped names a filter that lets a service in by the state of its connections alone; empty where none does.
+func (f finder) stopped(s policy.Selector) string {
+	for _, one := range f.found.filters {
+		if one.stops(goingIn(s)) {
+			return "its packets are let in by the state of their connections alone, in " + one.where
+		}
+	}
+	return ""
+}
+
+// goingIn is what comes to an inside host for a service, as filters see it.
+func goingIn(s policy.Selector) flowMatch {
+	first, last := s.Ports()
+	return flowMatch{protocol: protocolNumber(s.Protocol), src: s.Remote, in: cmp.Or(s.Device, s.Uplink),
+		out: deviceTo(s.Inside.Addr()), dst: netip.PrefixFrom(s.Inside.Addr(), s.Inside.Addr().BitLen()),
+		ports: []ports{{s.Inside.Port(), s.Inside.Port() + (last - first)}}}
+}
+
 // askedAlike keeps services from synproxy that clients ask for at the same address and port: the connection that it
 // opens has nothing else to tell them apart by.
 func askedAlike(list Inside) {
 	for _, s := range list.Services {
 		for _, o := range list.Services {
+			apart := s.Remote.IsValid() && o.Remote.IsValid() && !s.Remote.Overlaps(o.Remote)
 			if s != o && s.Protocol == policy.TCP && o.Protocol == policy.TCP && s.Local == o.Local && s.Port == o.Port &&
-				list.Unproxied[s] == "" {
+				!apart && list.Unproxied[s] == "" {
 				list.Unproxied[s] = fmt.Sprintf("%s is asked for at the same address and port", o)
 			}
 		}
@@ -204,11 +223,8 @@ func (f finder) unlike(s policy.Selector, one forward) string {
 	if reason := leadsThere(s, one); reason != "" {
 		return reason
 	}
-	first, last := s.Ports()
-	goes := comes
-	goes.dst, goes.ports = netip.PrefixFrom(s.Inside.Addr(), s.Inside.Addr().BitLen()),
-		[]ports{{s.Inside.Port(), s.Inside.Port() + (last - first)}}
-	goes.out = deviceTo(s.Inside.Addr())
+	goes := goingIn(s)
+	goes.in = s.Uplink
 	for _, b := range f.found.sources {
 		if b.meets(goes) && !f.elsewhere(b.src, s.Uplink) {
 			return "its clients' addresses may be translated: " + b.where
