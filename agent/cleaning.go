@@ -84,7 +84,13 @@ func (l *loop) retiring(now time.Time) walk {
 	if l.facts.FiltersOutput {
 		services = nil // one that speaks again needs the entry of the question
 	}
-	return retireWalk{conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Dead: wanted.Dead,
+	var proxied []netip.AddrPort
+	for _, s := range l.decision.Posture.Synproxy {
+		if s.Forwarded() {
+			proxied = append(proxied, outside(s))
+		}
+	}
+	return retireWalk{conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Dead: wanted.Dead, Proxied: proxied,
 		Most: wanted.Most, Services: services, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
 }
 

@@ -20,6 +20,8 @@ type Retirement struct {
 	// this host's own services: an answered UDP question to one of them needs no entry
 	Services []policy.Selector
 	Local    func(netip.Addr) bool // whether an address is this host's own; nil means that none is
+	// services whose handshakes synproxy answers now, as clients ask for them: those from before are not finished any more
+	Proxied []netip.AddrPort
 	// also what this host asked for and nobody answers: a pass of its own over unanswered entries
 	Dead     bool
 	Most     int            // entries of one pass, 0 for all
@@ -47,6 +49,7 @@ const statusKept = statusExpected | statusFixedTimeout | statusOffload | statusH
 //   - UDP to the DNS and NTP ports that was answered, and is no stream; other UDP only where it went to one of this
 //     host's own services, because behind a gateway an answered datagram may be a phone's or a tunnel's, which
 //     waits to be called (RFC 4787, REQ-5)
+//   - handshakes that were answered and not finished, where synproxy has taken their service over
 //   - with Dead, SYNs of this host's own that nobody answers: their repetition makes a new entry
 //
 // A half-closed connection is not over: data may still go the other way.
@@ -89,6 +92,7 @@ type finished struct {
 	silent   uint32 // seconds
 	services selection
 	local    func(netip.Addr) bool
+	proxied  map[netip.AddrPort]bool
 }
 
 func newFinished(r Retirement) *finished {
@@ -96,8 +100,12 @@ func newFinished(r Retirement) *finished {
 	if local == nil {
 		local = func(netip.Addr) bool { return false }
 	}
+	proxied := make(map[netip.AddrPort]bool, len(r.Proxied))
+	for _, s := range r.Proxied {
+		proxied[s] = true
+	}
 	return &finished{limits: newLimits(r.Timeouts), silent: uint32(r.Silent / time.Second),
-		services: newSelection(r.Services, local), local: local}
+		services: newSelection(r.Services, local), local: local, proxied: proxied}
 }
 
 // over says whether the conversation of an answered entry is over.
@@ -107,7 +115,8 @@ func (f *finished) over(e *entry) bool {
 	}
 	switch e.orig.proto {
 	case protoTCP:
-		return e.protoInfo == protoInfoTCP && (e.state == tcpTimeWait || e.state == tcpClose)
+		return e.protoInfo == protoInfoTCP && (e.state == tcpTimeWait || e.state == tcpClose || e.state == tcpSynRecv &&
+			len(f.proxied) > 0 && f.proxied[netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort)])
 	case protoICMP:
 		return e.orig.icmpType == echoRequest
 	case protoICMPv6:
