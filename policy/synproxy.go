@@ -243,6 +243,17 @@ func (x *synproxy) call(now time.Time, flood, over bool, settle time.Duration) b
 	return x.wanted
 }
 
+// cookies says how a forwarded service stands.
+func (x *synproxy) cookies(one Selector, s situation) string {
+	switch {
+	case !one.Forwarded() || !slices.Contains(s.Listeners, one):
+		return ""
+	case slices.Contains(x.services, one):
+		return "answered"
+	}
+	return cmp.Or(x.refusal(one, s.Observation), "ready")
+}
+
 // young reports whether synproxy was engaged just now: whether it works shows in its first second.
 func (x *synproxy) young(now time.Time) bool { return x.engaged && now.Sub(x.since) < time.Second }
 

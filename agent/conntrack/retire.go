@@ -110,13 +110,16 @@ func newFinished(r Retirement) *finished {
 
 // over says whether the conversation of an answered entry is over.
 func (f *finished) over(e *entry) bool {
-	if e.helped || e.status&statusSeenReply == 0 || e.status&statusKept != 0 || !silentFor(e, f.limits, f.silent) {
+	silent := f.silent
+	if f.takenOver(e) {
+		silent = max(1, silent/2) // whoever accepted repeats itself after one second, then two: it is never silent for long
+	}
+	if e.helped || e.status&statusSeenReply == 0 || e.status&statusKept != 0 || !silentFor(e, f.limits, silent) {
 		return false
 	}
 	switch e.orig.proto {
 	case protoTCP:
-		return e.protoInfo == protoInfoTCP && (e.state == tcpTimeWait || e.state == tcpClose || e.state == tcpSynRecv &&
-			len(f.proxied) > 0 && f.proxied[netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort)])
+		return e.protoInfo == protoInfoTCP && (e.state == tcpTimeWait || e.state == tcpClose || f.takenOver(e))
 	case protoICMP:
 		return e.orig.icmpType == echoRequest
 	case protoICMPv6:
@@ -128,6 +131,12 @@ func (f *finished) over(e *entry) bool {
 		return e.orig.dstPort == portDNS || e.orig.dstPort == portNTP || !e.translated() && f.services.holds(e)
 	}
 	return false
+}
+
+// takenOver says whether e is a handshake under way with a service whose handshakes are answered by synproxy now.
+func (f *finished) takenOver(e *entry) bool {
+	return len(f.proxied) > 0 && e.orig.proto == protoTCP && e.protoInfo == protoInfoTCP && e.state == tcpSynRecv &&
+		f.proxied[netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort)]
 }
 
 // dead says whether e is a SYN of this host's own that nobody answers.
