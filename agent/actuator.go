@@ -174,12 +174,12 @@ func (*dryEntries) evict(_ context.Context, e conntrack.Eviction, census *policy
 	if census == nil {
 		return 0, nil
 	}
-	held := make(map[netip.Prefix]policy.Holding, len(census.Sources))
+	held := make(map[policy.Source]policy.Holding, len(census.Sources))
 	for _, s := range census.Sources {
-		held[s.Prefix] = s
+		held[s.Source()] = s
 	}
 	for _, c := range e.Caps {
-		source := held[c.Prefix]
+		source := held[c.Source()]
 		mid, _, _ := census.Estimate(source.Entries)
 		excess := mid - c.Keep
 		if c.SpareAssured {

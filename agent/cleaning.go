@@ -71,6 +71,14 @@ func (b *backoff) worked(now time.Time, useful bool, least, most time.Duration) 
 
 // retiring lets finished entries go.
 func (l *loop) retiring(now time.Time) walk {
+	if r := l.retirement(now); r != nil {
+		return retireWalk{*r}
+	}
+	return nil
+}
+
+// retirement says what is finished, when it is time to let that go; nil when it is not.
+func (l *loop) retirement(now time.Time) *conntrack.Retirement {
 	wanted := l.decision.Posture.Retire
 	if wanted.Silent == 0 {
 		l.finished = backoff{}
@@ -90,8 +98,9 @@ func (l *loop) retiring(now time.Time) walk {
 			proxied = append(proxied, outside(s))
 		}
 	}
-	return retireWalk{conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Dead: wanted.Dead, Proxied: proxied,
-		Most: wanted.Most, Services: services, Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}}
+	return &conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Ports: wanted.Ports,
+		Dead: wanted.Dead, Most: wanted.Most, Services: services, Proxied: proxied,
+		Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}
 }
 
 // retireWalk lets finished entries go.

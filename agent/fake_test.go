@@ -91,6 +91,12 @@ func (k *kernel) Scan(context.Context, conntrack.ScanOptions) (*policy.Census, e
 
 func (k *kernel) Evict(_ context.Context, e conntrack.Eviction) (int, error) {
 	k.evictions = append(k.evictions, e)
+	if b := e.Besides; b != nil && b.Retire != nil {
+		k.retired, b.Retired = append(k.retired, *b.Retire), 1
+	}
+	if b := e.Besides; b != nil && b.Retime != nil {
+		k.retimings, b.Retimed = append(k.retimings, b.Retime.Timeouts), 1
+	}
 	return k.evicted, k.change("evict")
 }
 

@@ -20,8 +20,8 @@ func holders(c *policy.Census, day *policy.OrdinaryDay, host policy.Host) *contr
 		h.Protocols[conntrack.ProtocolName(number)] = mid(seen)
 	}
 	for _, s := range c.Sources[:min(control.MostHolders, len(c.Sources))] {
-		usual := day.Usual(s.Prefix)
-		h.Sources = append(h.Sources, control.HolderStatus{Prefix: s.Prefix, Entries: mid(s.Entries),
+		usual := day.Usual(s.Source())
+		h.Sources = append(h.Sources, control.HolderStatus{Prefix: s.Prefix, Zone: s.Zone, Entries: mid(s.Entries),
 			Usual: int(usual.Assured + usual.Transient + 0.5), Inside: host.IsInside(s.Prefix)})
 	}
 	return h

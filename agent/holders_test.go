@@ -15,7 +15,7 @@ import (
 // holds, and bounded.
 func TestHolders(t *testing.T) {
 	known, newcomer := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::/64")
-	day := &policy.OrdinaryDay{Sources: map[netip.Prefix]*policy.Usual{known: {Assured: 7, Transient: 2}}}
+	day := &policy.OrdinaryDay{Sources: map[policy.Source]*policy.Usual{{Prefix: known}: {Assured: 7, Transient: 2}}}
 	c := &policy.Census{Time: time.Unix(1, 0), Total: 1000, Seen: 100, Distinct: 2,
 		Protocols: map[uint8]int{6: 90, 17: 10}, Roles: [policy.NumRoles]int{policy.Local: 30, policy.Outward: 10},
 		Sources: []policy.Holding{{Prefix: newcomer, Entries: 60}, {Prefix: known, Entries: 40}}}

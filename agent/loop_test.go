@@ -299,17 +299,17 @@ func TestEvictOncePerCensus(t *testing.T) {
 	l := a.loop
 	l.decision.Posture.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	l.caps = []policy.Cap{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Keep: 3}}
-	if l.eviction() != nil {
+	if l.eviction(time.Now()) != nil {
 		t.Error("an eviction without a census")
 	}
 	l.census = heavy(900)
 	l.capsOf = l.census
-	w := l.eviction()
+	w := l.eviction(time.Now())
 	if w == nil {
 		t.Fatal("no eviction after a census")
 	}
 	w.do(t.Context(), a.walker)(l)
-	if l.eviction() != nil {
+	if l.eviction(time.Now()) != nil {
 		t.Error("a second eviction of the same census")
 	}
 	if len(k.evictions) != 1 || !slices.Equal(k.evictions[0].Spare, l.decision.Posture.Allow) ||
@@ -319,14 +319,14 @@ func TestEvictOncePerCensus(t *testing.T) {
 	if l.told(policy.EvictEvent, "5 entries of 1 heavy sources") != 1 {
 		t.Errorf("events %v", l.reasons(policy.EvictEvent))
 	}
-	if l.census = heavy(900); l.eviction() != nil {
+	if l.census = heavy(900); l.eviction(time.Now()) != nil {
 		t.Error("an eviction for a census that nobody has judged")
 	}
-	if l.capsOf = l.census; l.eviction() == nil {
+	if l.capsOf = l.census; l.eviction(time.Now()) == nil {
 		t.Error("no eviction after the next census")
 	}
 	l.caps, l.census = nil, heavy(900)
-	if l.eviction() != nil {
+	if l.eviction(time.Now()) != nil {
 		t.Error("an eviction of nobody")
 	}
 }
@@ -344,10 +344,8 @@ func TestBlockThenEvict(t *testing.T) {
 		if len(k.evictions) > 0 || len(k.desired.Posture.Limits) != 1 {
 			t.Fatalf("rules %v: after the tick %d evictions, limits %v", fault, len(k.evictions), k.desired.Posture.Limits)
 		}
-		for range 2 { // what is finished goes first
-			l.nextWalk(time.Now()).do(t.Context(), a.walker)(l)
-		}
-		if len(k.retired) != 1 || len(k.evictions) != 1 || len(k.evictions[0].Caps) != 1 ||
+		l.nextWalk(time.Now()).do(t.Context(), a.walker)(l)
+		if len(k.retimings) != 1 || len(k.evictions) != 1 || len(k.evictions[0].Caps) != 1 ||
 			k.evictions[0].Caps[0].SpareAssured != (fault != nil) {
 			t.Errorf("rules %v: evictions %+v", fault, k.evictions)
 		}

@@ -96,7 +96,7 @@ func inWords(p policy.Posture) []string {
 		say(true, "let at most %d new flows a second of %s in", b.Rate, b.Class)
 	}
 	for _, l := range p.Limits {
-		say(true, "%s %s: %s", l.Kind, l.Prefix, l.Reason)
+		say(true, "%s %s: %s", l.Kind, l.Source(), l.Reason)
 	}
 	return words
 }

@@ -52,16 +52,16 @@ func (l *loop) mode() string {
 
 // limited returns the sources that are limited, with what they held in the last census.
 func (l *loop) limited() []control.LimitedStatus {
-	held := make(map[netip.Prefix]int)
-	if len(l.decision.Posture.Limits) > 0 && l.census != nil {
+	if len(l.decision.Posture.Limits) > 0 && l.census != nil && l.heldOf != l.census {
+		l.held, l.heldOf = make(map[policy.Source]int, len(l.census.Sources)), l.census
 		for _, s := range l.census.Sources {
-			held[s.Prefix], _, _ = l.census.Estimate(s.Entries)
+			l.held[s.Source()], _, _ = l.census.Estimate(s.Entries)
 		}
 	}
 	list := make([]control.LimitedStatus, 0, len(l.decision.Posture.Limits))
 	for _, limit := range l.decision.Posture.Limits {
-		one := control.LimitedStatus{Prefix: limit.Prefix, Kind: limit.Kind.String(), Entries: held[limit.Prefix],
-			Until: limit.Until, Reason: limit.Reason, Flows: []string{}, Peers: len(limit.Peers)}
+		one := control.LimitedStatus{Prefix: limit.Prefix, Zone: limit.Zone, Kind: limit.Kind.String(),
+			Entries: l.held[limit.Source()], Until: limit.Until, Reason: limit.Reason, Flows: []string{}, Peers: len(limit.Peers)}
 		for _, class := range limit.Flows {
 			one.Flows = append(one.Flows, class.String())
 		}

@@ -53,7 +53,7 @@ func logAttrs(e policy.Event) []slog.Attr {
 		attrs = append(attrs, slog.Int("from", *e.From), slog.Int("to", *e.To))
 	}
 	if e.Prefix.IsValid() {
-		attrs = append(attrs, slog.String("prefix", e.Prefix.String()))
+		attrs = append(attrs, slog.String("prefix", e.Source().String()))
 	}
 	if e.Entries > 0 {
 		attrs = append(attrs, slog.Int("entries", e.Entries))

@@ -78,9 +78,11 @@ type walks struct {
 	census     *policy.Census         // the newest scan
 	fresh      bool                   // no tick has seen census yet
 	holders    *control.HoldersStatus // of it, for clients
-	learnt     int                    // scans that taught something so far
-	learning   time.Time              // when the last scan to learn from began
-	caps       []policy.Cap           // what capsOf decided: kept until it is carried out
+	held       map[policy.Source]int  // what each source held in heldOf: for clients, too
+	heldOf     *policy.Census
+	learnt     int          // scans that taught something so far
+	learning   time.Time    // when the last scan to learn from began
+	caps       []policy.Cap // what capsOf decided: kept until it is carried out
 	capsOf     *policy.Census
 	evictedFor *policy.Census
 	evicting   time.Duration // how long evictions since that census took
@@ -104,7 +106,10 @@ func (l *loop) nextWalk(now time.Time) walk {
 	if w := l.loosening(); w != nil {
 		return w
 	}
-	if w := l.eviction(); w != nil { // it is due only where what is finished was not enough
+	if l.fresh {
+		return nil // the tick that is due now decides what the newest scan asks for
+	}
+	if w := l.eviction(now); w != nil { // it is due only where what is finished was not enough
 		return w
 	}
 	if w := l.purging(now); w != nil {
@@ -140,16 +145,25 @@ func (l *loop) keepCaps(o policy.Observation) {
 }
 
 // eviction takes what sources hold above their caps out of the table, once per census.
-func (l *loop) eviction() walk {
+func (l *loop) eviction(now time.Time) walk {
 	caps := l.caps
 	if len(caps) == 0 || l.census == nil || l.capsOf != l.census || l.evictedFor == l.census {
 		return nil // what a newer census says is decided at the next tick
 	}
 	l.evictedFor = l.census
 	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce(),
-		OneSided: l.decision.Posture.OneSided, Own: l.facts.Local}
+		OneSided: l.decision.Posture.OneSided, Own: l.facts.Local, Besides: l.besides(now)}
 	return evictWalk{e, l.census, policy.Evict,
 		fmt.Sprintf("%%d entries of %d heavy sources above their fair share", len(caps))}
+}
+
+// besides is what an eviction does on its way, because it is due as well.
+func (l *loop) besides(now time.Time) *conntrack.Besides {
+	b := &conntrack.Besides{Retire: l.retirement(now), Retime: l.shortening()}
+	if b.Retire == nil && b.Retime == nil {
+		return nil
+	}
+	return b
 }
 
 // inForce returns the settings as they are: the administrator's, and over them what is wanted of them.
@@ -198,6 +212,13 @@ func (e evictWalk) do(ctx context.Context, w walker) func(*loop) {
 	took := time.Since(start)
 	return func(l *loop) {
 		l.evicting += took
+		if b := e.eviction.Besides; b != nil {
+			l.retimed += uint64(b.Retimed)
+			if b.Retire != nil {
+				l.retired += uint64(b.Retired)
+				l.finished.worked(time.Now(), b.Retired >= worthAWalk, retirePause, retireRest)
+			}
+		}
 		l.trouble("evict", err)
 		if freed > 0 {
 			l.emit(policy.Event{Kind: policy.EvictEvent, Step: e.step, Entries: freed, Reason: fmt.Sprintf(e.format, freed)})
@@ -208,13 +229,7 @@ func (e evictWalk) do(ctx context.Context, w walker) func(*loop) {
 // retiming shortens what existing entries have left when the wanted timeouts have become shorter, a moment
 // later: they follow pressure in several steps, and one walk serves them all.
 func (l *loop) retiming(now time.Time) walk {
-	wanted := make(map[string]int)
-	for name, value := range l.decision.Posture.Settings {
-		if _, timeout := l.config.Policy.Floors[name]; timeout {
-			wanted[name] = value
-		}
-	}
-	if maps.Equal(wanted, l.retimedTo) {
+	if maps.Equal(l.shortened(), l.retimedTo) {
 		l.retimeFrom = time.Time{}
 		return nil
 	}
@@ -224,23 +239,35 @@ func (l *loop) retiming(now time.Time) walk {
 	if now.Sub(l.retimeFrom) < retimeDelay {
 		return nil
 	}
-	l.retimeFrom = time.Time{}
-	shorter := make(map[string]int)
-	for name, value := range wanted {
-		if was, ok := l.retimedTo[name]; !ok || value < was {
-			shorter[name] = value
-		}
+	if r := l.shortening(); r != nil {
+		return retimeWalk{*r}
 	}
-	before := maps.Clone(l.facts.Admin)
-	if before == nil {
-		before = make(map[string]int)
-	}
-	maps.Copy(before, l.retimedTo)
-	l.retimedTo = wanted
+	return nil
+}
+
+// shortened returns the timeouts that are wanted.
+func (l *loop) shortened() map[string]int {
+	wanted := maps.Clone(l.decision.Posture.Settings)
+	maps.DeleteFunc(wanted, func(name string, _ int) bool { _, timeout := l.config.Policy.Floors[name]; return !timeout })
+	return wanted
+}
+
+// shortening takes the timeouts that are wanted for those of all entries, and returns how that becomes true; nil where
+// none is shorter than before.
+func (l *loop) shortening() *conntrack.Retiming {
+	wanted, before := l.shortened(), l.retimedTo
+	l.retimeFrom, l.retimedTo = time.Time{}, wanted
+	shorter := maps.Clone(wanted)
+	maps.DeleteFunc(shorter, func(name string, value int) bool { was, ok := before[name]; return ok && value >= was })
 	if len(shorter) == 0 {
 		return nil
 	}
-	return retimeWalk{conntrack.Retiming{Timeouts: shorter, Before: before, Spare: l.decision.Posture.Allow}}
+	inForce := maps.Clone(l.facts.Admin)
+	if inForce == nil {
+		inForce = make(map[string]int)
+	}
+	maps.Copy(inForce, before)
+	return &conntrack.Retiming{Timeouts: shorter, Before: inForce, Spare: l.decision.Posture.Allow}
 }
 
 // retimeWalk shortens what entries have left.

@@ -29,7 +29,7 @@ type watchdog struct {
 	left     atomic.Int64     // looks before the loop counts as stalled; the loop sets it
 	stalled  func(string)     // ends the process
 	letGo    func()           // gives the rules up without the loop; it may hang
-	letGoFor time.Duration    // how long that may take
+	letGoFor time.Duration    // how long that may take, and finding out where the loop is
 }
 
 // newWatchdog returns a watchdog that calls stalled, with what hangs, once.
@@ -64,18 +64,22 @@ func (w *watchdog) run(ctx context.Context) {
 // end gives the rules up and ends the process. A thread that waits for a disk in the kernel keeps a killed process's
 // sockets open, and with them the rules: so the socket is closed first.
 func (w *watchdog) end() {
-	gone := make(chan string, 1)
+	where, gone := make(chan string, 1), make(chan struct{})
 	go func() {
-		where := hanging()
+		where <- hanging()
 		w.letGo()
-		gone <- where
+		close(gone)
 	}()
+	told := "in a place that can't be told"
 	select {
-	case where := <-gone:
-		w.stalled(where)
+	case told = <-where:
 	case <-time.After(w.letGoFor):
-		w.stalled("in a place that can't be told")
 	}
+	select {
+	case <-gone:
+	case <-time.After(w.letGoFor):
+	}
+	w.stalled(told)
 }
 
 // suspects are what the agent can hang in, as it stands in a stack: while it works that is the loop, and when it is

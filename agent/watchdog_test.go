@@ -171,6 +171,19 @@ func TestStalledLoopEnds(t *testing.T) {
 	}
 }
 
+// Where the rules can't be given up either, the process ends all the same, and the place is told.
+func TestStalledSocket(t *testing.T) {
+	g, s := newGuarded(t), newStuck(t)
+	g.loop.alive = s.call
+	g.loop.watchdog.letGo, g.loop.watchdog.letGoFor = func() { <-s.release }, 500*time.Millisecond
+	g.start(t, nil)
+	s.arm()
+	<-s.reached
+	if _, where := g.stall(t); !strings.Contains(where, "(*stuck).call") {
+		t.Errorf("hangs %q", where)
+	}
+}
+
 // A survey that hangs neither keeps the loop from its work nor from taking everything back.
 func TestFrozenSurvey(t *testing.T) {
 	g := newGuarded(t)

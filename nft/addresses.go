@@ -81,7 +81,7 @@ func appendInterval(list []nftables.SetElement, s addressSet, e element, now tim
 		first.Timeout = max(e.until.Sub(now), time.Millisecond)
 	}
 	if s.kind == directing {
-		first.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: prefixRateOf(p).chain()}
+		first.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: prefixRateOf(p, s.of).chain()}
 	}
 	after := netipx.PrefixLastIP(p).Next()
 	if !after.IsValid() {

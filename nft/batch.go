@@ -88,17 +88,20 @@ func (b *batch) change(have, want *ruleset, now time.Time) {
 		b.makeEmpty(have, c)
 	}
 	b.removeHooks(have, want)
+	b.addZones(have, want)
 	if have.rate != "" && have.rate != want.rate {
-		for _, s := range meters {
-			b.conn.FlushSet(b.addressSet(s)) // an element keeps the rate it was made with
-			b.note(nil)
+		for _, s := range have.addressSets() {
+			if s.kind == metering {
+				b.conn.FlushSet(b.addressSet(s)) // an element keeps the rate it was made with
+				b.note(nil)
+			}
 		}
 	}
 	b.changeCounters(have.counters, want.counters)
 	b.changeFlowSets(have.flowSets(), want.flowSets())
 	b.changeSaidSets(len(have.learn) > 0, len(want.learn) > 0)
 	b.changeGreedySets(have.greedy, want.greedy, now)
-	for _, s := range addressSets() {
+	for _, s := range want.addressSets() {
 		if s.kind != metering && s.kind != remembering {
 			want.addresses[s.name] = b.changeAddresses(s, have.addresses[s.name], want.addresses[s.name], now)
 		}

@@ -3,6 +3,7 @@ package nft
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -286,5 +287,73 @@ func TestLimitOfClasses(t *testing.T) {
 			t.Errorf("tcp from %s opens a flow to %s, though all of it is limited", from, c.RemoteAddr())
 		}
 		table.Close()
+	}
+}
+
+// byPort puts two services into zones of their own, so that one client is two sources.
+const byPort = `table inet tenants {
+	chain in {
+		type filter hook prerouting priority raw
+		meta l4proto { tcp, udp } th dport 80 ct zone set 5
+		meta l4proto { tcp, udp } th dport 81 ct zone set 6
+	}
+	chain out {
+		type filter hook output priority raw
+		meta l4proto { tcp, udp } th sport 80 ct zone set 5
+		meta l4proto { tcp, udp } th sport 81 ct zone set 6
+	}
+}
+`
+
+// A limit of one zone is none in another, nor in the default one, and open flows go on.
+func TestLimitInZone(t *testing.T) {
+	l := newLink(t)
+	feed(t, byPort)
+	ports := map[uint16]int{5: 80, 6: 81, 0: 82}
+	for _, port := range ports {
+		l.serve(port)
+	}
+	stream := l.mustDial("tcp", client2, 80)
+	table := open(t)
+	for _, reject := range []bool{false, true} {
+		for limited := range ports {
+			one := []policy.Limit{
+				{Prefix: prefix(client2 + "/32"), Zone: limited, Zoned: true},
+				{Prefix: prefix("2001:db8::/64"), Zone: limited, Zoned: true},
+			}
+			apply(t, table, Desired{Posture: policy.Posture{Limits: one, Reject: reject}})
+			before := work(t, table).LimitedDropped
+			for zone, port := range ports {
+				for _, from := range []string{client2, client6} {
+					if _, err := l.dial("tcp", from, port, refuses); (err == nil) == (zone == limited) {
+						t.Errorf("limited in zone %d: tcp from %s in zone %d: %v", limited, from, zone, err)
+					}
+					if err := echoed(l.mustDial("udp", from, port), refuses); (err == nil) == (zone == limited) {
+						t.Errorf("limited in zone %d: udp from %s in zone %d: %v", limited, from, zone, err)
+					}
+				}
+				mustEcho(t, l.mustDial("tcp", client3, port))
+			}
+			mustEcho(t, stream)
+			if dropped := work(t, table).LimitedDropped - before; dropped < 4 {
+				t.Errorf("limited in zone %d: %d packets dropped", limited, dropped)
+			}
+		}
+	}
+}
+
+// A zone whose limits are over keeps its sets, but not those of ever more zones.
+func TestManyZones(t *testing.T) {
+	inNewNetNS(t)
+	table := open(t)
+	for zone := range uint16(3 * mostZones) {
+		apply(t, table, Desired{Posture: policy.Posture{LimitRate: 1, Limits: []policy.Limit{
+			{Prefix: prefix("198.51.100.7/32"), Zone: zone, Zoned: true, Until: now.Add(time.Minute)}}}})
+		if ok, err := table.Intact(); !ok || err != nil {
+			t.Fatalf("zone %d: intact %v, %v", zone, ok, err)
+		}
+	}
+	if sets := strings.Count(list(t), "limited4_zone"); sets > 3*(mostZones+1) {
+		t.Errorf("sets of zones are named %d times", sets)
 	}
 }

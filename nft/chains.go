@@ -19,7 +19,8 @@ import (
 type builder struct {
 	posture  policy.Posture
 	blocks   bool    // some source is blocked
-	limits   bool    // some source is limited
+	limits   bool    // some source is limited, whatever its zone
+	zones    []scope // zones in which some source is limited
 	exempt   [2]bool // by family: some allowed source is in a blocked prefix
 	greedy   map[greedySet][]greedyElement
 	looks    bool // what becomes of selectors' packets is counted
@@ -60,6 +61,12 @@ func (b builder) chains(keep *retained) []chain {
 	}
 	for _, r := range keep.sorted() {
 		list = append(list, chain{r.chain(), nil, b.prefixRate(r)})
+	}
+	for _, of := range keep.scopes()[1:] {
+		list = append(list, chain{of.opening(), nil, b.openingIn(of)})
+	}
+	if len(keep.zones) > 0 {
+		list = append(list, chain{"zoned", nil, b.zoned()})
 	}
 	return list
 }
@@ -209,6 +216,9 @@ func (b builder) late() []rule {
 	}
 	if b.posture.Reserve.Engaged {
 		list = append(list, newRule(ctOpens(), jump("reserve")))
+	}
+	if len(b.zones) > 0 {
+		list = append(list, newRule(ctOpens(), jump("zoned")))
 	}
 	if b.limits || len(b.posture.Budgets) > 0 {
 		list = append(list, newRule(opensTCP(), back())) // early has metered it
@@ -487,14 +497,19 @@ func (b builder) opening() []rule {
 	if !b.limits {
 		return nil
 	}
-	list := append(sparesAllowed(), b.greedyRules()...)
-	return append(list, newRule(sourceVerdict(limited[0])), newRule(sourceVerdict(limited[1])))
+	return append(sparesAllowed(), b.limited(everyZone)...)
+}
+
+// limited hold sources to the rate that are limited in a scope.
+func (b builder) limited(of scope) []rule {
+	list := b.greedyRules(of)
+	return append(list, newRule(sourceVerdict(limited[0].in(of))), newRule(sourceVerdict(limited[1].in(of))))
 }
 
 // prefixRate lets a limited source open flows up to the rate. The limited prefix is what is metered, so
 // a prefix does not get the rate once for each of its addresses.
 func (b builder) prefixRate(r prefixRate) []rule {
-	if !b.limits {
+	if !b.limits && len(b.zones) == 0 {
 		return nil
 	}
 	list := []rule{newRule(goTo("refuse"))}
@@ -508,7 +523,7 @@ func (b builder) prefixRate(r prefixRate) []rule {
 // refuse ends what a limited source opened above the rate.
 func (b builder) refuse() []rule {
 	switch {
-	case !b.limits:
+	case !b.limits && len(b.zones) == 0:
 		return nil
 	case b.posture.Reject:
 		return []rule{newRule(count(limitedDropped)), newRule(resetTCP()), newRule(reject())}

@@ -27,6 +27,9 @@ func (d Desired) validate() error {
 		if !l.Prefix.IsValid() {
 			return fmt.Errorf("limit prefix %v: not a prefix", l.Prefix)
 		}
+		if l.Zoned && l.Kind == policy.Block {
+			return fmt.Errorf("block of %v: a packet is in no zone before conntrack has seen it", l.Source())
+		}
 	}
 	for _, n := range d.Posture.Notrack {
 		if !validSelector(n.Selector) {
@@ -126,11 +129,11 @@ func (d Desired) allowed() []element {
 	return list
 }
 
-// limits returns the limits of one kind that have not ended.
-func (d Desired) limits(kind policy.LimitKind, now time.Time) []element {
+// limits returns the limits of one kind in a scope that have not ended.
+func (d Desired) limits(kind policy.LimitKind, of scope, now time.Time) []element {
 	list := make([]element, 0, len(d.Posture.Limits))
 	for _, l := range d.Posture.Limits {
-		if l.Kind == kind && (l.Until.IsZero() || l.Until.After(now)) {
+		if l.Kind == kind && scopeOf(l) == of && (l.Until.IsZero() || l.Until.After(now)) {
 			list = append(list, element{prefix: plain(l.Prefix), until: l.Until})
 		}
 	}

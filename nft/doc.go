@@ -15,7 +15,8 @@
 //
 //	early       prerouting, before raw and conntrack: blocks, meters TCP SYN, leaves safe traffic untracked, drops what
 //	            no socket waits for
-//	late        prerouting, after conntrack: drops INVALID, meters every other packet that opens a flow
+//	late        prerouting, after conntrack: drops INVALID, meters every other packet that opens a flow, and where
+//	            conntrack zones are in use all that do, each in its zone
 //	outgoing    output, before raw and conntrack: leaves the answers to safe traffic untracked
 //	cookies     input, first: takes the cookies that synproxy handed out
 //	passed_in   input, last: counts safe traffic that the host's own rules let in, answers SYNs with cookies

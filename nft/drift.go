@@ -114,7 +114,7 @@ func (t *Table) sameSets() (bool, error) {
 	for _, s := range sets {
 		names = append(names, s.Name)
 	}
-	for _, s := range addressSets() {
+	for _, s := range t.have.addressSets() {
 		want = append(want, s.name)
 	}
 	want = append(want, serviceSets()...)

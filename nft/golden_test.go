@@ -102,6 +102,16 @@ func cases() []struct {
 					Flows: []policy.FlowClass{{Protocol: 6, Port: 443}, {Protocol: 58}},
 					Peers: []netip.Addr{netip.MustParseAddr("2001:db8:5::80")}},
 			}, limits...), LimitRate: 10, LimitBurst: 20}, Allow: allowList}},
+		{"limits in zones", "zones", Desired{
+			Posture: policy.Posture{Limits: []policy.Limit{
+				{Prefix: prefix("198.51.100.9/32"), Until: minute}, // by an operator: in any
+				{Prefix: prefix("198.51.100.7/32"), Zoned: true, Until: minute},
+				{Prefix: prefix("198.51.100.7/32"), Zone: 5, Zoned: true, Until: minute.Add(time.Minute)},
+				{Prefix: prefix("2001:db8:2::/64"), Zone: 5, Zoned: true, Until: minute},
+				{Prefix: prefix("10.0.0.7/32"), Zone: 65535, Zoned: true, Until: minute,
+					Flows: []policy.FlowClass{{Protocol: 1}, {Protocol: 6, Port: 22}},
+					Peers: []netip.Addr{netip.MustParseAddr("192.0.2.80")}},
+			}, LimitRate: 10, LimitBurst: 20}, Allow: allowList}},
 		{"no new flows", "norate", Desired{Posture: policy.Posture{Limits: limits[1:2]}}},
 		{"watched", "watched", Desired{Posture: policy.Posture{Notrack: watched}}},
 		{"notrack on trial", "trial", Desired{Posture: policy.Posture{Notrack: append(watched, services...)}}},

@@ -67,11 +67,13 @@ func (d Desired) greedyElements(now time.Time) (map[greedySet][]greedyElement, [
 			}
 			key := slices.Concat(from.AsSlice(), []byte{class.Protocol, 0, 0, 0}, binaryutil.BigEndian.PutUint16(port),
 				[]byte{0, 0})
-			add(greedy[i], string(key), fmt.Sprintf("%s . %s . %d", from, protocolName(class.Protocol), port), l.Until)
+			name := fmt.Sprintf("%s . %s . %d", from, protocolName(class.Protocol), port)
+			add(greedy[i].in(scopeOf(l)), string(key), name, l.Until)
 		}
 		for _, to := range l.Peers {
 			if to.Is6() == from.Is6() {
-				add(answered[i], string(slices.Concat(from.AsSlice(), to.AsSlice())), fmt.Sprintf("%s . %s", from, to), l.Until)
+				key := slices.Concat(from.AsSlice(), to.AsSlice())
+				add(answered[i].in(scopeOf(l)), string(key), fmt.Sprintf("%s . %s", from, to), l.Until)
 			}
 		}
 		if len(l.Flows) == 0 {
@@ -147,17 +149,17 @@ func (s greedySet) matches(echo bool) statement {
 	return c
 }
 
-// greedyRules are those that come before the limits on whole sources.
-func (b builder) greedyRules() (list []rule) {
+// greedyRules are those of a scope that come before the limits on whole sources.
+func (b builder) greedyRules(of scope) (list []rule) {
 	for i := range 2 {
-		if len(b.greedy[answered[i]]) > 0 {
-			list = append(list, newRule(answered[i].matches(false), back()))
+		if set := answered[i].in(of); len(b.greedy[set]) > 0 {
+			list = append(list, newRule(set.matches(false), back()))
 		}
 	}
 	for i := range 2 {
-		if len(b.greedy[greedy[i]]) > 0 {
-			rate := goTo(prefixRate{meters[i], meters[i].bits()}.chain())
-			list = append(list, newRule(greedy[i].matches(false), rate), newRule(greedy[i].matches(true), rate))
+		if set := greedy[i].in(of); len(b.greedy[set]) > 0 {
+			rate := goTo(prefixRate{meters[i].in(of), meters[i].bits()}.chain())
+			list = append(list, newRule(set.matches(false), rate), newRule(set.matches(true), rate))
 		}
 	}
 	return list
@@ -165,7 +167,7 @@ func (b builder) greedyRules() (list []rule) {
 
 // changeGreedySets adds and deletes sets and elements. It comes after the rules that used them are gone.
 func (b *batch) changeGreedySets(have, want map[greedySet][]greedyElement, now time.Time) {
-	for _, s := range slices.Concat(greedy[:], answered[:]) {
+	for _, s := range greedySets(have, want) {
 		_, there := have[s]
 		_, wanted := want[s]
 		switch {

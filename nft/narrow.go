@@ -19,7 +19,7 @@ import (
 //
 // Anybody can forge such an error. Then answers to an address are tracked for a moment: of a flood's SYNs and stray
 // segments none makes an entry, because a SYN-ACK or a reset begins no connection for conntrack.
-var narrow = [2]addressSet{{"narrow4", false, remembering}, {"narrow6", true, remembering}}
+var narrow = bothFamilies("narrow", remembering)
 
 // A connection that waits repeats itself after 0.2, 0.6, 1.4, 3 and 6 seconds. The set is small: what does not fit
 // stays untracked.

@@ -30,11 +30,15 @@ func draw() *rapid.Generator[Desired] {
 		"tcp/443 at 203.0.113.1/32 on eth0 to 10.0.0.2:8443 by eth0", "udp/53 at 203.0.113.1/32 to 10.0.0.2:5353 by eth0",
 	})
 	limit := rapid.Custom(func(t *rapid.T) policy.Limit {
-		return policy.Limit{
+		l := policy.Limit{
 			Prefix: prefix(prefixes.Draw(t, "prefix")),
 			Kind:   rapid.SampledFrom([]policy.LimitKind{policy.LimitNew, policy.Block}).Draw(t, "kind"),
 			Until:  rapid.SampledFrom([]time.Time{{}, now.Add(time.Hour), now.Add(2 * time.Hour), now}).Draw(t, "until"),
 		}
+		if l.Kind == policy.LimitNew && rapid.Bool().Draw(t, "zoned") {
+			l.Zoned, l.Zone = true, rapid.SampledFrom([]uint16{0, 5, 50}).Draw(t, "zone")
+		}
+		return l
 	})
 	notrack := rapid.Custom(func(t *rapid.T) policy.Untracked {
 		stages := []policy.Stage{policy.Watched, policy.Trial, policy.Freed, policy.Leaving}
@@ -60,13 +64,20 @@ func draw() *rapid.Generator[Desired] {
 var (
 	blocks      = regexp.MustCompile(`(?ms)^\t\w+ [^\n]*\{\n.*?^\t\}\n`)
 	prefixRates = regexp.MustCompile(`^\tchain (rate\S+) `)
+	ofZone      = regexp.MustCompile(`^\t\w+ \w+_zone(\d+)`)
 )
 
 // parts sorts the parts of a listing, whose order is that of their making, and leaves out chains that
-// are only kept because an element that ended may still point to them.
+// are only kept because an element that ended may still point to them, and what zones without limits have kept.
 func parts(listing string) []string {
 	list := blocks.FindAllString(listing, -1)
 	list = slices.DeleteFunc(list, func(block string) bool {
+		if block == "\tchain zoned {\n\t}\n" {
+			return true
+		}
+		if z := ofZone.FindStringSubmatch(block); z != nil && !strings.Contains(listing, "goto opening_zone"+z[1]+" ") {
+			return true
+		}
 		m := prefixRates.FindStringSubmatch(block)
 		return m != nil && !regexp.MustCompile(`: goto `+m[1]+`\b`).MatchString(listing)
 	})

@@ -118,8 +118,8 @@ func (g *gateway) resets() func() int {
 	}
 }
 
-// bothFamilies are the networks of TCP.
-var bothFamilies = []string{"tcp4", "tcp6"}
+// tcpNetworks are those of both families.
+var tcpNetworks = []string{"tcp4", "tcp6"}
 
 // TestCookiesBeforeTranslation: a SYN flood at forwarded services makes no entries, and clients are served, by a filter
 // that knows packets by the state of their connection. Whom it keeps out stays out. No inside address leaves.
@@ -134,7 +134,7 @@ func TestCookiesBeforeTranslation(t *testing.T) {
 			sendSegment(t, fmt.Sprintf("203.0.113.%d", 20+i), public4, 443, 0x02)
 		}
 	})
-	for _, network := range bothFamilies {
+	for _, network := range tcpNetworks {
 		c := g.mustTo(network, 443)
 		if said := segmentSize(t, c); said > 1400 {
 			t.Errorf("%s: the client may send segments of %d bytes, want 1400 at most", network, said)
@@ -187,7 +187,7 @@ func TestInsideMSS(t *testing.T) {
 	}
 	mustEcho(t, g.mustTo("tcp4", 443))
 	g.in(g.server, func() { run(t, "ip link set eth0 mtu 1400") })
-	for _, network := range bothFamilies {
+	for _, network := range tcpNetworks {
 		mustEcho(t, g.mustTo(network, 443))
 	}
 	want := map[policy.Selector]uint16{insideServices[0]: 1400 - headers4, insideServices[1]: 1400 - headers6}
@@ -213,7 +213,7 @@ func TestCookiesDoNotStall(t *testing.T) {
 	}
 	table := open(t)
 	apply(t, table, insideProxied())
-	for _, network := range bothFamilies { // neighbours know each other
+	for _, network := range tcpNetworks { // neighbours know each other
 		mustEcho(t, g.mustTo(network, 443))
 	}
 	sent := func() (n int) {
@@ -225,7 +225,7 @@ func TestCookiesDoNotStall(t *testing.T) {
 	before := sent()
 	const connections = 250
 	for range connections {
-		for _, network := range bothFamilies {
+		for _, network := range tcpNetworks {
 			c := g.mustTo(network, 443)
 			mustEcho(t, c)
 			c.Close()
@@ -257,13 +257,13 @@ func TestCookiesComeAndGo(t *testing.T) {
 				}
 			})
 			var listeners []net.Listener
-			for _, network := range bothFamilies {
+			for _, network := range tcpNetworks {
 				g.in(g.server, func() { listeners = append(listeners, listenOn(t, network, 25)) })
 			}
 			var all []pair
 			more := func(n int) {
 				for k := range n { // from many addresses: each has a clock of its own with the inside host
-					for i, network := range bothFamilies {
+					for i, network := range tcpNetworks {
 						client, err := g.to(network, fmt.Sprintf(clients[i], k+10), 25, patience)
 						if err != nil {
 							t.Fatal(err)
@@ -352,7 +352,7 @@ func TestLastCookiesInside(t *testing.T) {
 	d := insideProxied()
 	d.Posture.LastCookies = true
 	apply(t, table, d)
-	for _, network := range bothFamilies {
+	for _, network := range tcpNetworks {
 		mustEcho(t, g.mustTo(network, 443))
 	}
 	g.in(g.client, func() { sendSegment(t, outer4, public4, 443, 0x10) })
@@ -451,7 +451,7 @@ func TestCookiesSpareTheAllowlist(t *testing.T) {
 	d := insideProxied()
 	d.Allow = []netip.Prefix{prefix(outer4 + "/32"), prefix(outer6 + "/128")}
 	apply(t, table, d)
-	for _, network := range bothFamilies {
+	for _, network := range tcpNetworks {
 		mustEcho(t, g.mustTo(network, 443))
 	}
 	if w := work(t, table).Proxied; w.SYNs != 0 || w.Completed() != 0 {

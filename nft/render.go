@@ -43,14 +43,17 @@ func Render(d Desired, now time.Time) string {
 			s.render(&w)
 		}
 	}
+	for _, of := range r.scopes {
+		for _, s := range zoneSets(of) {
+			s.render(&w, r.addresses[s.name], now)
+		}
+	}
 	sets := r.flowSets()
 	for _, name := range slices.Sorted(maps.Keys(sets)) {
 		sets[name].render(&w)
 	}
-	for _, s := range slices.Concat(greedy[:], answered[:]) {
-		if elements, wanted := r.greedy[s]; wanted {
-			s.render(&w, elements, now)
-		}
+	for _, s := range greedySets(r.greedy) {
+		s.render(&w, r.greedy[s], now)
 	}
 	for _, c := range r.chains {
 		c.render(&w)
@@ -95,7 +98,7 @@ func (s addressSet) render(w *strings.Builder, elements []element, now time.Time
 			text += " timeout " + spell(max(e.until.Sub(now), time.Millisecond))
 		}
 		if s.kind == directing {
-			text += " : goto " + prefixRateOf(e.prefix).chain()
+			text += " : goto " + prefixRateOf(e.prefix, s.of).chain()
 		}
 		list = append(list, text)
 	}

@@ -25,6 +25,7 @@ type ruleset struct {
 	greedy    map[greedySet][]greedyElement    // of limits that are not on whole sources; a set without any is not there
 	inside    []proxiedInside                  // forwarded services behind synproxy
 	learn     []policy.Selector                // forwarded services whose inside host's MSS is learnt
+	scopes    []scope                          // what has limits, or had
 	rate      string                           // what the meters' elements carry; they are emptied when it changes
 }
 
@@ -33,6 +34,7 @@ type addressSet struct {
 	name string
 	v6   bool
 	kind addressKind
+	of   scope
 }
 
 // addressKind is what the elements of an address set are.
@@ -70,15 +72,20 @@ func (s addressSet) any() netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
+// bothFamilies returns a set for each family.
+func bothFamilies(name string, kind addressKind) [2]addressSet {
+	return [2]addressSet{{name: name + "4", kind: kind}, {name: name + "6", v6: true, kind: kind}}
+}
+
 // The address sets, IPv4 first.
 var (
-	allow   = [2]addressSet{{"allow4", false, permanent}, {"allow6", true, permanent}}
-	blocked = [2]addressSet{{"blocked4", false, ending}, {"blocked6", true, ending}}
-	limited = [2]addressSet{{"limited4", false, directing}, {"limited6", true, directing}}
-	meters  = [2]addressSet{{"meter4", false, metering}, {"meter6", true, metering}}
+	allow   = bothFamilies("allow", permanent)
+	blocked = bothFamilies("blocked", ending)
+	limited = bothFamilies("limited", directing)
+	meters  = bothFamilies("meter", metering)
 )
 
-// addressSets lists the address sets in the order in which they are made.
+// addressSets lists the address sets that every table has, in the order in which they are made.
 func addressSets() []addressSet {
 	return slices.Concat(allow[:], blocked[:], limited[:], meters[:], narrow[:])
 }
@@ -209,6 +216,7 @@ const (
 type retained struct {
 	narrow time.Time               // until when it is asked who can't take long packets
 	hooks  map[string]bool         // base chains that can't go without harm, see [Table.holdHooks]
+	zones  map[uint16]struct{}     // those that had limits
 	rates  map[prefixRate]struct{} // an element that has ended, but is not yet collected, still points to its chain
 }
 
@@ -222,12 +230,12 @@ func (r prefixRate) chain() string {
 	return fmt.Sprintf("rate%s_%d", r.meter.name[len("meter"):], r.bits)
 }
 
-// prefixRateOf returns the rate for a limited prefix.
-func prefixRateOf(p netip.Prefix) prefixRate {
+// prefixRateOf returns the rate for a prefix that is limited in a scope.
+func prefixRateOf(p netip.Prefix, of scope) prefixRate {
 	if p.Addr().Is6() {
-		return prefixRate{meters[1], p.Bits()}
+		return prefixRate{meters[1].in(of), p.Bits()}
 	}
-	return prefixRate{meters[0], p.Bits()}
+	return prefixRate{meters[0].in(of), p.Bits()}
 }
 
 // ruleset builds what d wants at a time. It adds to keep the chains that must stay from now on.
@@ -239,17 +247,18 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 		selectors: map[policy.Selector]policy.Stage{},
 		rate:      fmt.Sprintf("%d/%d", d.Posture.LimitRate, d.Posture.LimitBurst),
 	}
+	keep.addZones(d.Posture.Limits)
+	r.scopes = keep.scopes()
 	r.greedy, d.Posture.Limits = d.greedyElements(now)
-	block, slow := d.limits(policy.Block, now), d.limits(policy.LimitNew, now)
+	block := d.limits(policy.Block, everyZone, now)
 	for i := range 2 {
 		v6 := i == 1
 		r.addresses[allow[i].name] = outermost(d.allowed(), v6)
 		r.addresses[blocked[i].name] = outermost(block, v6)
-		r.addresses[limited[i].name] = outermost(slow, v6)
-		keep.add(r.addresses[limited[i].name])
-		if len(r.greedy[greedy[i]]) > 0 {
-			keep.add([]element{{prefix: netip.PrefixFrom(meters[i].any(), meters[i].bits())}})
-		}
+	}
+	limits := map[scope]bool{}
+	for _, of := range r.scopes {
+		limits[of] = r.limit(of, d.limits(policy.LimitNew, of, now), keep)
 	}
 	for _, n := range d.Posture.Notrack {
 		r.selectors[n.Selector] = n.Stage
@@ -266,7 +275,8 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	r.inside, r.learn = proxiedInsideOf(d.Posture), d.Posture.Learn
 	b := builder{
 		posture: d.Posture,
-		blocks:  len(block) > 0, limits: len(slow)+len(r.greedy) > 0, greedy: r.greedy,
+		blocks:  len(block) > 0, limits: limits[everyZone], greedy: r.greedy,
+		zones:    slices.DeleteFunc(slices.Clone(r.scopes), func(of scope) bool { return !of.zoned || !limits[of] }),
 		exempt:   r.exempt(),
 		looks:    !d.Posture.Uncounted,
 		narrow:   now.Before(keep.narrow),
@@ -291,6 +301,21 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	return r
 }
 
+// limit fills the sets of a scope, and says whether anybody is limited in it.
+func (r *ruleset) limit(of scope, slow []element, keep *retained) bool {
+	limits := len(slow) > 0
+	for i := range 2 {
+		set := limited[i].in(of)
+		r.addresses[set.name] = outermost(slow, set.v6)
+		keep.add(of, r.addresses[set.name])
+		if len(r.greedy[greedy[i].in(of)]) > 0 {
+			keep.add(of, []element{{prefix: netip.PrefixFrom(set.any(), set.bits())}})
+			limits = true
+		}
+	}
+	return limits
+}
+
 // leaveIdle takes base chains away that have nothing to do, except those that must stay.
 func (r *ruleset) leaveIdle(keep *retained) {
 	r.chains = slices.DeleteFunc(r.chains, func(c chain) bool {
@@ -299,13 +324,13 @@ func (r *ruleset) leaveIdle(keep *retained) {
 }
 
 // add keeps the chains that limited sources go to.
-func (k *retained) add(limited []element) {
+func (k *retained) add(of scope, limited []element) {
 	if k.rates == nil {
 		k.rates = map[prefixRate]struct{}{}
 	}
 	var last prefixRate
 	for _, e := range limited {
-		if r := prefixRateOf(e.prefix); r != last {
+		if r := prefixRateOf(e.prefix, of); r != last {
 			k.rates[r] = struct{}{}
 			last = r
 		}

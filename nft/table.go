@@ -80,7 +80,7 @@ func (t *Table) Apply(d Desired, now time.Time) (err error) {
 	if !d.Posture.HasRules() {
 		return t.remove()
 	}
-	if t.have != nil && !t.broken {
+	if t.have != nil && !t.broken && len(t.keep.zones) <= mostZones {
 		if err := t.update(d, now); err == nil {
 			return nil
 		}

@@ -29,6 +29,7 @@ type Event struct {
 	From          *int         `json:"from,omitempty"` // levels, for a level event
 	To            *int         `json:"to,omitempty"`
 	Prefix        netip.Prefix `json:"prefix,omitzero"`
+	Zone          uint16       `json:"zone,omitempty"`    // the conntrack zone that the prefix is in
 	Entries       int          `json:"entries,omitempty"` // entries that were deleted or that a source held
 	Fill          float64      `json:"fill_percent"`
 	Pressure      float64      `json:"pressure_percent"`
@@ -36,3 +37,6 @@ type Event struct {
 	SecondsToFull *float64     `json:"seconds_to_full"` // null when the table is not filling
 	DryRun        bool         `json:"dry_run,omitempty"`
 }
+
+// Source returns who the event is about; its prefix is valid only where it is about one.
+func (e Event) Source() Source { return Source{e.Prefix, e.Zone} }

@@ -27,6 +27,7 @@ const burstSeconds = 5
 
 func (e *evict) want(s situation, p *Posture) []Event {
 	f := &e.offenders
+	f.zoned = s.shared.zoned
 	var events []Event
 	if !s.engaged {
 		f.release(s.Time)
@@ -88,9 +89,9 @@ func (e *evict) forget(prefix netip.Prefix) { e.offenders.forget(prefix) }
 // explain says how often the sources inside prefix were limited, and how they stood at the last census. While evict is
 // not engaged it says what would be theirs if it were, so that nobody has to wait for an attack to know.
 func (e *evict) explain(prefix netip.Prefix, s situation, say func(string, ...any)) {
-	for p, of := range e.offenders.known {
-		if p.Overlaps(prefix) {
-			say("%s has been limited %d times so far; the next time it will be for %s", p, of.strikes, of.span(*s.cfg))
+	for source, of := range e.offenders.known {
+		if source.Prefix.Overlaps(prefix) {
+			say("%s has been limited %d times so far; the next time it will be for %s", source, of.strikes, of.span(*s.cfg))
 		}
 	}
 	list, verb := e.offenders.last, "holds"
@@ -106,16 +107,20 @@ func (e *evict) explain(prefix netip.Prefix, s situation, say func(string, ...an
 		say("the table is not being divided now: nobody is near a fair share")
 		return
 	}
+	var found netip.Prefix
 	for _, a := range list {
-		if !a.Prefix.Overlaps(prefix) {
+		if !a.Prefix.Overlaps(prefix) || found.IsValid() && a.Prefix != found {
 			continue
 		}
-		say("%s %s about %.0f entries (%s) and %.0f that only pass (%s); weight %g", a.Prefix, verb,
+		found = a.Prefix // it may be in several zones
+		say("%s %s about %.0f entries (%s) and %.0f that only pass (%s); weight %g", a.Source(), verb,
 			a.assured, shareText(a.keepAssured), a.transient, shareText(a.keepTransient), a.weight)
 		if a.opens > 0 {
 			say("it opened about %.0f flows a second (%s); %.0f %% of its entries were answered",
 				a.opens, shareText(a.keepOpens), 100*a.answered())
 		}
+	}
+	if found.IsValid() {
 		return
 	}
 	say("it was not among the %d largest sources of the last scan: far below a fair share", len(list))

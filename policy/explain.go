@@ -34,7 +34,7 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 	for _, l := range m.decision.Posture.Limits {
 		if l.Prefix.Overlaps(prefix) && !spared {
 			found = true
-			say("limited as %s (%s) until %s: %s", l.Prefix, l, l.Until.Format("15:04:05"), l.Reason)
+			say("limited as %s (%s) until %s: %s", l.Source(), l, l.Until.Format("15:04:05"), l.Reason)
 			if len(l.Flows) > 0 {
 				say("only new flows of these classes are limited: what else it opens goes on")
 			}
@@ -43,11 +43,7 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 			}
 		}
 	}
-	if u := m.ordinary.Usual(prefix); u != (Usual{}) {
-		say("on an ordinary day it has about %.0f lasting entries and %.0f that pass", u.Assured, u.Transient)
-	} else if m.ordinary.Known() {
-		say("it was not here on an ordinary day, or held next to nothing")
-	}
+	m.explainUsual(prefix, say)
 	for _, w := range m.steps {
 		if e, ok := w.step.(explainer); ok {
 			s := m.tell(w, m.last)
@@ -59,6 +55,24 @@ func (m *Machine) Explain(prefix netip.Prefix) []string {
 		say("not limited")
 	}
 	return lines
+}
+
+// explainUsual says what a source has on an ordinary day, in each zone.
+func (m *Machine) explainUsual(prefix netip.Prefix, say func(string, ...any)) {
+	var list []Source
+	for source := range m.ordinary.Sources {
+		if source.Prefix == prefix {
+			list = append(list, source)
+		}
+	}
+	slices.SortFunc(list, Source.compare)
+	for _, source := range list {
+		u := m.ordinary.Usual(source)
+		say(source.named("on an ordinary day it has about %.0f lasting entries and %.0f that pass"), u.Assured, u.Transient)
+	}
+	if len(list) == 0 && m.ordinary.Known() {
+		say("it was not here on an ordinary day, or held next to nothing")
+	}
 }
 
 // explainRole says what a source was taken for.
@@ -87,7 +101,7 @@ func (m *Machine) explainRole(prefix netip.Prefix, say func(string, ...any)) {
 		for _, f := range h.Look.Flows[:min(3, len(h.Look.Flows))] {
 			text += fmt.Sprintf("; %s: %d, of which %d are answered", f.FlowClass, f.Entries, f.Answered)
 		}
-		say("of %d of its entries %d are forwarded%s", h.Look.Entries, h.Look.Forwarded, text)
+		say(h.Source().named("of %d of its entries %d are forwarded%s"), h.Look.Entries, h.Look.Forwarded, text)
 	}
 }
 

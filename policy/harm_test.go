@@ -213,7 +213,7 @@ func TestStraysArePickedUp(t *testing.T) {
 			before: Posture{Caps: []Cap{{Prefix: netip.MustParsePrefix("192.0.2.1/32")}}}, want: true},
 	} {
 		day := OrdinaryDay{Invalid: c.invalid,
-			Sources: map[netip.Prefix]*Usual{netip.MustParsePrefix("192.0.2.1/32"): {Assured: 1}}}
+			Sources: map[Source]*Usual{sourceOf("192.0.2.1/32"): {Assured: 1}}}
 		var loose looseArbiter
 		loose.watch(situation{Observation: Observation{Time: dayStart, Work: Work{Strays: c.strays}},
 			ordinary: &day, before: c.before})
@@ -269,7 +269,7 @@ func TestOneSidedTCPIsConversation(t *testing.T) {
 // somebody who is usually here.
 func TestFoldSparesTheUsual(t *testing.T) {
 	c := Defaults(NATGateway)
-	day := OrdinaryDay{Sources: map[netip.Prefix]*Usual{netip.MustParsePrefix("192.0.2.200/32"): {Assured: 5}}}
+	day := OrdinaryDay{Sources: map[Source]*Usual{sourceOf("192.0.2.200/32"): {Assured: 5}}}
 	var due []usage
 	for i := range 2 * foldFrom {
 		for _, network := range []string{"192.0.2.", "198.51.100."} {

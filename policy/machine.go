@@ -108,6 +108,7 @@ func (m *Machine) observe(o Observation) situation {
 	if o.Census != nil {
 		m.census = o.Census
 	}
+	m.shared.zoned = o.Zones || o.Census != nil && o.Census.Zoned > 0 || m.shared.zoned && m.ladder.level > 0
 	s := m.situation(o, m.gauge.read(o, m.cfg.Lookahead, m.ladder.lowest()))
 	if m.emptied(o) {
 		m.shared.loose.pickUp(o.Time, "most of the table went at once")
@@ -243,7 +244,7 @@ func (m *Machine) shape(now time.Time) string {
 		percent(c.Classes[Unreplied]), percent(c.Classes[HalfOpen]), percent(c.Classes[Assured]))
 	if len(c.Sources) > 0 {
 		top := slices.MaxFunc(c.Sources, func(a, b Holding) int { return cmp.Compare(a.Entries, b.Entries) })
-		text += fmt.Sprintf("; %s holds %d %%, the most of %d sources", top.Prefix, percent(top.Entries), c.Distinct)
+		text += fmt.Sprintf("; %s holds %d %%, the most of %d sources", top.Source(), percent(top.Entries), c.Distinct)
 	}
 	return text
 }

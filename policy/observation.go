@@ -27,6 +27,7 @@ type Host struct {
 	Admin       map[string]int      // settings as the administrator has them, by name without net.netfilter. or net.ipv4.
 	Allow       []netip.Prefix      // the allowlist: configured and learnt
 	Inside      []netip.Prefix      // networks that this host forwards for, as far as it is not told by the profile
+	Zones       bool                // rules of this host put traffic into conntrack zones
 	Services    []Selector          // safe traffic found on this host or named in the config: candidates for notrack
 	Lane        []Selector          // management ports with allowlisted sources: untracked when the table is nearly full
 	Refused     map[Selector]string // candidates that must stay tracked, and why
@@ -154,10 +155,14 @@ func (c Class) String() string {
 // Holding is what one source holds of the entries a scan saw.
 type Holding struct {
 	Prefix  netip.Prefix // the source, folded to the configured prefix length
+	Zone    uint16       `json:",omitempty"`
 	Entries int
 	Classes [NumClasses]int
 	Look    *Look `json:",omitempty"` // of inside hosts
 }
+
+// Source returns whose entries they are.
+func (h Holding) Source() Source { return Source{h.Prefix, h.Zone} }
 
 // PortCount is how many entries of a scan go to one destination port of one protocol.
 type PortCount struct {
@@ -176,6 +181,7 @@ type Census struct {
 	Total            int  // entries in the table when the scan began
 	Seen             int  // entries this scan saw
 	Whole            bool // the dump ran to its end
+	Zoned            int  `json:",omitempty"` // entries in other zones than the default one
 	Classes          [NumClasses]int
 	Roles            [NumRoles]int // of the first entries; all zero where nobody looked
 	Protocols        map[uint8]int // by IP protocol number

@@ -17,19 +17,21 @@ import (
 // source is limited for its assured entries, and for transient ones only where they come faster than
 // they can be swept away.
 type offenders struct {
-	known    map[netip.Prefix]*offence
-	swept    map[netip.Prefix]int // transient entries that each source was left with by the last census
-	before   map[netip.Prefix]int // transient entries of inside hosts before this attack's first census
-	beforeAt time.Time            // when that was
-	rest     float64              // transient entries of the sources that census did not list
-	at       time.Time            // of that census
-	last     []usage              // what each source used then
-	found    bool                 // somebody was above a fair share, and the target is not reached yet
-	suspects suspects             // whose the transient entries were then
-	rate     int                  // new flows per second that a limited source may open
-	more     bool                 // more sources were due than may be limited
-	blind    bool                 // of a source that is limited nobody has looked yet who answers it
-	unlisted bool                 // the kernel counts many more entries than it lists
+	known    map[Source]*offence
+	swept    map[Source]int // transient entries that each source was left with by the last census
+	before   map[Source]int // transient entries of inside hosts before this attack's first census
+	beforeAt time.Time      // when that was
+	rest     float64        // transient entries of the sources that census did not list
+	at       time.Time      // of that census
+	last     []usage        // what each source used then
+	found    bool           // somebody was above a fair share, and the target is not reached yet
+	suspects suspects       // whose the transient entries were then
+	rate     int            // new flows per second that a limited source may open
+	more     bool           // more sources were due than may be limited
+	zoned    bool           // zones are in use: a limit is for one of them
+	zones    bool           // sources were due in more zones than may have limits
+	blind    bool           // of a source that is limited nobody has looked yet who answers it
+	unlisted bool           // the kernel counts many more entries than it lists
 
 	began     time.Time // when this attack's first census was judged
 	resort    lastResort
@@ -61,12 +63,18 @@ func (f *offenders) judge(s situation) ([]Cap, []Event) {
 		due = fold(due, s)
 	}
 	var events []Event
-	limited := make(map[netip.Prefix]bool, len(due))
+	limited := make(map[Source]bool, len(due))
+	zones := f.limitedZones(s.Time)
+	left := 0
 	for _, a := range due[:min(len(due), c.MaxLimited)] {
-		limited[a.Prefix] = true
+		if !zones[a.Zone] && len(zones) >= MostZones {
+			left++
+			continue
+		}
+		zones[a.Zone], limited[a.Source()] = true, true
 		events = f.limit(events, s.Time, a, c)
 	}
-	events = summed(events)
+	events = append(summed(events), f.tooManyZones(left)...)
 	if more := len(due) - c.MaxLimited; more > 0 && !f.more {
 		events = append(events, Event{Kind: DegradedEvent, Step: Evict,
 			Reason: fmt.Sprintf("%d more sources should be limited than evict.max_limited (%d) allows: the largest are",
@@ -81,7 +89,7 @@ func (f *offenders) judge(s situation) ([]Cap, []Event) {
 // excess returns how many entries each source above its share may keep. Block, then evict: assured entries go only
 // when they can't come back at once. While nothing is known of an ordinary day they stay, because nobody knows whose
 // conversations they are.
-func (f *offenders) excess(usages []usage, limited map[netip.Prefix]bool, s situation) []Cap {
+func (f *offenders) excess(usages []usage, limited map[Source]bool, s situation) []Cap {
 	c := *s.cfg
 	var caps []Cap
 	recent := f.recent(s)
@@ -90,9 +98,9 @@ func (f *offenders) excess(usages []usage, limited map[netip.Prefix]bool, s situ
 			continue
 		}
 		keep := max(1, int(min(a.assured, a.keepAssured)+min(a.transient, a.keepTransient)))
-		is := limited[a.Prefix] || limited[c.folded(a.Prefix)]
+		is := limited[a.Source()] || limited[c.folded(a.Source())]
 		f.excessive += max(0, int(a.assured+a.transient)-keep)
-		caps = append(caps, Cap{Prefix: a.Prefix, Keep: keep,
+		caps = append(caps, Cap{Prefix: a.Prefix, Zone: a.Zone, Keep: keep,
 			SpareAssured: c.SpareAssured || !is || !s.ordinary.Known() || c.Profile == Auto && a.inside,
 			SpareForward: c.Profile == Auto, SpareRecent: !recent.takes(a),
 			ClosingFirst: !is && a.answered() >= ownAddress})
@@ -160,13 +168,14 @@ const foldFrom = 4
 // one, and returns them with the largest first. A network of somebody who is usually here is not limited as a whole.
 func fold(due []usage, s situation) []usage {
 	c := *s.cfg
-	usual := make(map[netip.Prefix]bool)
-	for p := range s.ordinary.Sources {
-		usual[c.folded(p)] = true
+	usual := make(map[Source]bool)
+	for source := range s.ordinary.Sources {
+		usual[c.folded(source)] = true
 	}
-	networks := make(map[netip.Prefix][]usage)
+	networks := make(map[Source][]usage)
 	for _, a := range due {
-		networks[c.folded(a.Prefix)] = append(networks[c.folded(a.Prefix)], a)
+		network := c.folded(a.Source())
+		networks[network] = append(networks[network], a)
 	}
 	var list []usage
 	for network, members := range networks {
@@ -174,7 +183,7 @@ func fold(due []usage, s situation) []usage {
 			list = append(list, members...)
 			continue
 		}
-		sum := usage{Holding: Holding{Prefix: network}}
+		sum := usage{Holding: Holding{Prefix: network.Prefix, Zone: network.Zone}}
 		for _, a := range members {
 			sum.Entries += a.Entries
 			sum.assured, sum.transient = sum.assured+a.assured, sum.transient+a.transient
@@ -186,18 +195,18 @@ func fold(due []usage, s situation) []usage {
 		list = append(list, sum)
 	}
 	slices.SortFunc(list, func(a, b usage) int {
-		return cmp.Or(cmp.Compare(b.assured+b.transient, a.assured+a.transient), a.Prefix.Addr().Compare(b.Prefix.Addr()))
+		return cmp.Or(cmp.Compare(b.assured+b.transient, a.assured+a.transient), a.Source().compare(b.Source()))
 	})
 	return list
 }
 
 // folded returns the network that a source is limited with when there are too many.
-func (c Config) folded(p netip.Prefix) netip.Prefix {
+func (c Config) folded(s Source) Source {
 	bits := c.FoldV6
-	if p.Addr().Is4() {
+	if s.Prefix.Addr().Is4() {
 		bits = c.FoldV4
 	}
-	return netip.PrefixFrom(p.Addr(), min(bits, p.Bits())).Masked()
+	return s.within(min(bits, s.Prefix.Bits()))
 }
 
 // mostEvents is how many limits of one tick are told one by one: a screenful.
@@ -220,12 +229,12 @@ func summed(events []Event) []Event {
 // limit limits one source, or renews its limit.
 func (f *offenders) limit(events []Event, now time.Time, a usage, c Config) []Event {
 	if f.known == nil {
-		f.known = make(map[netip.Prefix]*offence)
+		f.known = make(map[Source]*offence)
 	}
-	of := f.known[a.Prefix]
+	of := f.known[a.Source()]
 	if of == nil {
-		of = &offence{limit: Limit{Prefix: a.Prefix}}
-		f.known[a.Prefix] = of
+		of = &offence{limit: Limit{Prefix: a.Prefix, Zone: a.Zone}}
+		f.known[a.Source()] = of
 	}
 	active := now.Before(of.limit.Until)
 	if !active {
@@ -242,11 +251,11 @@ func (f *offenders) limit(events []Event, now time.Time, a usage, c Config) []Ev
 		return events
 	}
 	of.limit.Kind, of.limit.Reason = LimitNew, a.why
-	if a.answered() < silent && !a.inside { // a neighbour may have sent it: what goes on, goes on
+	if a.answered() < silent && !a.inside && !f.zoned { // a neighbour may have sent it: what goes on, goes on
 		of.limit.Kind = Block
 	}
-	return append(events, Event{Kind: LimitEvent, Step: Evict, Prefix: a.Prefix, Entries: int(a.assured + a.transient),
-		Reason: fmt.Sprintf("%s for %s: %s", of.limit, span, of.limit.Reason)})
+	return append(events, Event{Kind: LimitEvent, Step: Evict, Prefix: a.Prefix, Zone: a.Zone,
+		Entries: int(a.assured + a.transient), Reason: fmt.Sprintf("%s for %s: %s", of.limit, span, of.limit.Reason)})
 }
 
 // MostPeers is how many of those who answered an inside host go free.
@@ -278,7 +287,7 @@ const blindFor = 3 * time.Second
 func (f *offenders) meet(usages []usage, now time.Time) {
 	f.blind = false
 	for _, a := range usages {
-		of := f.known[a.Prefix]
+		of := f.known[a.Source()]
 		if of == nil || !of.scans || !now.Before(of.limit.Until) {
 			continue
 		}
@@ -312,17 +321,57 @@ func (of *offence) span(c Config) time.Duration {
 // limits returns the limits in force, in the order of their prefixes, and forgets sources whose
 // last limit ended longer ago than it lasted.
 func (f *offenders) limits(now time.Time, c Config) []Limit {
-	var limits []Limit
-	for prefix, of := range f.known {
+	var in []Source // sorted, because limits are larger
+	for source, of := range f.known {
 		switch {
 		case now.Before(of.limit.Until):
-			limits = append(limits, of.limit)
+			in = append(in, source)
 		case now.Sub(of.limit.Until) > 2*of.span(c):
-			delete(f.known, prefix)
+			delete(f.known, source)
 		}
 	}
-	slices.SortFunc(limits, func(a, b Limit) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
+	slices.SortFunc(in, Source.compare)
+	var limits []Limit
+	if len(in) > 0 {
+		limits = make([]Limit, 0, len(in))
+	}
+	for _, source := range in {
+		limits = append(limits, f.known[source].limit.inZone(f.zoned))
+	}
 	return limits
+}
+
+// MostZones is how many conntrack zones sources may be limited in at a time.
+const MostZones = 64
+
+// limitedZones returns the zones that have limits in force.
+func (f *offenders) limitedZones(now time.Time) map[uint16]bool {
+	zones := make(map[uint16]bool)
+	for source, of := range f.known {
+		if now.Before(of.limit.Until) {
+			zones[source.Zone] = true
+		}
+	}
+	return zones
+}
+
+// tooManyZones tells, once, of sources that are not limited because too many zones have limits already.
+func (f *offenders) tooManyZones(left int) []Event {
+	was := f.zones
+	f.zones = left > 0
+	if was || !f.zones {
+		return nil
+	}
+	return []Event{{Kind: DegradedEvent, Step: Evict, Reason: fmt.Sprintf("%d sources should be limited in more than %d "+
+		"zones: there they only lose entries that carry no conversation", left, MostZones)}}
+}
+
+// inZone is a limit where zones are in use. What is blocked is dropped before its zone is known, so there nobody is.
+func (l Limit) inZone(zoned bool) Limit {
+	if l.Zoned = zoned; zoned {
+		l.Kind = LimitNew
+	}
+	return l
 }
 
 // release ends every limit; strikes are remembered.
@@ -338,7 +387,7 @@ func (f *offenders) release(now time.Time) {
 
 // forget drops all memory of the sources inside prefix.
 func (f *offenders) forget(prefix netip.Prefix) {
-	maps.DeleteFunc(f.known, func(p netip.Prefix, _ *offence) bool { return p.Overlaps(prefix) })
+	maps.DeleteFunc(f.known, func(s Source, _ *offence) bool { return s.Prefix.Overlaps(prefix) })
 }
 
 // flowLife is how long a new flow that nobody closes stays in the table, in seconds: the default

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,7 +20,7 @@ type OrdinaryDay struct {
 	Learnt  time.Duration           `json:"learnt"`            // how much calm time it was learnt from
 	Updated time.Time               `json:"updated"`           // when a census last taught it something
 	Fitted  float64                 `json:"fitted"`            // the most entries that the table had, fading
-	Sources map[netip.Prefix]*Usual `json:"sources,omitempty"` // bounded; see [usualSources]
+	Sources map[Source]*Usual       `json:"sources,omitempty"` // bounded; see [usualSources]
 	Silent  map[FlowClass]time.Time `json:"silent,omitempty"`  // classes without answers, and when seen last
 	OneWay  int                     `json:"one_way"`           // TCP flows that last and are seen in one direction only
 	Flows   bool                    `json:"flows"`             // OneWay was looked for
@@ -30,7 +29,7 @@ type OrdinaryDay struct {
 	// silences after which conversations went on, by sysctl name of their timeout, where a floor is no longer
 	Silences map[string]Silence `json:"silences,omitempty"`
 
-	crowds         []netip.Prefix // sources that usually have so much that many users must be behind them
+	crowds         []Source // sources that usually have so much that many users must be behind them
 	invalid, opens pace
 	watched        time.Duration        // how long the rates were watched by this process
 	oneWay         map[uint32]time.Time // the one-way flows of the newest census by id, and when each will expire
@@ -69,12 +68,22 @@ func (d *OrdinaryDay) Fresh(now time.Time) bool {
 
 // Usual returns what a source usually has. All of them together never have more than what fitted the
 // table in calm.
-func (d *OrdinaryDay) Usual(source netip.Prefix) Usual {
+func (d *OrdinaryDay) Usual(source Source) Usual {
 	u := d.Sources[source]
 	if u == nil {
 		return Usual{}
 	}
 	return *u
+}
+
+// Zoned reports whether any source was in another conntrack zone than the default one.
+func (d *OrdinaryDay) Zoned() bool {
+	for source := range d.Sources {
+		if source.Zone != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // ordinaryInvalid is the part of a host's new work that may be INVALID packets: late ones of connections that are over.
@@ -106,14 +115,14 @@ type DayStatus struct {
 	// floor is no longer: that timeout is not made shorter than this
 	Silences map[string]int `json:"silences"`
 	// sources with forty times the median of usual holdings and more, the largest first: many users behind one address?
-	Crowds []netip.Prefix `json:"crowds"`
+	Crowds []Source `json:"crowds"`
 }
 
 // Status returns what is known.
 func (d *OrdinaryDay) Status() DayStatus {
 	s := DayStatus{Known: d.Known(), Learnt: math.Round(d.Learnt.Seconds()), Fitted: int(d.Fitted),
 		Sources: len(d.Sources), OneWay: d.OneWay, Invalid: math.Round(10*d.Invalid) / 10, Unanswered: []string{},
-		Silences: make(map[string]int), Crowds: append([]netip.Prefix{}, d.crowds...)}
+		Silences: make(map[string]int), Crowds: append([]Source{}, d.crowds...)}
 	for name, silence := range d.Silences {
 		s.Silences[name] = silence.Seconds
 	}
@@ -165,7 +174,7 @@ const (
 // findCrowds looks for the addresses that many users must be behind.
 func (d *OrdinaryDay) findCrowds() {
 	type holder struct {
-		prefix netip.Prefix
+		source Source
 		has    float64
 	}
 	all := make([]holder, 0, len(d.Sources))
@@ -173,12 +182,12 @@ func (d *OrdinaryDay) findCrowds() {
 		all = append(all, holder{p, u.Assured + u.Transient})
 	}
 	slices.SortFunc(all, func(a, b holder) int {
-		return cmp.Or(cmp.Compare(b.has, a.has), a.prefix.Addr().Compare(b.prefix.Addr()))
+		return cmp.Or(cmp.Compare(b.has, a.has), a.source.compare(b.source))
 	})
 	d.crowds = nil
 	for _, h := range all[:min(len(all), mostCrowds)] {
 		if h.has >= max(leastCrowd, crowdTimes*all[len(all)/2].has) {
-			d.crowds = append(d.crowds, h.prefix)
+			d.crowds = append(d.crowds, h.source)
 		}
 	}
 }
@@ -259,14 +268,15 @@ func (d *OrdinaryDay) learnSources(c *Census, gap time.Duration, first bool) {
 	if !first {
 		gain = min(1, gap.Seconds()/max(min(d.Learnt, usualGrowth), gap).Seconds())
 	}
-	for prefix, u := range d.Sources {
+	zones := d.Zoned()
+	for source, u := range d.Sources {
 		u.Assured, u.Transient = u.Assured*fade(gap, usualFade), u.Transient*fade(gap, usualFade)
 		if u.Assured+u.Transient < leastUsual/2 {
-			delete(d.Sources, prefix)
+			delete(d.Sources, source)
 		}
 	}
 	if d.Sources == nil {
-		d.Sources = make(map[netip.Prefix]*Usual)
+		d.Sources = make(map[Source]*Usual)
 	}
 	scale := float64(max(c.Total, c.Seen)) / float64(max(c.Seen, 1))
 	if c.Whole {
@@ -275,13 +285,17 @@ func (d *OrdinaryDay) learnSources(c *Census, gap time.Duration, first bool) {
 	for _, h := range c.Sources {
 		assured := scale * float64(h.Classes[Assured])
 		transient := scale*float64(h.Entries) - assured
-		u := d.Sources[h.Prefix]
+		u := d.Sources[h.Source()]
 		if u == nil {
 			if assured+transient < leastUsual {
 				continue
 			}
 			u = &Usual{}
-			d.Sources[h.Prefix] = u
+			d.Sources[h.Source()] = u
+		}
+		gain := gain
+		if h.Zone != 0 && !zones { // an older ctguard, which learnt the day, knew no zones
+			gain = 1
 		}
 		u.Assured += gain * max(0, assured-u.Assured)
 		u.Transient += gain * max(0, transient-u.Transient)
@@ -294,13 +308,13 @@ func (d *OrdinaryDay) forgetSmallest() {
 	if len(d.Sources) <= usualSources {
 		return
 	}
-	all := make([]netip.Prefix, 0, len(d.Sources))
+	all := make([]Source, 0, len(d.Sources))
 	for p := range d.Sources {
 		all = append(all, p)
 	}
-	slices.SortFunc(all, func(a, b netip.Prefix) int {
+	slices.SortFunc(all, func(a, b Source) int {
 		x, y := d.Sources[a], d.Sources[b]
-		return cmp.Or(cmp.Compare(y.Assured+y.Transient, x.Assured+x.Transient), a.Addr().Compare(b.Addr()))
+		return cmp.Or(cmp.Compare(y.Assured+y.Transient, x.Assured+x.Transient), a.compare(b))
 	})
 	for _, p := range all[usualSources:] {
 		delete(d.Sources, p)

@@ -41,7 +41,7 @@ func TestUsualHoldingGrowsOverMinutes(t *testing.T) {
 	const old, newcomer = "192.0.2.1/32", "198.51.100.1/32"
 	now := dayStart
 	see(&d, now, time.Second, calmCensus(now, map[string]int{old: 100}))
-	if u := d.Usual(netip.MustParsePrefix(old)); u.Assured != 100 {
+	if u := d.Usual(sourceOf(old)); u.Assured != 100 {
 		t.Errorf("after the first census: %+v, want 100 assured", u)
 	}
 	for range 60 { // an hour of calm
@@ -50,17 +50,17 @@ func TestUsualHoldingGrowsOverMinutes(t *testing.T) {
 	}
 	now = now.Add(30 * time.Second)
 	see(&d, now, 30*time.Second, calmCensus(now, map[string]int{old: 100, newcomer: 1000}))
-	if u := d.Usual(netip.MustParsePrefix(newcomer)); u.Assured > 150 {
+	if u := d.Usual(sourceOf(newcomer)); u.Assured > 150 {
 		t.Errorf("half a minute made %.0f of 1000 usual", u.Assured)
 	}
 	for range 20 {
 		now = now.Add(time.Minute)
 		see(&d, now, time.Minute, calmCensus(now, map[string]int{old: 100, newcomer: 1000}))
 	}
-	if u := d.Usual(netip.MustParsePrefix(newcomer)); u.Assured < 900 {
+	if u := d.Usual(sourceOf(newcomer)); u.Assured < 900 {
 		t.Errorf("twenty minutes made only %.0f of 1000 usual", u.Assured)
 	}
-	if u := d.Usual(netip.MustParsePrefix(old)); u.Assured < 95 {
+	if u := d.Usual(sourceOf(old)); u.Assured < 95 {
 		t.Errorf("who was always here has %.0f of 100", u.Assured)
 	}
 }
@@ -72,7 +72,7 @@ func TestFloodTeachesNothing(t *testing.T) {
 	flood := calmCensus(dayStart.Add(time.Minute), map[string]int{"198.51.100.1/32": 50000})
 	d.observe(Observation{Time: dayStart.Add(time.Minute), Count: 50000, Census: flood,
 		Kernel: KernelCounters{Invalid: 1e6}}, false)
-	if u := d.Usual(netip.MustParsePrefix("198.51.100.1/32")); u != (Usual{}) {
+	if u := d.Usual(sourceOf("198.51.100.1/32")); u != (Usual{}) {
 		t.Errorf("the flood's source has a usual holding: %+v", u)
 	}
 	if d.Invalid > 1 || d.Fitted > 20 {

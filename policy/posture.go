@@ -57,6 +57,7 @@ func (p Posture) HasRules() bool {
 // Retirement says which finished entries go, whoever owns them; see agent/conntrack.
 type Retirement struct {
 	Silent time.Duration // after how long without a packet; 0: none go
+	Ports  time.Duration // the same where the far end still remembers a source port that NAT chose
 	Dead   bool          // also what this host asked for and nobody answers
 	Most   int           // at one go, 0 for all: each costs those who open connections meanwhile a moment
 }
@@ -102,6 +103,8 @@ func (k LimitKind) String() string { return [...]string{"limit", "block"}[k] }
 // Limit is what one source is limited to until a time. The kernel forgets it at Until by itself.
 type Limit struct {
 	Prefix netip.Prefix
+	Zone   uint16 `json:",omitempty"`
+	Zoned  bool   `json:",omitempty"` // only what is in Zone; otherwise what is in any
 	Kind   LimitKind
 	Until  time.Time
 	Reason string
@@ -110,6 +113,9 @@ type Limit struct {
 	Flows []FlowClass  // only new flows of these classes are limited; empty means of all
 	Peers []netip.Addr // whoever has answered it: new flows to them are not limited
 }
+
+// Source returns who is limited.
+func (l Limit) Source() Source { return Source{l.Prefix, l.Zone} }
 
 // String says in a word or two what is limited.
 func (l Limit) String() string {
@@ -126,9 +132,13 @@ func (l Limit) String() string {
 // Cap is how many entries a source may keep.
 type Cap struct {
 	Prefix       netip.Prefix
+	Zone         uint16 `json:",omitempty"`
 	Keep         int
 	SpareAssured bool // evict none of its assured entries, whatever the excess
 	SpareForward bool // evict none of its assured entries that this host forwards
 	SpareRecent  bool // evict none of its assured entries that a packet passed in the last minute
 	ClosingFirst bool // take closing entries before handshakes under way: its excess is not its fault
 }
+
+// Source returns whose entries they are.
+func (c Cap) Source() Source { return Source{c.Prefix, c.Zone} }

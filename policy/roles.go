@@ -123,7 +123,7 @@ func (c FlowClass) limitable() bool {
 
 // Suspects returns the inside hosts that the next census should look closer at: those that are limited, and of this one
 // the largest with many entries that nobody answers. Who answers them nevertheless shall go free.
-func (c *Census) Suspects(h Host, limits []Limit) []netip.Prefix {
+func (c *Census) Suspects(h Host, limits []Limit) []Source {
 	const most, least, part = 32, 32, 0.5
 	var list []Holding
 	for _, a := range c.Sources {
@@ -133,14 +133,14 @@ func (c *Census) Suspects(h Host, limits []Limit) []netip.Prefix {
 		}
 	}
 	slices.SortStableFunc(list, func(a, b Holding) int { return cmp.Compare(b.Entries, a.Entries) })
-	var prefixes []netip.Prefix
+	var sources []Source
 	for _, l := range limits {
-		if l.Prefix.IsSingleIP() && h.IsInside(l.Prefix) && len(prefixes) < most {
-			prefixes = append(prefixes, l.Prefix)
+		if l.Prefix.IsSingleIP() && h.IsInside(l.Prefix) && len(sources) < most {
+			sources = append(sources, l.Source())
 		}
 	}
 	for _, a := range list[:min(most, len(list))] {
-		prefixes = append(prefixes, a.Prefix)
+		sources = append(sources, a.Source())
 	}
-	return prefixes
+	return sources
 }

@@ -172,7 +172,7 @@ func (r *run) transcript() string {
 func (r *run) limitedOf(g *group) int {
 	n := 0
 	for _, s := range g.sources {
-		if (r.limited[s.prefix] || r.limited[r.config.folded(s.prefix)]) && !g.random {
+		if (r.limited[s.prefix] || r.limited[r.config.folded(Source{Prefix: s.prefix}).Prefix]) && !g.random {
 			n++
 		}
 	}

@@ -1,13 +1,10 @@
 package policy
 
-import (
-	"math"
-	"net/netip"
-)
+import "math"
 
 // claim is what one source has of something that is divided.
 type claim struct {
-	source netip.Prefix
+	source Source
 	has    float64 // entries now
 	usual  float64 // entries on an ordinary day
 	weight float64 // how many fair shares it has
@@ -116,16 +113,16 @@ type claimants struct {
 // grouped puts newcomers of one network together. Who has a usual holding, or a weight, is judged alone.
 func grouped(claims []claim, members []int, level int) []claimants {
 	var groups []claimants
-	index := make(map[netip.Prefix]int)
+	index := make(map[Source]int)
 	for _, m := range members {
 		c := claims[m]
-		bits := networkBits[c.source.Addr().Is4()]
-		alone := level < 0 || level >= len(bits) || c.usual > 0 || c.weight != 1 || c.source.Bits() <= bits[level]
+		bits := networkBits[c.source.Prefix.Addr().Is4()]
+		alone := level < 0 || level >= len(bits) || c.usual > 0 || c.weight != 1 || c.source.Prefix.Bits() <= bits[level]
 		if alone {
 			groups = append(groups, claimants{[]int{m}, c.weight, -1})
 			continue
 		}
-		network := netip.PrefixFrom(c.source.Addr(), bits[level]).Masked()
+		network := c.source.within(bits[level])
 		i, known := index[network]
 		if !known {
 			i = len(groups)

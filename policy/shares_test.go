@@ -10,20 +10,24 @@ import (
 	"pgregory.net/rapid"
 )
 
-func addressOf(text string) netip.Prefix {
-	a := netip.MustParseAddr(text)
+func addressOf(text string) Source { return addressIn(netip.MustParseAddr(text)) }
+
+// addressIn is the source of an address in the default zone.
+func addressIn(a netip.Addr) Source {
 	if a.Is6() {
-		return netip.PrefixFrom(a, 64)
+		return Source{Prefix: netip.PrefixFrom(a, 64)}
 	}
-	return netip.PrefixFrom(a, 32)
+	return Source{Prefix: netip.PrefixFrom(a, 32)}
 }
+
+func sourceOf(prefix string) Source { return Source{Prefix: netip.MustParsePrefix(prefix)} }
 
 // Usual holdings come first; growth and newcomers share the rest, each network of newcomers like one source.
 func TestDivide(t *testing.T) {
 	var crowd []claim
 	for i := range 1000 { // newcomers below what ordinary users have, in networks of their own
 		crowd = append(crowd, claim{addressOf(fmt.Sprintf("198.18.%d.1", i%250)), 12, 0, 1})
-		crowd[i].source = netip.PrefixFrom(netip.AddrFrom4([4]byte{198, byte(i / 250), byte(i % 250), 1}), 32)
+		crowd[i].source = addressIn(netip.AddrFrom4([4]byte{198, byte(i / 250), byte(i % 250), 1}))
 	}
 	var customer []claim
 	for i := range 5000 {
@@ -32,7 +36,7 @@ func TestDivide(t *testing.T) {
 	users := func(n int, has, usual float64) (list []claim) {
 		for i := range n {
 			user := netip.AddrFrom4([4]byte{192, 0, byte(i / 250), byte(i % 250)})
-			list = append(list, claim{netip.PrefixFrom(user, 32), has, usual, 1})
+			list = append(list, claim{addressIn(user), has, usual, 1})
 		}
 		return list
 	}

@@ -122,6 +122,7 @@ type shared struct {
 	untrackable []Selector   // by notrack: services that may go untracked, freed or not
 	adopting    bool         // by notrack: connections are being given entries
 	crowded     bool         // by evict: the table is fuller than half-way from its target to its leave mark
+	zoned       bool         // by the machine: there are entries in several zones, or may be
 	suspects    suspects     // by evict: whose the transient entries are
 	loose       looseArbiter // by those that need tcp_loose one way or the other
 	asks        asks         // by all of them

@@ -18,11 +18,11 @@ type looseArbiter struct {
 	untracked   bool // TCP services live untracked, or are about to
 	strict      bool // a step wants tcp_loose=0
 
-	until   time.Time                  // until then what lives is picked up again
-	span    time.Duration              // for how long it was when last needed
-	why     string                     // the reason of that
-	told    time.Time                  // the until that was told of
-	evicted map[netip.Prefix]time.Time // sources whose entries were evicted lately
+	until   time.Time            // until then what lives is picked up again
+	span    time.Duration        // for how long it was when last needed
+	why     string               // the reason of that
+	told    time.Time            // the until that was told of
+	evicted map[Source]time.Time // sources whose entries were evicted lately
 }
 
 // Connections are picked up in the middle for pickUpFor after it was needed: those that are silent longer are kept
@@ -67,7 +67,7 @@ func (a *looseArbiter) watch(s situation) {
 	if len(s.Work.Strays) == 0 || a.pickingUp(s.Time) {
 		return
 	}
-	evicted, limited := within(a.evicted), within(limitsByPrefix(s.before.Limits))
+	evicted, limited := within(a.evicted), within(limitedSources(s.before.Limits))
 	usually := within(s.ordinary.Sources)
 	taken := func(end netip.Addr) bool { return !usually(end) && (evicted(end) || limited(end)) }
 	usual, all := 0, 0
@@ -88,28 +88,29 @@ func (a *looseArbiter) watch(s situation) {
 
 // remember notes whose entries are evicted.
 func (a *looseArbiter) remember(now time.Time, caps []Cap) {
-	maps.DeleteFunc(a.evicted, func(_ netip.Prefix, at time.Time) bool { return now.Sub(at) > evictedFor })
+	maps.DeleteFunc(a.evicted, func(_ Source, at time.Time) bool { return now.Sub(at) > evictedFor })
 	for _, c := range caps {
 		if a.evicted == nil {
-			a.evicted = make(map[netip.Prefix]time.Time)
+			a.evicted = make(map[Source]time.Time)
 		}
-		a.evicted[c.Prefix] = now
+		a.evicted[c.Source()] = now
 	}
 }
 
-func limitsByPrefix(limits []Limit) map[netip.Prefix]struct{} {
-	m := make(map[netip.Prefix]struct{}, len(limits))
+func limitedSources(limits []Limit) map[Source]struct{} {
+	m := make(map[Source]struct{}, len(limits))
 	for _, l := range limits {
-		m[l.Prefix] = struct{}{}
+		m[l.Source()] = struct{}{}
 	}
 	return m
 }
 
-// within returns a function that tells whether an address lies in one of the prefixes.
-func within[T any](prefixes map[netip.Prefix]T) func(netip.Addr) bool {
-	lengths := make(map[int]bool)
-	for p := range prefixes {
-		lengths[p.Bits()] = true
+// within returns a function that tells whether an address lies in the prefix of one of the sources, whatever its zone:
+// of a stray nobody knows that.
+func within[T any](sources map[Source]T) func(netip.Addr) bool {
+	prefixes, lengths := make(map[netip.Prefix]struct{}, len(sources)), make(map[int]bool)
+	for s := range sources {
+		prefixes[s.Prefix], lengths[s.Prefix.Bits()] = struct{}{}, true
 	}
 	return func(a netip.Addr) bool {
 		for bits := range lengths {

@@ -70,12 +70,13 @@ func timeoutFloors(p Profile) map[string]int {
 var serverFloors = timeoutFloors(Server)
 
 // gatewayFloors are longer where the other end is far away and an entry that is gone too soon is a mapping
-// that is lost: what comes late finds nobody.
+// that is lost: what comes late finds nobody, and a port that is given anew too soon is one that the other end still
+// holds in TIME_WAIT.
 var gatewayFloors = map[string]int{
 	"nf_conntrack_tcp_timeout_syn_sent":  20,
 	"nf_conntrack_tcp_timeout_syn_recv":  20,
 	"nf_conntrack_tcp_timeout_last_ack":  30,
-	"nf_conntrack_tcp_timeout_time_wait": 30,
+	"nf_conntrack_tcp_timeout_time_wait": 60,
 	"nf_conntrack_icmp_timeout":          10,
 	"nf_conntrack_icmpv6_timeout":        10,
 	"nf_conntrack_gre_timeout":           30,
@@ -94,10 +95,15 @@ type tighten struct {
 	plain
 	peak   float64 // the worst pressure of the last settle time
 	peakAt time.Time
+	none   bool // as good as no entry is finished
 	dead   bool // many SYNs wait for an answer
 }
 
 func (t *tighten) want(s situation, p *Posture) []Event {
+	if c := s.Census; c != nil {
+		t.none = float64(c.Classes[Closing]+c.Classes[Replied]) < finishedPart*float64(c.Seen)
+		t.dead = float64(c.TCPStates[tcpSynSent]) > deadPart*float64(c.Seen)
+	}
 	if !s.works {
 		return nil
 	}
@@ -124,21 +130,23 @@ func (t *tighten) want(s situation, p *Posture) []Event {
 const (
 	finishedAfter       = 5 * time.Second
 	finishedAfterInNeed = 2 * time.Second
-	inNeed              = 90   // percent of pressure
-	mostFinished        = 5000 // at one go: a tenth of a second's work
-	deadPart            = 0.05 // part of the entries that unanswered SYNs must be for a pass of their own
+	inNeed              = 90               // percent of pressure
+	portsFinishedAfter  = 60 * time.Second // TCP_TIMEWAIT_LEN in include/net/tcp.h: so long the far end waits
+	mostFinished        = 5000             // at one go: a tenth of a second's work
+	finishedPart        = 0.02             // part of the entries that may be finished, for a pass to be worth it
+	deadPart            = 0.05             // part of the entries that unanswered SYNs must be for a pass of their own
 )
 
 // retire says which finished entries go: this comes before anybody is limited, and nobody loses by it.
 func (t *tighten) retire(s situation) Retirement {
-	r := Retirement{Silent: finishedAfter, Most: mostFinished}
+	r := Retirement{Silent: finishedAfter, Ports: portsFinishedAfter, Most: mostFinished}
 	if s.pressure >= inNeed {
-		r.Silent, r.Most = finishedAfterInNeed, 0
-	}
-	if s.Census != nil {
-		t.dead = float64(s.Census.TCPStates[tcpSynSent]) > deadPart*float64(s.Census.Seen)
+		r = Retirement{Silent: finishedAfterInNeed, Ports: finishedAfterInNeed}
 	}
 	r.Dead = t.dead && !s.oneSided()
+	if t.none && !r.Dead {
+		return Retirement{} // the pass would cost more than it brings
+	}
 	return r
 }
 

@@ -70,7 +70,7 @@ func claims(usages []usage, of func(*usage) (has, usual float64)) []claim {
 	list := make([]claim, len(usages))
 	for i := range usages {
 		has, usual := of(&usages[i])
-		list[i] = claim{usages[i].Prefix, has, usual, usages[i].weight}
+		list[i] = claim{usages[i].Source(), has, usual, usages[i].weight}
 	}
 	return list
 }
@@ -96,7 +96,7 @@ func measure(s situation) (usages []usage, rest usage) {
 	estimate := func(h Holding) usage {
 		a := usage{Holding: h, weight: s.cfg.weight(h.Prefix), assured: scale * float64(h.Classes[Assured])}
 		a.transient = scale*float64(h.Entries) - a.assured
-		a.usual = s.ordinary.Usual(h.Prefix)
+		a.usual = s.ordinary.Usual(h.Source())
 		a.usual.Assured, a.usual.Transient = part*a.usual.Assured, part*a.usual.Transient
 		return a
 	}
@@ -152,7 +152,7 @@ func (f *offenders) opens(usages []usage, s situation, rest float64) divided {
 	for i := range usages {
 		if a := &usages[i]; !first || a.inside && a.scans() && a.known() {
 			_, low, _ := s.Census.Estimate(a.Entries - a.Classes[Assured])
-			a.opens = max(0, float64(low-swept[a.Prefix])) / span
+			a.opens = max(0, float64(low-swept[a.Source()])) / span
 		}
 	}
 	opens := claims(usages, func(a *usage) (has, usual float64) { return a.opens, a.usual.Transient / flowLife })
@@ -166,19 +166,19 @@ func (f *offenders) remember(s situation) {
 	if s.Census == nil || !s.forwards() {
 		return
 	}
-	f.before, f.beforeAt = make(map[netip.Prefix]int), s.Census.Time
+	f.before, f.beforeAt = make(map[Source]int), s.Census.Time
 	for _, h := range s.Census.Sources {
 		if s.inside(h.Prefix) {
-			f.before[h.Prefix], _, _ = s.Census.Estimate(h.Entries - h.Classes[Assured])
+			f.before[h.Source()], _, _ = s.Census.Estimate(h.Entries - h.Classes[Assured])
 		}
 	}
 }
 
 // sweep remembers how many transient entries each source is left with.
 func (f *offenders) sweep(usages []usage, now time.Time) {
-	f.swept, f.at = make(map[netip.Prefix]int, len(usages)), now
+	f.swept, f.at = make(map[Source]int, len(usages)), now
 	for _, a := range usages {
-		f.swept[a.Prefix] = int(min(a.transient, a.keepTransient))
+		f.swept[a.Source()] = int(min(a.transient, a.keepTransient))
 	}
 }
 

@@ -192,7 +192,7 @@ func (w *world) retime(p Posture) {
 func (w *world) passLimit(g *group, s *source, p Posture, limited map[netip.Prefix]Limit, flows, dt float64) float64 {
 	l, ok := limited[s.prefix]
 	if !ok {
-		l, ok = limited[Config{FoldV4: 24, FoldV6: 48}.folded(s.prefix)]
+		l, ok = limited[Config{FoldV4: 24, FoldV6: 48}.folded(Source{Prefix: s.prefix}).Prefix]
 	}
 	switch {
 	case !ok || len(l.Flows) > 0 && !slices.Contains(l.Flows, g.flowClass()):

@@ -28,21 +28,32 @@ type changes struct {
 	rate    *rate.Limiter // changes per second, or nil
 	limit   int           // changes per batch
 	atOnce  bool          // delete also what a connection may begin over; see lastSecond
+	errand  errand        // what the changes that are queued now are for
 	current *batch        // what add collects
 	work    chan *batch   // to the sender
 	idle    chan *batch   // back from it
 	answers []byte        // the sender's
 
-	made   int                    // how many changes the kernel made
-	done   func()                 // called for each of them; nil if nobody watches
+	made   int                    // how many changes the kernel made of what the pass is for
+	done   func(errand)           // called for each change that it made; nil if nobody watches
 	failed func(errno unix.Errno) // called for each that was refused; nil if nobody minds
 	err    error                  // the first error; nothing is sent after it
 }
+
+// errand is what a change is for, where one pass has several.
+type errand uint8
+
+const (
+	own errand = iota // what the pass was begun for
+	retiring
+	retiming
+)
 
 // batch is changes that go to the kernel in one call, and then what became of them.
 type batch struct {
 	messages []byte
 	n        int                // changes in messages
+	errands  [batchSize]errand  // by position
 	refused  map[int]unix.Errno // by position
 	unsent   bool
 	err      error
@@ -113,6 +124,7 @@ func (c *changes) addAs(kind uint16, family uint8, attributes ...[]byte) (more b
 		b.messages = append(b.messages, a...)
 	}
 	closeMessage(b.messages, start)
+	b.errands[b.n] = c.errand
 	if b.n++; b.n >= c.limit {
 		c.work <- b
 		c.current = <-c.idle
@@ -174,9 +186,11 @@ func (c *changes) settle(b *batch) {
 				c.failed(errno)
 			}
 		default:
-			c.made++
+			if b.errands[i] == own {
+				c.made++
+			}
 			if c.done != nil {
-				c.done()
+				c.done(b.errands[i])
 			}
 		}
 	}

@@ -172,12 +172,12 @@ func (m *matcher) describe(e *entry) Entry {
 	return f
 }
 
-// zone returns the entry's zone, 0 for the default one.
+// zone returns the zone in which the entry was opened, 0 for the default one.
 func (e *entry) zone() uint16 {
 	if b := e.bytes(e.zoneSpan); len(b) >= attrLen+2 {
 		return binary.BigEndian.Uint16(b[attrLen:])
 	}
-	return 0
+	return e.orig.zone
 }
 
 // Names of states as conntrack(8) prints them: enum tcp_conntrack, sctp_conntrack and ct_dccp_states.

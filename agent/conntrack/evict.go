@@ -28,6 +28,7 @@ type Eviction struct {
 	// deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
 	Rate     *rate.Limiter
 	Progress *atomic.Uint64 // grows with each entry deleted while Evict runs; nil if nobody watches
+	Besides  *Besides       // what else it does on its way, through all of the table then; nil for nothing
 }
 
 // heapLimit is how many entries an eviction remembers at most, in all: 16 MiB.
@@ -47,7 +48,7 @@ func (t *Table) Evict(ctx context.Context, v Eviction) (deleted int, err error) 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(v.Caps) == 0 && len(v.Selectors) == 0 {
-		return 0, nil
+		return 0, nil // nothing besides it either
 	}
 	if len(v.Selectors) > 0 && v.Local == nil {
 		return 0, errors.New("evict: selectors given, but not which addresses are local")
@@ -62,8 +63,11 @@ func (t *Table) Evict(ctx context.Context, v Eviction) (deleted int, err error) 
 	}
 	deleted, err = t.change(ctx, msgDelete, v.Rate, func(queue *changes) error {
 		x.queue, queue.atOnce = queue, x.atOnce
-		if v.Progress != nil {
-			queue.done = func() { v.Progress.Add(1) }
+		queue.done = func(what errand) {
+			if what != retiming && v.Progress != nil {
+				v.Progress.Add(1)
+			}
+			v.Besides.made(what)
 		}
 		return t.walkParts(ctx, parts, x.visit)
 	})
@@ -79,7 +83,7 @@ const maxFiltered = 3
 
 // partsFor says which parts of the table an eviction must see.
 func (t *Table) partsFor(v Eviction) []part {
-	if len(v.Selectors) > 0 {
+	if len(v.Selectors) > 0 || v.Besides != nil {
 		return []part{{}}
 	}
 	can := t.capabilities().FilteredDump
@@ -90,7 +94,10 @@ func (t *Table) partsFor(v Eviction) []part {
 		is4 := c.Prefix.Addr().Is4()
 		four, six = four || is4, six || !is4
 		oneByOne = oneByOne && c.Prefix.IsSingleIP() && can.of(c.Prefix.Addr())
-		parts = append(parts, part{source: c.Prefix.Addr()})
+		one := part{source: c.Prefix.Addr()} // in every zone: no kernel filters a dump by both
+		if !slices.Contains(parts, one) {
+			parts = append(parts, one)
+		}
 	}
 	switch {
 	case oneByOne:
@@ -139,13 +146,14 @@ type evictor struct {
 	timeouts  *limits
 	selection selection
 	queue     *changes
+	besides   besides
 	counting  bool // there are sources to be counted first
 	atOnce    bool
 }
 
 func newEvictor(v Eviction) *evictor {
 	x := &evictor{spare: newPrefixSet(v.Spare), own: newPrefixSet(v.Own), timeouts: newLimits(v.Timeouts),
-		atOnce: v.AtOnce, selection: newSelection(v.Selectors, v.Local)}
+		besides: newBesides(v.Besides), atOnce: v.AtOnce, selection: newSelection(v.Selectors, v.Local)}
 	caps := slices.Clone(v.Caps)
 	slices.SortStableFunc(caps, func(a, b policy.Cap) int { return a.Keep - b.Keep })
 	room := heapLimit
@@ -156,14 +164,14 @@ func newEvictor(v Eviction) *evictor {
 			x.counting = true
 		}
 		x.targets = append(x.targets, q)
-		x.bySource.add(c.Prefix, int32(i))
+		x.bySource.add(c.Source(), int32(i))
 	}
 	return x
 }
 
 // find returns the capped source of an entry, or nil.
 func (x *evictor) find(e *entry) *target {
-	i, ok := x.bySource.find(e.orig.src)
+	i, ok := x.bySource.find(e.orig.src, e.zone())
 	if !ok {
 		return nil
 	}
@@ -189,7 +197,8 @@ const recent = 60
 // count looks at an entry of the counting pass.
 func (x *evictor) count(e *entry) bool {
 	q := x.find(e)
-	if q == nil || q.counted == nil || x.passes(e) || x.selection.frees(e) && !x.spare.contains(e.orig.src) {
+	if q == nil || q.counted == nil || x.passes(e) || x.besides.retires(e) ||
+		x.selection.frees(e) && !x.spare.contains(e.orig.src) {
 		return true
 	}
 	if at := q.rank(e); x.stays(q, e, at) {
@@ -213,8 +222,8 @@ func (x *evictor) aim() {
 
 // visit decides on one entry and queues what goes. It says whether the dump is still needed.
 func (x *evictor) visit(e *entry) bool {
-	if x.passes(e) {
-		return true
+	if x.passes(e) || x.besides.visit(x.queue, e) {
+		return x.queue.err == nil
 	}
 	if x.selection.frees(e) && !x.spare.contains(e.orig.src) {
 		return x.queue.delete(e)
@@ -266,14 +275,14 @@ func (x *evictor) contest(q *target, e *entry, at rank) {
 	x.queue.delete(e)
 }
 
-// EvictPrefix deletes every entry whose original source is in p, except those in spare, and returns
+// EvictPrefix deletes every entry whose original source is in p, in whatever zone, except those in spare, and returns
 // how many. For a single address, on a kernel that can, that is one request which the kernel works
 // on alone; the number is then the fall of the table's count, off by the entries that came or went
 // meanwhile. Otherwise it is one pass over the table, and the number is exact.
 func (t *Table) EvictPrefix(ctx context.Context, p netip.Prefix, spare []netip.Prefix) (int, error) {
 	overlaps := func(s netip.Prefix) bool { return s.Overlaps(p) }
 	if !p.IsSingleIP() || slices.ContainsFunc(spare, overlaps) || !t.capabilities().FilteredFlush.of(p.Addr()) {
-		return t.Evict(ctx, Eviction{Caps: []policy.Cap{{Prefix: p}}, Spare: spare, AtOnce: true})
+		return t.Remove(ctx, EntryFilter{Source: p}, spare, false, nil)
 	}
 	before, err := t.Count()
 	if err != nil {

@@ -128,7 +128,7 @@ func TestEvictEveryProtocol(t *testing.T) {
 	flows := mixed()
 	fill(t, flows...)
 	got, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: prefix("0.0.0.0/0")},
-		{Prefix: prefix("::/0")}}})
+		{Prefix: prefix("0.0.0.0/0"), Zone: 9}, {Prefix: prefix("::/0")}}})
 	if err != nil || got != len(flows) {
 		t.Errorf("%d, %v; want %d", got, err, len(flows))
 	}
@@ -349,5 +349,43 @@ func TestEvictSparesRecent(t *testing.T) {
 		if left := len(dump(t, table)); left != c.left {
 			t.Errorf("%+v: %d left, want %d", c.cap, left, c.left)
 		}
+	}
+}
+
+// A cap is for the entries of its zone, whichever way that was given. Who names no zone means all of them.
+func TestEvictInZone(t *testing.T) {
+	guest := prefix("192.0.2.1/32")
+	for name, can := range map[string]*Capabilities{
+		"as this kernel can": nil, "reading the whole table": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			table := openTable(t)
+			table.force = can
+			var all []flow
+			for zone := range uint16(4) {
+				for _, f := range tcp("192.0.2.1", 10, tcpSynSent, 0, 60) {
+					if f.Zone = zone; zone == 3 {
+						f.Zone, f.OpenedIn, f.SrcPort = 0, 3, f.SrcPort+100 // or two had the same answers
+					}
+					all = append(all, f)
+				}
+			}
+			fill(t, all...)
+			n, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: guest, Zone: 1, Keep: 4},
+				{Prefix: guest, Zone: 3, Keep: 2}}})
+			left := map[uint16]int{}
+			for _, e := range dump(t, table) {
+				left[e.zone()]++
+			}
+			if want := map[uint16]int{0: 10, 1: 4, 2: 10, 3: 2}; err != nil || n != 14 || !maps.Equal(left, want) {
+				t.Errorf("%d evicted (%v), %v left, want %v", n, err, left, want)
+			}
+			if n, err := table.EvictPrefix(t.Context(), guest, nil); err != nil || n != 26 {
+				t.Errorf("%d evicted of every zone (%v), want 26", n, err)
+			}
+			if left := dump(t, table); len(left) > 0 {
+				t.Errorf("%d entries are left", len(left))
+			}
+		})
 	}
 }

@@ -46,8 +46,8 @@ type look struct {
 	left        int // entries that are still to be looked at
 	roles       [policy.NumRoles]int
 	flows       map[flowOf]counts // with hosts, kept for the next scan: a flood from inside has a source for each entry
-	hosts       map[address]counts
-	peers       map[address][]netip.Addr // of those whose peers matter
+	hosts       map[origin]counts
+	peers       map[origin][]netip.Addr // of those whose peers matter
 }
 
 // counts are entries, those of them that were answered, and those that this host forwards.
@@ -64,9 +64,17 @@ func (c counts) with(answered, forwarded bool) counts {
 	return c
 }
 
+// origin is a source as it is looked up.
+type origin struct {
+	address address
+	zone    uint16
+}
+
+func originOf(s policy.Source) origin { return origin{addressOf(s.Prefix.Addr()), s.Zone} }
+
 // flowOf is a class of one source's flows.
 type flowOf struct {
-	source address
+	source origin
 	class  policy.FlowClass
 }
 
@@ -79,18 +87,18 @@ func (k *look) reset(o ScanOptions) {
 	}
 	k.left = lookSize
 	if k.flows == nil {
-		k.flows, k.hosts = make(map[flowOf]counts), make(map[address]counts)
+		k.flows, k.hosts = make(map[flowOf]counts), make(map[origin]counts)
 	}
 	if len(o.Closer) > 0 {
-		k.peers = make(map[address][]netip.Addr)
+		k.peers = make(map[origin][]netip.Addr)
 	}
-	for _, p := range o.Closer {
-		k.peers[addressOf(p.Addr())] = nil // which is to be told from no entry at all
+	for _, s := range o.Closer {
+		k.peers[originOf(s)] = nil // which is to be told from no entry at all
 	}
 }
 
 // at takes an entry in.
-func (k *look) at(e *entry, source address, class policy.Class) {
+func (k *look) at(e *entry, source origin, class policy.Class) {
 	answered := class > policy.HalfOpen
 	if k.peers != nil && answered {
 		k.peer(source, e.orig.dst)
@@ -101,7 +109,7 @@ func (k *look) at(e *entry, source address, class policy.Class) {
 	k.left--
 	role := roleOf(e, k.own, k.inside)
 	k.roles[role]++
-	if !k.inside.contains(source) {
+	if !k.inside.contains(source.address) {
 		return
 	}
 	k.hosts[source] = k.hosts[source].with(answered, role.Forwarded())
@@ -110,7 +118,7 @@ func (k *look) at(e *entry, source address, class policy.Class) {
 }
 
 // peer notes who answered a source.
-func (k *look) peer(source, to address) {
+func (k *look) peer(source origin, to address) {
 	known, wanted := k.peers[source]
 	if addr := to.netip(); wanted && len(known) < policy.MostPeers && !slices.Contains(known, addr) {
 		k.peers[source] = append(known, addr)
@@ -128,9 +136,9 @@ func (e *entry) flowClass() policy.FlowClass {
 
 // tell writes what was found into what sources hold.
 func (k *look) tell(list []policy.Holding) {
-	told := make(map[address]*policy.Look)
+	told := make(map[origin]*policy.Look)
 	for i := range list {
-		source := addressOf(list[i].Prefix.Addr())
+		source := originOf(list[i].Source())
 		host, found := k.hosts[source]
 		peers, closer := k.peers[source]
 		if !found || host.entries < leastLook && !closer {

@@ -45,7 +45,7 @@ func TestLook(t *testing.T) {
 	}
 	host := netip.PrefixFrom(container, 32)
 	suspects := c.Suspects(policy.Host{Inside: o.Inside}, nil)
-	if !slices.Equal(suspects, []netip.Prefix{host}) {
+	if !slices.Equal(suspects, []policy.Source{{Prefix: host}}) {
 		t.Fatalf("suspects are %v, want %v", suspects, host)
 	}
 	o.Closer = suspects

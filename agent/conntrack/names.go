@@ -33,6 +33,7 @@ const (
 const (
 	tupleIP    = 1 // CTA_TUPLE_IP
 	tupleProto = 2 // CTA_TUPLE_PROTO
+	tupleZone  = 3 // CTA_TUPLE_ZONE
 
 	ipV4Src = 1 // CTA_IP_V4_SRC
 	ipV4Dst = 2 // CTA_IP_V4_DST
@@ -98,6 +99,7 @@ const (
 
 	tcpWindowScale    = 0x01 // IP_CT_TCP_FLAG_WINDOW_SCALE in the same header
 	tcpBeLiberal      = 0x08 // IP_CT_TCP_FLAG_BE_LIBERAL: packets outside the window are valid
+	tcpClosesFirst    = 0x04 // IP_CT_TCP_FLAG_CLOSE_INIT
 	tcpUnacknowledged = 0x10 // IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
 )
 

@@ -49,6 +49,7 @@ type tuple struct {
 	icmpID             uint16
 	icmpType, icmpCode uint8
 	proto              uint8
+	zone               uint16 // where it differs between the directions (CTA_TUPLE_ZONE)
 }
 
 // entry is what one message of a dump says, as far as ctguard needs it. It is made once and filled
@@ -224,7 +225,7 @@ func (t *tuple) parsePorts(b []byte) bool {
 	if header(0) != headerProto || header(4) != headerNum || header(12) != headerSrcPort || header(20) != headerDstPort {
 		return false
 	}
-	t.proto, t.icmpID, t.icmpType, t.icmpCode = b[8], 0, 0, 0
+	t.proto, t.icmpID, t.icmpType, t.icmpCode, t.zone = b[8], 0, 0, 0, 0
 	t.srcPort, t.dstPort = binary.BigEndian.Uint16(b[16:]), binary.BigEndian.Uint16(b[24:])
 	return true
 }
@@ -243,6 +244,8 @@ func (t *tuple) walk(b []byte) bool {
 			ip = t.walkAddresses(value)
 		case tupleProto:
 			proto = t.walkProto(value)
+		case tupleZone:
+			t.zone = beUint16(value)
 		}
 		b = rest
 	}
@@ -316,17 +319,26 @@ func (e *entry) parseProtoInfo(b []byte) {
 
 // unacked says whether TCP data waits for an acknowledgement, in either direction.
 func (e *entry) unacked() bool {
+	orig, reply := e.tcpFlags()
+	return (orig|reply)&tcpUnacknowledged != 0
+}
+
+// tcpFlags returns the IP_CT_TCP_FLAGs of both directions, 0 of what is not TCP.
+func (e *entry) tcpFlags() (orig, reply uint8) {
 	if e.protoInfo != protoInfoTCP {
-		return false
+		return 0, 0
 	}
 	_, inner, _, _ := attr(e.bytes(e.infoSpan))
 	for {
 		kind, value, rest, ok := attr(inner)
 		if !ok {
-			return false
+			return orig, reply
 		}
-		if (kind == protoInfoFlagsOrig || kind == protoInfoFlagsRepl) && beUint8(value)&tcpUnacknowledged != 0 {
-			return true
+		switch kind {
+		case protoInfoFlagsOrig:
+			orig = beUint8(value)
+		case protoInfoFlagsRepl:
+			reply = beUint8(value)
 		}
 		inner = rest
 	}

@@ -5,9 +5,11 @@ import (
 	"net/netip"
 	"slices"
 	"sort"
+
+	"ctguard/policy"
 )
 
-// prefixMap finds the longest prefix that holds an address, and the value stored with it.
+// prefixMap finds the longest prefix of a zone that holds an address, and the value stored with it.
 type prefixMap struct {
 	lengths []int // of the stored prefixes, longest first, IPv4 counted from 96
 	values  map[prefixKey]int32
@@ -16,26 +18,27 @@ type prefixMap struct {
 type prefixKey struct {
 	address address
 	bits    int
+	zone    uint16
 }
 
-func (m *prefixMap) add(p netip.Prefix, value int32) {
-	a, bits := addressOf(p.Addr()), bitsOf(p)
+func (m *prefixMap) add(s policy.Source, value int32) {
+	a, bits := addressOf(s.Prefix.Addr()), bitsOf(s.Prefix)
 	if m.values == nil {
 		m.values = make(map[prefixKey]int32)
 	}
-	m.values[prefixKey{a.mask(bits), bits}] = value
+	m.values[prefixKey{a.mask(bits), bits, s.Zone}] = value
 	if !slices.Contains(m.lengths, bits) {
 		m.lengths = append(m.lengths, bits)
 		slices.SortFunc(m.lengths, func(a, b int) int { return b - a })
 	}
 }
 
-func (m *prefixMap) find(a address) (value int32, ok bool) {
+func (m *prefixMap) find(a address, zone uint16) (value int32, ok bool) {
 	for _, bits := range m.lengths {
 		if bits < 96 && a.is4() {
 			return 0, false // an IPv6 prefix that covers the mapped addresses means none of them
 		}
-		if value, ok = m.values[prefixKey{a.mask(bits), bits}]; ok {
+		if value, ok = m.values[prefixKey{a.mask(bits), bits, zone}]; ok {
 			return value, true
 		}
 	}

@@ -33,27 +33,41 @@ func (t *Table) Retime(ctx context.Context, r Retiming) (changed int, err error)
 	if len(r.Timeouts) == 0 {
 		return 0, nil
 	}
-	limits, before, spare := newLimits(r.Timeouts), newLimits(r.Before), newPrefixSet(r.Spare)
-	timeout := make([]byte, 0, 2*attrLen)
+	x := newRetimer(r)
 	changed, err = t.change(ctx, msgNew, r.Rate, func(queue *changes) error {
-		_, err := t.walk(ctx, part{}, deadline(0), func(e *entry) bool {
-			limit := limits.of(e)
-			if e.timeout == noTimeout || e.timeout <= limit || e.status&statusFixedTimeout != 0 || spare.contains(e.orig.src) {
-				return true
-			}
-			if was := before.of(e); was != noTimeout && e.timeout < was {
-				limit -= min(was-e.timeout, limit/2)
-			}
-			if limit >= e.timeout {
-				return true
-			}
-			timeout = timeoutAttr(timeout, limit)
-			return queue.add(e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), timeout)
-		})
+		_, err := t.walk(ctx, part{}, deadline(0), func(e *entry) bool { return x.visit(queue, e) })
 		return err
 	})
 	if err != nil {
 		err = fmt.Errorf("retime: %w", err)
 	}
 	return changed, err
+}
+
+// retimer is one retiming under way.
+type retimer struct {
+	limits, before *limits
+	spare          prefixSet
+	timeout        []byte // the attribute, written anew for each entry
+}
+
+func newRetimer(r Retiming) *retimer {
+	return &retimer{limits: newLimits(r.Timeouts), before: newLimits(r.Before), spare: newPrefixSet(r.Spare),
+		timeout: make([]byte, 0, 2*attrLen)}
+}
+
+// visit queues an entry's new timeout if it is to have one, and says whether there is any use in more.
+func (x *retimer) visit(queue *changes, e *entry) (more bool) {
+	limit := x.limits.of(e)
+	if e.timeout == noTimeout || e.timeout <= limit || e.status&statusFixedTimeout != 0 || x.spare.contains(e.orig.src) {
+		return true
+	}
+	if was := x.before.of(e); was != noTimeout && e.timeout < was {
+		limit -= min(was-e.timeout, limit/2)
+	}
+	if limit >= e.timeout {
+		return true
+	}
+	x.timeout = timeoutAttr(x.timeout, limit)
+	return queue.addAs(msgNew, e.family, e.bytes(e.tupleSpan), e.bytes(e.zoneSpan), x.timeout)
 }

@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ctguard/agent/conntrack/conntrackfill"
-	"ctguard/policy"
 )
 
 func TestRetime(t *testing.T) {
@@ -56,8 +55,7 @@ func TestRetime(t *testing.T) {
 		{"already shorter", short, ""},
 	} {
 		func() { // not a subtest: those have threads, and so namespaces, of their own
-			if _, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: prefix("0.0.0.0/0")},
-				{Prefix: prefix("::/0")}}, AtOnce: true}); err != nil {
+			if _, err := table.Remove(t.Context(), EntryFilter{}, nil, false, nil); err != nil {
 				t.Fatal(err)
 			}
 			fill(t, c.flow)

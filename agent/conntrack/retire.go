@@ -17,6 +17,8 @@ type Retirement struct {
 	// seconds by sysctl name, as they are in force: how long an entry has been silent is told from them
 	Timeouts map[string]int
 	Silent   time.Duration // how long an entry must have been silent; whole seconds count
+	// the same for a closed connection whose far end still remembers the source port that NAT gave it; not less
+	Ports time.Duration
 	// this host's own services: an answered UDP question to one of them needs no entry
 	Services []policy.Selector
 	Local    func(netip.Addr) bool // whether an address is this host's own; nil means that none is
@@ -44,7 +46,10 @@ const statusKept = statusExpected | statusFixedTimeout | statusOffload | statusH
 // returns how many. They run out a second later, so nobody loses anything: the next packet of such a conversation, if
 // there is one, renews its entry, or makes a new one by the same rules.
 //
-//   - TCP in TIME_WAIT, or closed by a reset
+//   - TCP in TIME_WAIT, or closed by a reset. Where NAT chose a connection's source port and the far end closed first,
+//     it is the far end that waits in TIME_WAIT: somebody else's connection that got this port now would be answered
+//     for the old one, and stall for a second. So the port stays taken for as long as Ports says; RFC 5382, REQ-5,
+//     asks a NAT for four minutes.
 //   - ICMP and ICMPv6 echo that was answered
 //   - UDP to the DNS and NTP ports that was answered, and is no stream; other UDP only where it went to one of this
 //     host's own services, because behind a gateway an answered datagram may be a phone's or a tunnel's, which
@@ -59,25 +64,16 @@ const statusKept = statusExpected | statusFixedTimeout | statusOffload | statusH
 func (t *Table) Retire(ctx context.Context, r Retirement) (retired int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	f := newFinished(r)
-	left := r.Most
-	end := func(queue *changes, e *entry) bool {
-		if e.timeout <= lastSecond {
-			return true // it goes already
-		}
-		left--
-		return queue.end(e) && left != 0
-	}
+	x := newRetirer(r)
 	retired, err = t.change(ctx, msgNew, r.Rate, func(queue *changes) error {
 		if r.Progress != nil {
-			queue.done = func() { r.Progress.Add(1) }
+			queue.done = func(errand) { r.Progress.Add(1) }
 		}
-		over := func(e *entry) bool { return !f.over(e) || end(queue, e) }
-		if _, err := t.walk(ctx, part{has: statusSeenReply}, deadline(0), over); err != nil || !r.Dead {
+		visit := func(e *entry) bool { return !x.takes(e) || queue.end(e) && x.left != 0 }
+		if _, err := t.walk(ctx, part{has: statusSeenReply}, deadline(0), visit); err != nil || !r.Dead {
 			return err
 		}
-		dead := func(e *entry) bool { return !f.dead(e) || end(queue, e) }
-		_, err := t.walk(ctx, part{lacks: statusSeenReply}, deadline(0), dead)
+		_, err := t.walk(ctx, part{lacks: statusSeenReply}, deadline(0), visit)
 		return err
 	})
 	if err != nil {
@@ -86,10 +82,38 @@ func (t *Table) Retire(ctx context.Context, r Retirement) (retired int, err erro
 	return retired, err
 }
 
+// retirer is one retirement under way.
+type retirer struct {
+	*finished
+	wantsDead bool
+	left      int // how many more may go; below 0 for all
+}
+
+func newRetirer(r Retirement) *retirer {
+	x := &retirer{newFinished(r), r.Dead, r.Most}
+	if x.left == 0 {
+		x.left = -1
+	}
+	return x
+}
+
+// takes says whether an entry is to run out, and counts it.
+func (x *retirer) takes(e *entry) bool {
+	if x.left == 0 || e.timeout <= lastSecond || !x.may(e) {
+		return false
+	}
+	x.left--
+	return true
+}
+
+// may says whether an entry is of those that run out.
+func (x *retirer) may(e *entry) bool { return x.over(e) || x.wantsDead && x.dead(e) }
+
 // finished recognizes entries of conversations that are over.
 type finished struct {
 	limits   *limits
 	silent   uint32 // seconds
+	ports    uint32 // seconds
 	services selection
 	local    func(netip.Addr) bool
 	proxied  map[netip.AddrPort]bool
@@ -105,7 +129,7 @@ func newFinished(r Retirement) *finished {
 		proxied[s] = true
 	}
 	return &finished{limits: newLimits(r.Timeouts), silent: uint32(r.Silent / time.Second),
-		services: newSelection(r.Services, local), local: local, proxied: proxied}
+		ports: uint32(r.Ports / time.Second), services: newSelection(r.Services, local), local: local, proxied: proxied}
 }
 
 // over says whether the conversation of an answered entry is over.
@@ -119,7 +143,8 @@ func (f *finished) over(e *entry) bool {
 	}
 	switch e.orig.proto {
 	case protoTCP:
-		return e.protoInfo == protoInfoTCP && (e.state == tcpTimeWait || e.state == tcpClose || f.takenOver(e))
+		return e.protoInfo == protoInfoTCP && (f.takenOver(e) || e.state == tcpClose ||
+			e.state == tcpTimeWait && (!e.farEndWaits() || silentFor(e, f.limits, f.ports)))
 	case protoICMP:
 		return e.orig.icmpType == echoRequest
 	case protoICMPv6:
@@ -137,6 +162,13 @@ func (f *finished) over(e *entry) bool {
 func (f *finished) takenOver(e *entry) bool {
 	return len(f.proxied) > 0 && e.orig.proto == protoTCP && e.protoInfo == protoInfoTCP && e.state == tcpSynRecv &&
 		f.proxied[netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort)]
+}
+
+// farEndWaits says whether the other end of a connection in TIME_WAIT holds on to a source port that NAT chose: unless
+// it is known that the near end closed first, which then waits itself (RFC 9293, 3.6).
+func (e *entry) farEndWaits() bool {
+	orig, _ := e.tcpFlags()
+	return e.status&statusSrcNAT != 0 && orig&tcpClosesFirst == 0
 }
 
 // dead says whether e is a SYN of this host's own that nobody answers.

@@ -86,7 +86,7 @@ func TestRetire(t *testing.T) {
 				},
 				Silent: 2 * time.Second, Services: service, Dead: true, Progress: &progress,
 				Proxied: []netip.AddrPort{netip.AddrPortFrom(own, 443)},
-				Local: func(a netip.Addr) bool { return a == own },
+				Local:   func(a netip.Addr) bool { return a == own },
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -34,7 +34,7 @@ type ScanOptions struct {
 	Apart      []netip.Addr
 	Own        []netip.Prefix  // this host's own addresses: without them no entry is asked for its role
 	Inside     []netip.Prefix  // networks that this host forwards for: their hosts are looked closer at
-	Closer     []netip.Prefix  // of them, those of whom it matters who answered
+	Closer     []policy.Source // of them, those of whom it matters who answered
 	OneSided   bool            // TCP without answers counts as assured: this host sees one direction of it
 	MaxSources int             // sources listed, largest first; 0 means 1024
 	Silences   *SilenceOptions // nil to look for no silences; see [policy.Census.Silences]
@@ -94,7 +94,7 @@ func (t *Table) Scan(ctx context.Context, o ScanOptions) (*policy.Census, error)
 // tally is what a scan counts. It is made once and reset for each scan.
 type tally struct {
 	options      ScanOptions
-	seen         int
+	seen, zoned  int
 	v4Mask       int
 	apart        map[address]bool // networks whose addresses are told apart
 	sources      sources
@@ -147,7 +147,7 @@ func (y *tally) reset(o ScanOptions, expect int) {
 		}
 	}
 	y.sources.reset(expect)
-	y.seen = 0
+	y.seen, y.zoned = 0, 0
 	y.oneWay = nil
 	y.look.reset(o)
 	y.classes, y.protocols, y.tcpStates = [policy.NumClasses]int{}, [256]replies{}, [256]int{}
@@ -181,9 +181,12 @@ func (y *tally) add(e *entry) bool {
 	if y.silences != nil {
 		y.silences.look(e)
 	}
-	source := y.source(e.orig.src)
-	y.look.at(e, source, class)
-	y.sources.add(source, class)
+	source, zone := y.source(e.orig.src), e.zone()
+	if zone != 0 {
+		y.zoned++
+	}
+	y.look.at(e, origin{source, zone}, class)
+	y.sources.add(source, zone, class)
 	return y.seen != y.options.Limit
 }
 
@@ -203,6 +206,7 @@ func (y *tally) census() *policy.Census {
 	y.sources.settle()
 	c := &policy.Census{
 		Seen:      y.seen,
+		Zoned:     y.zoned,
 		Classes:   y.classes,
 		TCPStates: nonZero(y.tcpStates[:]),
 		Ports:     y.topPorts(),

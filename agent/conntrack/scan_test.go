@@ -81,8 +81,8 @@ func TestScanWhole(t *testing.T) {
 	if i < 0 || c.Sources[i].Entries != 2 {
 		t.Errorf("two IPv6 neighbours are not one source: %+v", c.Sources)
 	}
-	if c.Distinct != 7 || len(c.Sources) != 7 || c.Rest.Entries != 0 {
-		t.Errorf("distinct %d, listed %d, rest %+v; want 7, 7, none", c.Distinct, len(c.Sources), c.Rest)
+	if c.Distinct != 8 || len(c.Sources) != 8 || c.Rest.Entries != 0 {
+		t.Errorf("distinct %d, listed %d, rest %+v; want 8, 8, none", c.Distinct, len(c.Sources), c.Rest)
 	}
 }
 
@@ -110,14 +110,14 @@ func TestScanOptions(t *testing.T) {
 	})
 	t.Run("coarse sources", func(t *testing.T) {
 		c, err := table.Scan(t.Context(), ScanOptions{V4Bits: 24, V6Bits: 32})
-		if err != nil || c.Distinct != 2 ||
+		if err != nil || c.Distinct != 3 ||
 			c.Sources[0].Prefix != prefix("192.0.2.0/24") || c.Sources[1].Prefix != prefix("2001:db8::/32") {
 			t.Errorf("%+v, %v", c, err)
 		}
 	})
 	t.Run("exact IPv6", func(t *testing.T) {
 		c, err := table.Scan(t.Context(), ScanOptions{V6Bits: 128})
-		if err != nil || c.Distinct != 8 {
+		if err != nil || c.Distinct != 9 {
 			t.Errorf("%+v, %v", c, err)
 		}
 	})
@@ -126,7 +126,7 @@ func TestScanOptions(t *testing.T) {
 		maxPorts = 1
 		c, err := table.Scan(t.Context(), ScanOptions{MaxSources: 1})
 		if err != nil || len(c.Sources) != 1 || c.Sources[0].Entries != 10 ||
-			len(c.Ports) != 1 || c.Rest.Entries != len(flows)-10 || c.Distinct != 7 {
+			len(c.Ports) != 1 || c.Rest.Entries != len(flows)-10 || c.Distinct != 8 {
 			t.Errorf("%+v, %v", c, err)
 		}
 	})
@@ -225,5 +225,37 @@ func TestScanApart(t *testing.T) {
 	want := map[string]int{"2001:db8:1::10/128": 1, "2001:db8:1::66/128": 2, "2001:db8:2::/64": 2}
 	if !maps.Equal(got, want) {
 		t.Errorf("sources %v, want %v", got, want)
+	}
+}
+
+// One address in several zones is as many sources, whichever way the zone was given.
+func TestScanZones(t *testing.T) {
+	table := openTable(t)
+	in := func(n int, zone, openedIn uint16) []flow {
+		list := tcp("192.0.2.1", n, tcpSynSent, 0, 60)
+		for i := range list {
+			list[i].Zone, list[i].OpenedIn = zone, openedIn
+			list[i].SrcPort += 100 * openedIn // or the answers to two of them would be the same
+		}
+		return list
+	}
+	fill(t, slices.Concat(in(9, 0, 0), in(7, 1, 0), in(5, 0, 2))...)
+	fill(t, flow{Src: addr("192.0.2.1"), Dst: addr("198.51.100.1"), Proto: unix.IPPROTO_ICMP, SrcPort: 77, Timeout: 30,
+		OpenedIn: 2})
+	c, err := table.Scan(t.Context(), ScanOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[policy.Source]int{}
+	for _, s := range c.Sources {
+		got[s.Source()] = s.Entries
+	}
+	one := prefix("192.0.2.1/32")
+	want := map[policy.Source]int{{Prefix: one}: 9, {Prefix: one, Zone: 1}: 7, {Prefix: one, Zone: 2}: 6}
+	if !maps.Equal(got, want) || c.Zoned != 13 || c.Distinct != 3 {
+		t.Errorf("sources %v, %d in zones, %d distinct; want %v", got, c.Zoned, c.Distinct, want)
+	}
+	if c, err = table.Scan(t.Context(), ScanOptions{}); err != nil || len(c.Sources) != 3 {
+		t.Errorf("the second scan finds %v (%v)", c.Sources, err)
 	}
 }

@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"cmp"
 	"container/heap"
 	"math/bits"
 	"math/rand/v2"
@@ -37,7 +38,8 @@ type slot struct {
 type sources struct {
 	slots    []slot
 	names    []address // of the slots' sources; not in the slots, because only new sources need it
-	mapped   []byte    // the memory of both
+	zones    []uint16  // likewise their zones; empty until a source is in one
+	mapped   []byte    // the memory of slots and names
 	mask     uint64
 	keys     [2]uint64
 	used     int
@@ -54,6 +56,7 @@ type sources struct {
 type waiting struct {
 	hash   uint64
 	source address
+	zone   uint16
 	class  policy.Class
 }
 
@@ -69,7 +72,7 @@ func (s *sources) reset(n int) {
 	}
 	s.mask = uint64(want - 1)
 	s.used, s.short, s.forgot = 0, 0, [policy.NumClasses]int{}
-	s.numWaiting = 0
+	s.numWaiting, s.zones = 0, s.zones[:0]
 	s.distinct.reset()
 }
 
@@ -97,7 +100,7 @@ func (s *sources) reserve(n int) {
 
 // release gives the memory back.
 func (s *sources) release() {
-	s.slots, s.names = nil, nil
+	s.slots, s.names, s.zones = nil, nil, nil
 	if s.mapped != nil {
 		_ = unix.Munmap(s.mapped) // fails only for what was not mapped
 		s.mapped = nil
@@ -105,15 +108,15 @@ func (s *sources) release() {
 }
 
 // hash folds the product of both halves, each hidden behind a key.
-func (s *sources) hash(a address) uint64 {
-	hi, lo := bits.Mul64(a.hi^s.keys[0], a.lo^s.keys[1])
+func (s *sources) hash(a address, zone uint16) uint64 {
+	hi, lo := bits.Mul64(a.hi^s.keys[0]^uint64(zone)*s.keys[1], a.lo^s.keys[1])
 	hi, lo = bits.Mul64(hi^lo^s.keys[1], 0x9e3779b97f4a7c15)
 	return max(hi^lo, 1)
 }
 
 // add counts one entry, at the latest when settle is called.
-func (s *sources) add(a address, c policy.Class) {
-	s.waiting[s.numWaiting] = waiting{s.hash(a), a, c}
+func (s *sources) add(a address, zone uint16, c policy.Class) {
+	s.waiting[s.numWaiting] = waiting{s.hash(a, zone), a, zone, c}
 	if s.numWaiting++; s.numWaiting == len(s.waiting) {
 		s.settle()
 	}
@@ -140,6 +143,7 @@ func (s *sources) count(w *waiting) {
 		p := &s.slots[i]
 		if p.mark == 0 {
 			p.mark, s.names[i] = w.hash, w.source
+			s.setZone(i, w.zone)
 			s.used++
 			s.distinct.add(w.hash)
 		} else if p.mark != w.hash {
@@ -152,6 +156,29 @@ func (s *sources) count(w *waiting) {
 	if s.used > len(s.slots)/4*3 {
 		s.forget()
 	}
+}
+
+// setZone notes the zone of the source in a slot.
+func (s *sources) setZone(i uint64, zone uint16) {
+	switch n := len(s.slots); {
+	case len(s.zones) > 0:
+	case zone == 0:
+		return
+	case cap(s.zones) >= n:
+		s.zones = s.zones[:n]
+		clear(s.zones)
+	default:
+		s.zones = make([]uint16, n)
+	}
+	s.zones[i] = zone
+}
+
+// zone returns the zone of the source in a slot.
+func (s *sources) zone(i uint64) uint16 {
+	if len(s.zones) == 0 {
+		return 0
+	}
+	return s.zones[i]
 }
 
 // forget drops the sources with the smallest counts until at least half of the table is free.
@@ -190,6 +217,7 @@ func (s *sources) remove(hole uint64) {
 		home := s.slots[i].mark & s.mask
 		if (i-home)&s.mask >= (i-hole)&s.mask {
 			s.slots[hole], s.names[hole] = s.slots[i], s.names[i]
+			s.setZone(hole, s.zone(i))
 			hole = i
 		}
 	}
@@ -223,14 +251,12 @@ func (s *sources) largest(n int, prefix func(address) policy.Holding) (top []pol
 	top = make([]policy.Holding, 0, len(h.at))
 	for _, i := range h.at {
 		held := prefix(s.names[i])
+		held.Zone = s.zone(uint64(i))
 		addSlot(&held, &s.slots[i])
 		top = append(top, held)
 	}
 	slices.SortFunc(top, func(a, b policy.Holding) int {
-		if a.Entries != b.Entries {
-			return b.Entries - a.Entries
-		}
-		return a.Prefix.Addr().Compare(b.Prefix.Addr())
+		return cmp.Or(b.Entries-a.Entries, a.Prefix.Addr().Compare(b.Prefix.Addr()), int(a.Zone)-int(b.Zone))
 	})
 	return top, rest
 }

@@ -20,16 +20,17 @@ func TestSourcesCountsLikeAMap(t *testing.T) {
 		var s sources
 		defer s.release()
 		s.reset(0)
-		want := make(map[address][policy.NumClasses]int)
+		want := make(map[origin][policy.NumClasses]int)
 		n := rapid.IntRange(0, 2000).Draw(t, "entries")
-		of := rapid.IntRange(1, 700).Draw(t, "sources")
+		of, zones := rapid.IntRange(1, 250).Draw(t, "sources"), rapid.IntRange(1, 3).Draw(t, "zones")
 		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
 		for range n {
 			a, c := address{0, v4Mapped | uint64(rng.IntN(of))}, policy.Class(rng.IntN(int(policy.NumClasses)))
-			s.add(a, c)
-			counts := want[a]
+			zone := uint16(rng.IntN(zones))
+			s.add(a, zone, c)
+			counts := want[origin{a, zone}]
 			counts[c]++
-			want[a] = counts
+			want[origin{a, zone}] = counts
 		}
 		s.settle()
 		top, rest := s.largest(1<<20, holdingOf)
@@ -38,8 +39,8 @@ func TestSourcesCountsLikeAMap(t *testing.T) {
 				len(want))
 		}
 		for i, h := range top {
-			if h.Classes != want[addressOf(h.Prefix.Addr())] {
-				t.Fatalf("%v: %v, want %v", h.Prefix, h.Classes, want[addressOf(h.Prefix.Addr())])
+			if h.Classes != want[originOf(h.Source())] {
+				t.Fatalf("%v: %v, want %v", h.Prefix, h.Classes, want[originOf(h.Source())])
 			}
 			if i > 0 && h.Entries > top[i-1].Entries {
 				t.Fatal("not the largest first")
@@ -64,15 +65,16 @@ func TestSourcesForget(t *testing.T) {
 	}
 	rand.New(rand.NewPCG(1, 2)).Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
 	for _, e := range entries {
-		s.add(address{0, v4Mapped | uint64(e)}, policy.Unreplied)
+		s.add(address{0, v4Mapped | uint64(e)}, uint16(e%2), policy.Unreplied) // each in one of two zones
 	}
 	s.settle()
 	top, rest := s.largest(heavies, holdingOf)
 	sum := rest.Entries
 	for _, h := range top {
 		sum += h.Entries
-		if h.Entries > each || h.Entries < each-s.short || addressOf(h.Prefix.Addr()).lo > v4Mapped|heavies {
-			t.Errorf("%v has %d entries, short by at most %d", h.Prefix, h.Entries, s.short)
+		a := addressOf(h.Prefix.Addr())
+		if h.Entries > each || h.Entries < each-s.short || a.lo > v4Mapped|heavies || uint64(h.Zone) != a.lo%2 {
+			t.Errorf("%v has %d entries, short by at most %d", h.Source(), h.Entries, s.short)
 		}
 	}
 	if sum != len(entries) || rest.Classes[policy.Unreplied] != rest.Entries {
@@ -151,25 +153,31 @@ func TestPrefixes(t *testing.T) {
 		anyAddress := rapid.OneOf(address4, address6)
 		var prefixes []netip.Prefix
 		var m prefixMap
+		zones := map[netip.Prefix]uint16{}
 		for range rapid.IntRange(0, 12).Draw(t, "prefixes") {
 			a := anyAddress.Draw(t, "address")
 			p := netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")).Masked()
-			m.add(p, int32(p.Bits()))
+			if _, known := zones[p]; !known {
+				zones[p] = uint16(rapid.IntRange(0, 1).Draw(t, "zone"))
+			}
+			m.add(policy.Source{Prefix: p, Zone: zones[p]}, int32(p.Bits()))
 			prefixes = append(prefixes, p)
 		}
 		set := newPrefixSet(prefixes)
 		for range 20 {
-			a, longest := anyAddress.Draw(t, "asked"), -1
+			a, longest := anyAddress.Draw(t, "asked"), [2]int{-1, -1} // by zone
 			for _, p := range prefixes {
 				if p.Contains(a) {
-					longest = max(longest, p.Bits())
+					longest[zones[p]] = max(longest[zones[p]], p.Bits())
 				}
 			}
-			if got := set.contains(addressOf(a)); got != (longest >= 0) {
+			if got := set.contains(addressOf(a)); got != (max(longest[0], longest[1]) >= 0) {
 				t.Fatalf("%v in %v: %v", a, prefixes, got)
 			}
-			if got, ok := m.find(addressOf(a)); ok != (longest >= 0) || ok && int(got) != longest {
-				t.Fatalf("%v in %v: %d, %v; want %d", a, prefixes, got, ok, longest)
+			for zone, want := range longest {
+				if got, ok := m.find(addressOf(a), uint16(zone)); ok != (want >= 0) || ok && int(got) != want {
+					t.Fatalf("%v in %v of zone %d: %d, %v; want %d", a, prefixes, zone, got, ok, want)
+				}
 			}
 		}
 	})

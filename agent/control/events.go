@@ -40,7 +40,7 @@ func (h *eventLog) add(e policy.Event) {
 	defer h.mu.Unlock()
 	h.next++
 	one := told{NumberedEvent: NumberedEvent{h.next, e}}
-	one.text, _ = json.MarshalIndent(one.NumberedEvent, "  ", "  ") // it has nothing that JSON can't say
+	one.text, _ = json.Marshal(one.NumberedEvent) // it has nothing that JSON can't say
 	h.bytes += len(one.text)
 	old := 0
 	for old < len(h.list) && (len(h.list)-old >= eventsKept || h.bytes > eventBytes) {

@@ -26,7 +26,7 @@ var pageStyle string
 
 var pageHTML = template.Must(template.New("page").Funcs(template.FuncMap{
 	"clock": func(t time.Time) string { return t.Format("Jan 2 15:04:05") }, "state": stepState,
-	"what": eventName, "short": ShortPrefix,
+	"what":    eventName,
 	"seconds": func(s *float64) string { return fmt.Sprintf("%.0f", *s) },
 }).Parse(pageTemplate))
 
@@ -139,7 +139,7 @@ func eventName(e NumberedEvent, details bool) string {
 		text += " " + string(e.Step)
 	}
 	if details && e.Prefix.IsValid() {
-		text += " " + ShortPrefix(e.Prefix)
+		text += " " + e.Source().Short()
 	}
 	if e.DryRun {
 		text += " (dry run)"

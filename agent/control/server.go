@@ -263,15 +263,15 @@ func (s *Server) answering(w http.ResponseWriter) {
 
 // sendList writes texts as a JSON list.
 func sendList(w http.ResponseWriter, list [][]byte) {
-	before := "[\n  "
+	before := "["
 	for _, text := range list {
 		if _, err := w.Write([]byte(before)); err != nil {
 			return // the other side is gone: there is nobody to tell
 		}
 		_, _ = w.Write(text)
-		before = ",\n  "
+		before = ","
 	}
-	after := "\n]\n"
+	after := "]\n"
 	if len(list) == 0 {
 		after = "[]\n"
 	}
@@ -331,7 +331,5 @@ func change[T any](s *Server, read func(T) (Request, error)) http.HandlerFunc {
 // sendJSON answers with v.
 func sendJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	_ = encoder.Encode(v) // where the other side is gone there is nobody to tell
+	_ = json.NewEncoder(w).Encode(v) // where the other side is gone there is nobody to tell
 }

@@ -44,8 +44,9 @@ type Status struct {
 // LimitedStatus is one source that is limited.
 type LimitedStatus struct {
 	Prefix  netip.Prefix `json:"prefix"`
-	Kind    string       `json:"kind"`    // "limit" or "block"
-	Entries int          `json:"entries"` // what it held when the last scan saw it
+	Zone    uint16       `json:"zone,omitempty"` // conntrack zone; absent in the default one
+	Kind    string       `json:"kind"`           // "limit" or "block"
+	Entries int          `json:"entries"`        // what it held when the last scan saw it
 	Until   time.Time    `json:"until"`
 	Reason  string       `json:"reason"`
 	// the classes of flows that are limited, such as "udp/161"; empty means all
@@ -73,7 +74,14 @@ const MostHolders = 20
 // HolderStatus is one of the largest sources.
 type HolderStatus struct {
 	Prefix  netip.Prefix `json:"prefix"`
+	Zone    uint16       `json:"zone,omitempty"` // conntrack zone; absent in the default one
 	Entries int          `json:"entries"`
 	Usual   int          `json:"usual_entries"` // what it holds on an ordinary day; 0 for a newcomer
 	Inside  bool         `json:"inside"`        // this host forwards for it
 }
+
+// Source returns who is limited.
+func (l LimitedStatus) Source() policy.Source { return policy.Source{Prefix: l.Prefix, Zone: l.Zone} }
+
+// Source returns whose entries they are.
+func (h HolderStatus) Source() policy.Source { return policy.Source{Prefix: h.Prefix, Zone: h.Zone} }

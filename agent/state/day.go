@@ -15,8 +15,12 @@ import (
 // keepEvery is how often the ordinary day is written to disk at most: losing so much of it is no loss.
 const keepEvery = 5 * time.Minute
 
-// dayVersion is the version of the file that an ordinary day is kept in.
-const dayVersion = 1
+// The versions of the file that an ordinary day is kept in. Older ones don't know that a source may be in a conntrack
+// zone, and read a day in which none is.
+const (
+	dayWithoutZones = 1
+	dayVersion      = 2
+)
 
 // keptDay is that file.
 type keptDay struct {
@@ -46,7 +50,11 @@ func (d *Dir) KeepDayNow(day *policy.OrdinaryDay) error {
 }
 
 func (d *Dir) keep(day *policy.OrdinaryDay, now time.Time) error {
-	text, err := json.Marshal(keptDay{dayVersion, day})
+	version := dayWithoutZones
+	if day.Zoned() {
+		version = dayVersion
+	}
+	text, err := json.Marshal(keptDay{version, day})
 	if err == nil {
 		err = d.replace(d.day(), append(text, '\n'))
 	}
@@ -76,7 +84,7 @@ func (d *Dir) Day(now time.Time) (policy.OrdinaryDay, error) {
 	switch {
 	case err != nil:
 		return none, fmt.Errorf("read the ordinary day of an earlier run: %w", err)
-	case kept.Version != dayVersion:
+	case kept.Version < dayWithoutZones:
 		return none, fmt.Errorf("the ordinary day of an earlier run has version %d, not %d: it is learnt anew",
 			kept.Version, dayVersion)
 	case kept.Day == nil || !kept.Day.Fresh(now):

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,8 +15,8 @@ import (
 func TestDayOutlivesItsProcess(t *testing.T) {
 	dir := t.TempDir()
 	now := time.Now()
-	source := netip.MustParsePrefix("192.0.2.1/32")
-	day := &policy.OrdinaryDay{Updated: now, Fitted: 100, Sources: map[netip.Prefix]*policy.Usual{source: {Assured: 40}},
+	source := policy.Source{Prefix: netip.MustParsePrefix("192.0.2.1/32")}
+	day := &policy.OrdinaryDay{Updated: now, Fitted: 100, Sources: map[policy.Source]*policy.Usual{source: {Assured: 40}},
 		Silent: map[policy.FlowClass]time.Time{{Protocol: 17, Port: 4789}: now}}
 	if err := At(dir).KeepDay(day, now); err != nil {
 		t.Fatal(err)
@@ -27,12 +28,38 @@ func TestDayOutlivesItsProcess(t *testing.T) {
 	if old, err := At(dir).Day(now.Add(30 * 24 * time.Hour)); err != nil || old.Known() {
 		t.Errorf("a month later: %+v (%v)", old, err)
 	}
-	for _, text := range []string{`{"version":2,"day":{}}`, `{"version":1,"day":{"sources":{"nonsense":{}}}}`, `{`} {
+	for _, text := range []string{`{"version":3,"day":{}}`, `{"version":1,"day":{"sources":{"nonsense":{}}}}`, `{`} {
 		if err := os.WriteFile(filepath.Join(dir, "ordinary.json"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if bad, err := At(dir).Day(now); err == nil || bad.Known() {
 			t.Errorf("%s: %+v (%v)", text, bad, err)
+		}
+	}
+}
+
+// A day of a host without zones is one that older versions read; one with zones they leave to newer ones.
+func TestDayWithZones(t *testing.T) {
+	now := time.Now()
+	address := netip.MustParsePrefix("192.0.2.1/32")
+	for zone, version := range map[uint16]int{0: 1, 5: 2} {
+		d := At(t.TempDir())
+		source := policy.Source{Prefix: address, Zone: zone}
+		day := &policy.OrdinaryDay{Updated: now, Sources: map[policy.Source]*policy.Usual{source: {Assured: 40}}}
+		if err := d.KeepDay(day, now); err != nil {
+			t.Fatal(err)
+		}
+		var kept keptDay
+		text, err := os.ReadFile(d.day())
+		if err == nil {
+			err = json.Unmarshal(text, &kept)
+		}
+		if err != nil || kept.Version != version {
+			t.Errorf("zone %d: version %d (%v), want %d", zone, kept.Version, err, version)
+		}
+		read, err := d.Day(now)
+		if err != nil || read.Usual(source).Assured != 40 || len(read.Sources) != 1 {
+			t.Errorf("zone %d: read %+v (%v)", zone, read, err)
 		}
 	}
 }

@@ -245,6 +245,9 @@ func TestRefusedForConnection(t *testing.T) {
 		if diff := cmp.Diff(each(c.want, c.reason+" of table home"), refusals(t, h, list)); diff != "" {
 			t.Errorf("%s: refused (-want +got):\n%s", c.name, diff)
 		}
+		if zones, err := h.SetsZones(); err != nil || zones != strings.Contains(c.reason, "zone") {
+			t.Errorf("%s: sets zones: %v, %v", c.name, zones, err)
+		}
 		h.Close()
 	}
 }

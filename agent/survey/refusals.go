@@ -35,6 +35,13 @@ func (h *Host) FiltersOutput() (bool, error) {
 	return found.strict, err
 }
 
+// SetsZones says whether rules of this host put traffic into conntrack zones, so that one address may be several
+// sources.
+func (h *Host) SetsZones() (bool, error) {
+	found, err := h.rewrites()
+	return slices.ContainsFunc(found.needs, func(e effect) bool { return e.kind == setsZone }), err
+}
+
 // Refused returns those of services that must stay tracked on this host, and why.
 func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, error) {
 	found, err := h.rewrites()

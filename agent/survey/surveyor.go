@@ -86,6 +86,8 @@ func (s *Surveyor) Survey() Facts {
 	}
 	f.FiltersOutput, err = s.host.FiltersOutput()
 	f.FiltersOutput = f.FiltersOutput || err != nil
+	f.Zones, err = s.host.SetsZones()
+	note(err)
 	s.excepted(&f)
 	forwarded, err := s.forwarded()
 	if note(err); err == nil && f.Refused != nil {

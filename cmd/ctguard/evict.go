@@ -143,11 +143,13 @@ func little(ctx context.Context, table *conntrack.Table, source netip.Prefix, co
 		return false
 	}
 	held := census.Sources[len(census.Sources)-1].Entries // who is not listed has no more than the last who is
+	mine := 0
 	for _, s := range census.Sources {
-		if s.Prefix == source {
-			held = s.Entries
+		if s.Prefix == source { // in whatever zone
+			mine += s.Entries
 		}
 	}
+	held = max(held, mine)
 	_, _, most := census.Estimate(held)
 	return most*mostUnasked <= count
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"ctguard/agent/conntrack"
-	"ctguard/agent/control"
 	"ctguard/policy"
 )
 
@@ -36,6 +35,7 @@ type portReport struct {
 
 type sourceReport struct {
 	Prefix  netip.Prefix   `json:"prefix"`
+	Zone    uint16         `json:"zone,omitempty"` // conntrack zone; absent in the default one
 	Entries int            `json:"entries"`
 	Low     int            `json:"at_least"` // lower bound of the estimate
 	High    int            `json:"at_most"`
@@ -119,7 +119,7 @@ func newSourcesReport(census *policy.Census) sourcesReport {
 	}
 	for _, s := range census.Sources {
 		m, low, high := census.Estimate(s.Entries)
-		r.Sources = append(r.Sources, sourceReport{s.Prefix, m, low, high, states(s.Classes)})
+		r.Sources = append(r.Sources, sourceReport{s.Prefix, s.Zone, m, low, high, states(s.Classes)})
 	}
 	return r
 }
@@ -135,7 +135,7 @@ func printSources(w io.Writer, r sourcesReport, took time.Duration) {
 	fmt.Fprintln(t, "entries\tat least\tunreplied\thalf-open\tclosing\treplied\tassured\t  source")
 	for _, s := range r.Sources {
 		fmt.Fprintf(t, "%d\t%d\t%d\t%d\t%d\t%d\t%d\t  %s\n", s.Entries, s.Low, s.States["unreplied"], s.States["half-open"],
-			s.States["closing"], s.States["replied"], s.States["assured"], control.ShortPrefix(s.Prefix))
+			s.States["closing"], s.States["replied"], s.States["assured"], policy.Source{Prefix: s.Prefix, Zone: s.Zone}.Short())
 	}
 	t.Flush()
 	fmt.Fprintln(w)

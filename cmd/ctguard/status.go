@@ -188,7 +188,7 @@ func printLimited(w io.Writer, s control.Status) {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(t, "LIMITED\tHOW\tENTRIES\tUNTIL\tWHY")
 	for _, l := range s.Limited[:min(20, len(s.Limited))] {
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", control.ShortPrefix(l.Prefix), how(l), l.Entries,
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", l.Source().Short(), how(l), l.Entries,
 			l.Until.Format(time.TimeOnly), forPeople(l.Reason))
 	}
 	t.Flush()
@@ -207,7 +207,7 @@ func printEvent(w io.Writer, e control.NumberedEvent) {
 		what += " " + string(e.Step)
 	}
 	if e.Prefix.IsValid() {
-		what += " " + control.ShortPrefix(e.Prefix)
+		what += " " + e.Source().Short()
 	}
 	if e.DryRun {
 		what += " (dry run)"

@@ -166,7 +166,7 @@ func sampled(h *control.HoldersStatus) string {
 func (m *topView) sourceWidth() int {
 	width := len("SOURCE")
 	for _, s := range m.sources() {
-		width = max(width, len(control.ShortPrefix(s.Prefix)))
+		width = max(width, len(s.Source().Short()))
 	}
 	return width
 }
@@ -192,10 +192,10 @@ func (m *topView) holder(i int, s control.HolderStatus, most int) string {
 	if s.Usual == 0 {
 		usual = "new"
 	}
-	line := fmt.Sprintf("%s%-*s %8d %8s  %s", pointer, m.sourceWidth(), control.ShortPrefix(s.Prefix), s.Entries, usual,
+	line := fmt.Sprintf("%s%-*s %8d %8s  %s", pointer, m.sourceWidth(), s.Source().Short(), s.Entries, usual,
 		strings.Join(bar, ""))
 	for _, l := range m.status.Limited {
-		if l.Prefix == s.Prefix {
+		if l.Source() == s.Source() {
 			return line + yellow(" "+l.Kind+" until "+l.Until.Format(time.TimeOnly))
 		}
 	}

@@ -40,8 +40,8 @@ func benchDataCommand() *cobra.Command {
 	}
 	fs := c.Flags()
 	fs.StringVar(&o.CTGuard, "ctguard", besideMe("ctguard"), "the ctguard binary")
-	fs.IntVar(&o.Rounds, "rounds", 0, "pairs behind each median (default 9)")
-	fs.DurationVar(&o.Slice, "slice", 0, "how long each half of a pair is measured (default 120ms)")
+	fs.IntVar(&o.Rounds, "rounds", 0, "pairs behind each median (default 21)")
+	fs.DurationVar(&o.Slice, "slice", 0, "how long each half of a pair is measured (default 50ms)")
 	fs.IntSliceVar(&o.Levels, "levels", nil, "the levels to measure (default all)")
 	fs.StringSliceVar(&o.Topologies, "topology", nil, "the topologies to measure (default both)")
 	fs.BoolVar(&o.SkipDrops, "skip-drops", false, "leave out what an early drop saves")

@@ -48,6 +48,8 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 		{Topology: "nat-gateway", Attack: "forwarded", Guard: "ctguard"},
 		{Topology: "forwarded", Attack: "syn-spoofed", Guard: "ctguard"},
 		{Topology: "mixed", Attack: "sweep", Guard: "ctguard"},
+		{Topology: "zones", Attack: "tenant", Guard: "ctguard"},
+		{Topology: "uplinks", Attack: "handshake", Guard: "ctguard"},
 	} {
 		t.Run(sc.Attack+"/"+sc.Guard, func(t *testing.T) {
 			sc.CTGuard, sc.AttackFor = binary, 9*time.Second

@@ -39,7 +39,8 @@ func matrixCommand() *cobra.Command {
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringSliceVar(&o.topologies, "topology", usualTopologies(), "topologies (mixed is run when it is asked for)")
+	fs.StringSliceVar(&o.topologies, "topology", usualTopologies(),
+		"topologies (mixed, uplinks and zones are run when they are asked for)")
 	fs.StringSliceVar(&o.attacks, "attacks", nil, "attacks (default all of the topology)")
 	fs.StringSliceVar(&o.guards, "guards", nil, "guards (default all that differ, without the control run and fail2ban)")
 	fs.StringVar(&o.out, "out", "", "directory for JSON and charts")
@@ -49,7 +50,9 @@ func matrixCommand() *cobra.Command {
 
 // usualTopologies are those of which the whole matrix takes a quarter of an hour.
 func usualTopologies() []string {
-	return slices.DeleteFunc(slices.Sorted(maps.Keys(lab.Topologies)), func(t string) bool { return t == "mixed" })
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(lab.Topologies)), func(t string) bool {
+		return slices.Contains([]string{"mixed", "uplinks", "zones"}, t)
+	})
 }
 
 type matrixFlags struct {
@@ -99,7 +102,7 @@ func matrixGuards(topology string, a lab.Attack) []string {
 // ctguard do with a service does not depend on whether it is forwarded, and nobody else looks at which way packets go.
 func sameAgain(guard, topology string, a lab.Attack) bool {
 	switch topology {
-	case "mixed":
+	case "mixed", "uplinks", "zones":
 		return guard != "ctguard" && guard != "none"
 	case "forwarded", "one-way":
 		return guard != "ctguard"

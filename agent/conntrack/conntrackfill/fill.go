@@ -29,6 +29,7 @@ type Flow struct {
 	State            uint8  // of TCP or SCTP; 0 leaves it to the kernel
 	Timeout          uint32 // seconds
 	Zone             uint16
+	OpenedIn         uint16     // zone of the original direction, where answers are in the default one
 	Unacked          bool       // TCP data waits for an acknowledgement
 	ReplySrc         netip.Addr // who answers, if not Dst: a translated destination
 	Type             uint8      // ICMP type if not echo request
@@ -116,7 +117,11 @@ func (f Flow) message() ([]byte, error) {
 	ae := netlink.NewAttributeEncoder()
 	ae.ByteOrder = binary.BigEndian
 	ae.Nested(1, func(ae *netlink.AttributeEncoder) error {
-		return f.tuple(ae, f.Src, f.Dst, f.SrcPort, f.DstPort, false)
+		err := f.tuple(ae, f.Src, f.Dst, f.SrcPort, f.DstPort, false)
+		if f.OpenedIn != 0 {
+			ae.Uint16(3, f.OpenedIn)
+		}
+		return err
 	})
 	replySrc := f.Dst
 	if f.ReplySrc.IsValid() {

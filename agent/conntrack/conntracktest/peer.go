@@ -30,7 +30,10 @@ type Peer struct{ work chan func() }
 
 // NewPeer makes a peer and sets up both ends with the addresses of this package. The calling thread is in a
 // namespace of its own; see [conntrackfill.Enter]. The peer lives until Close.
-func NewPeer() (*Peer, error) {
+func NewPeer() (*Peer, error) { return NewPeerAt(hereLink, thereLink) }
+
+// NewPeerAt is NewPeer with other interfaces: another peer has the same addresses as the first one.
+func NewPeerAt(hereLink, thereLink string) (*Peer, error) {
 	p := &Peer{make(chan func())}
 	entered := make(chan error)
 	var thread int

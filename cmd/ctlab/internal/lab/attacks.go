@@ -42,7 +42,9 @@ var (
 	onGateway = []string{"nat-gateway"}
 	onMixed   = []string{"mixed"}
 	onRouters = []string{"nat-gateway", "one-way"}
-	atService = []string{"server", "forwarded", "by-state"}
+	onZones   = []string{"zones"}
+	atService = []string{"server", "forwarded", "by-state", "uplinks"}
+	onServers = []string{"server", "uplinks"}
 )
 
 // scannedPort is what a scan looks for.
@@ -52,7 +54,7 @@ const scannedPort = 161
 var Attacks = []Attack{
 	{
 		Name: "handshake", Summary: "200 sources complete 5 000 handshakes a second and hold them",
-		Topologies: onServer, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
+		Topologies: onServers, kind: flood.Handshake, rate: 5000, sources: 200, port: service.HTTPPort,
 	},
 	{
 		Name: "handshake-wide", Summary: "the same from 1 000 sources, below most per-source limits",
@@ -149,6 +151,15 @@ var Attacks = []Attack{
 		Name:       "odd-protocol",
 		Summary:    "packets of protocol 253, without ports, each from a random inside address over IPv6, never answered",
 		Topologies: onGateway, kind: flood.Odd, rate: 20000, ipv6: true, silent: true,
+	},
+	{
+		Name: "tenant", Summary: "6 sources of another tenant, with addresses that clients have as well, " +
+			"complete 5 000 handshakes a second and hold them",
+		Topologies: onZones, kind: flood.Handshake, rate: 5000, sources: 6, port: service.HTTPPort,
+	},
+	{
+		Name: "tenant-udp", Summary: "the same with UDP, 5 000 flows each, used again and again",
+		Variant: true, Topologies: onZones, kind: flood.UDP, rate: 20000, sources: 6, ports: 5000, port: service.UDPPort,
 	},
 	{
 		Name: "forwarded", Summary: "200 outside sources hold 5 000 handshakes a second on the forwarded port",

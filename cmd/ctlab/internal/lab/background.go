@@ -67,6 +67,7 @@ func (s *site) ordinaryFlows(entries, sources int) []conntrack.Flow {
 			f.TupleReply.IP.DestinationAddress = s.masquerade
 			f.TupleReply.Proto.DestinationPort = uint16(1024 + i%64000)
 		}
+		f.Zone = s.backgroundZone
 		f.ProtoInfo.TCP = &conntrack.ProtoInfoTCP{State: established}
 		flows = append(flows, f)
 	}

@@ -171,11 +171,6 @@ func (g *ctguard) operate(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// freeze stops the agent's process where it is, and thaw lets it go on: its rules stay, the agent
-// itself takes no time.
-func (g *ctguard) freeze() error { return g.cmd.Process.Signal(syscall.SIGSTOP) }
-func (g *ctguard) thaw() error   { return g.cmd.Process.Signal(syscall.SIGCONT) }
-
 func (g *ctguard) poll(ctx context.Context) {
 	t := time.NewTicker(pollEvery)
 	defer t.Stop()

@@ -11,16 +11,16 @@ import (
 	"time"
 
 	"ctguard/cmd/ctlab/internal/guardian"
-	"ctguard/cmd/ctlab/internal/load"
 	"ctguard/cmd/ctlab/internal/measure"
+	"ctguard/cmd/ctlab/internal/round"
 )
 
 // BenchOptions says how large a benchmark of the data path is. The zero value of a number means
 // its default.
 type BenchOptions struct {
 	CTGuard    string        // the binary
-	Rounds     int           // pairs behind each median, 9
-	Slice      time.Duration // how long each half of a pair is measured, 120 ms
+	Rounds     int           // pairs behind each median, 21
+	Slice      time.Duration // how long each half of a pair is measured, 50 ms
 	Levels     []int         // of the ladder, all
 	Topologies []string      // both
 	SkipDrops  bool          // leave out what an early drop saves
@@ -34,26 +34,27 @@ type BenchOptions struct {
 
 // DataBench is what came of a benchmark of the data path. Its JSON field names are stable.
 type DataBench struct {
-	Kernel  string      `json:"kernel"`
-	CPUs    int         `json:"cpus"`
-	Rounds  int         `json:"rounds"`
-	Slice   float64     `json:"slice_seconds"`
-	Workers int         `json:"workers"`
-	Levels  []DataLevel `json:"levels"`
-	Drops   *DropCost   `json:"drops"`
+	Kernel string      `json:"kernel"`
+	CPUs   int         `json:"cpus"`
+	Rounds int         `json:"rounds"`
+	Slice  float64     `json:"slice_seconds"`
+	Levels []DataLevel `json:"levels"`
+	Drops  *DropCost   `json:"drops"`
 }
 
-// DataLevel is what traffic gets with ctguard pinned at one level, against the same without ctguard.
+// DataLevel is what traffic gets with ctguard pinned at one level, against the same without ctguard; or with a few
+// rules instead of ctguard, which show what the least of their kind costs.
 type DataLevel struct {
 	Topology string `json:"topology"`
 	Level    int    `json:"level"`
+	Limit    string `json:"limit,omitempty"` // those rules; there is no level then
 	// Step is what this level adds to the one below, and Skipped why that does nothing here.
 	Step    string `json:"step,omitempty"`
 	Skipped string `json:"skipped,omitempty"`
 
-	UDP  Pairs `json:"udp"`  // rounds of question and answer a second, on flows that stand
+	UDP  Pairs `json:"udp"`  // rounds of question and answer a second, on a flow that stands
 	TCP  Pairs `json:"tcp"`  // connections with one request a second
-	Bulk Pairs `json:"bulk"` // bytes a second of one stream
+	Bulk Pairs `json:"bulk"` // pieces of 64 KiB a second of one stream
 }
 
 // Pairs is what interleaved pairs gave: with ctguard, and without it on a site of the same make a
@@ -71,11 +72,8 @@ type Pairs struct {
 	with, none, ratios []float64
 }
 
-// benchWorkers is how many workers each closed loop has.
-const benchWorkers = 4
-
 // benchWarm is what is sent before each measurement and not counted.
-const benchWarm = 30 * time.Millisecond
+const benchWarm = 5 * time.Millisecond
 
 // benchHold is for how long a level is pinned: longer than any of the measurements.
 const benchHold = "30m"
@@ -93,12 +91,10 @@ type dataBench struct {
 // BenchData measures what the rules of each level cost ordinary traffic, and what a packet costs
 // that is dropped before conntrack or after it.
 //
-// Two sites of the same make stand side by side, one with ctguard and one without, and are measured
-// in turn, never at the same time. While the one without is measured the agent of the other is
-// stopped (SIGSTOP), so a ratio has in it what the agent itself takes at that level. Clients, server
-// and the network between them share this machine's processors: a ratio says what share of the
-// whole a level costs, and a program that does more per request would lose less. Table and rules
-// are small: no limited sources, few entries.
+// Two sites of the same make stand side by side, one with ctguard and one without, and are measured in turn, never at
+// the same time. One thread is client and server (see package round), so a ratio is of what all of a round takes on one
+// processor; a program that does more for a request loses less. What the agent itself takes, on another processor, is
+// not in it. Table and rules are small: no limited sources, few entries.
 //
 // Everything is put back when it returns; with an error there may be figures all the same.
 func BenchData(ctx context.Context, o BenchOptions) (out *DataBench, err error) {
@@ -107,7 +103,7 @@ func BenchData(ctx context.Context, o BenchOptions) (out *DataBench, err error) 
 	}
 	b := &dataBench{BenchOptions: o.withDefaults()}
 	b.out = DataBench{
-		Kernel: kernel(), CPUs: runtime.NumCPU(), Rounds: b.Rounds, Slice: b.Slice.Seconds(), Workers: benchWorkers,
+		Kernel: kernel(), CPUs: runtime.NumCPU(), Rounds: b.Rounds, Slice: b.Slice.Seconds(),
 	}
 	if b.dir, err = os.MkdirTemp("", "ctlab-"); err != nil {
 		return nil, err
@@ -139,8 +135,8 @@ func BenchData(ctx context.Context, o BenchOptions) (out *DataBench, err error) 
 
 func (o BenchOptions) withDefaults() BenchOptions {
 	// Many short pairs: what else runs on a machine comes and goes within seconds.
-	def(&o.Rounds, 9)
-	def(&o.Slice, 120*time.Millisecond)
+	def(&o.Rounds, 21)
+	def(&o.Slice, 50*time.Millisecond)
 	if len(o.Topologies) == 0 {
 		o.Topologies = []string{"server", "nat-gateway"}
 	}
@@ -167,6 +163,12 @@ func (b *dataBench) twins(ctx context.Context, topology string) (*twins, error) 
 	}
 	if t.guarded, err = newStand(topology); err != nil {
 		return nil, errors.Join(err, t.plain.close())
+	}
+	if err := errors.Join(t.plain.serve(), t.guarded.serve()); err != nil {
+		return nil, errors.Join(err, t.close())
+	}
+	if err := b.limits(topology, t); err != nil {
+		return nil, errors.Join(err, t.close())
 	}
 	if err = t.guarded.protect(ctx, b.CTGuard, b.dir); err != nil {
 		return nil, errors.Join(err, t.close())
@@ -211,26 +213,65 @@ func (b *dataBench) level(ctx context.Context, t *twins, level int) (DataLevel, 
 		step := t.guarded.guard.status().Steps[level-1]
 		d.Step, d.Skipped = step.Name, step.Skipped
 	}
+	return d, b.measure(t, &d)
+}
+
+// limitRules are rules that stand for the least that something costs: they are measured instead of ctguard's.
+var limitRules = []struct{ name, topology, rules string }{
+	{"two empty hooks", "", hooksWith("")},
+	{"notrack in two hooks, nothing else", "server", hooksWith("notrack")},
+}
+
+func hooksWith(statement string) string {
+	return "table inet least {\n" +
+		"chain arriving { type filter hook prerouting priority -310; " + statement + "\n}\n" +
+		"chain leaving { type filter hook output priority -310; " + statement + "\n}\n}\n"
+}
+
+// limits measures those rules on the site that gets ctguard afterwards.
+func (b *dataBench) limits(topology string, t *twins) (err error) {
+	for _, l := range limitRules {
+		if l.topology != "" && l.topology != topology || len(b.Levels) > 0 {
+			continue // who asks for levels wants these
+		}
+		if err := nft(t.guarded.run.site.protected, l.rules); err != nil {
+			return err
+		}
+		d := DataLevel{Topology: topology, Limit: l.name}
+		if err := b.measure(t, &d); err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
+		}
+		if err := nft(t.guarded.run.site.protected, "delete table inet least\n"); err != nil {
+			return err
+		}
+		b.out.Levels = append(b.out.Levels, d)
+		b.OnLevel(d)
+	}
+	return nil
+}
+
+// measure compares all kinds of traffic on both sites.
+func (b *dataBench) measure(t *twins, d *DataLevel) error {
 	for _, m := range []struct {
-		kind  load.Kind
+		kind  round.Kind
 		pairs *Pairs
-	}{{load.UDP, &d.UDP}, {load.TCP, &d.TCP}, {load.Bulk, &d.Bulk}} {
-		for round := range b.Rounds {
-			if err := b.pair(ctx, t, m.kind, m.pairs, round%2 == 0); err != nil {
-				return d, fmt.Errorf("%s: %w", m.kind, err)
+	}{{round.UDP, &d.UDP}, {round.TCP, &d.TCP}, {round.Bulk, &d.Bulk}} {
+		for n := range b.Rounds {
+			if err := b.pair(t, m.kind, m.pairs, n%2 == 0); err != nil {
+				return fmt.Errorf("%s: %w", m.kind, err)
 			}
 		}
 		m.pairs.finish()
 	}
-	return d, nil
+	return nil
 }
 
 // pair measures both sites, in an order that changes: what drifts hits both alike.
-func (b *dataBench) pair(ctx context.Context, t *twins, kind load.Kind, p *Pairs, plainFirst bool) error {
-	var with, none load.Result
+func (b *dataBench) pair(t *twins, kind round.Kind, p *Pairs, plainFirst bool) error {
+	var with, none round.Result
 	halves := []func() error{
-		func() (err error) { none, err = b.unguarded(ctx, t, kind); return err },
-		func() (err error) { with, err = t.guarded.load(ctx, kind, b.Slice); return err },
+		func() (err error) { none, err = t.plain.ends.Do(kind, benchWarm, b.Slice); return err },
+		func() (err error) { with, err = t.guarded.ends.Do(kind, benchWarm, b.Slice); return err },
 	}
 	if !plainFirst {
 		slices.Reverse(halves)
@@ -244,16 +285,7 @@ func (b *dataBench) pair(ctx context.Context, t *twins, kind load.Kind, p *Pairs
 	return nil
 }
 
-// unguarded measures the site without ctguard while the other's agent stands still.
-func (b *dataBench) unguarded(ctx context.Context, t *twins, kind load.Kind) (res load.Result, err error) {
-	if err := t.guarded.guard.freeze(); err != nil {
-		return res, fmt.Errorf("stop the agent for a moment: %w", err)
-	}
-	defer func() { err = errors.Join(err, t.guarded.guard.thaw()) }()
-	return t.plain.load(ctx, kind, b.Slice)
-}
-
-func (p *Pairs) add(with, none load.Result) {
+func (p *Pairs) add(with, none round.Result) {
 	p.FailedWith += with.Failed
 	p.FailedNone += none.Failed
 	if none.Done == 0 {

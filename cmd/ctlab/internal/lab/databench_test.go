@@ -5,15 +5,15 @@ import (
 	"testing"
 
 	"ctguard/agent/conntrack/conntracktest"
-	"ctguard/cmd/ctlab/internal/load"
+	"ctguard/cmd/ctlab/internal/round"
 )
 
 func TestPairs(t *testing.T) {
 	var p Pairs
 	for _, v := range [][2]uint64{{50, 100}, {90, 100}, {30, 40}} {
-		p.add(load.Result{Done: v[0], Seconds: 1}, load.Result{Done: v[1], Seconds: 1, Failed: 2})
+		p.add(round.Result{Done: v[0], Seconds: 1}, round.Result{Done: v[1], Seconds: 1, Failed: 2})
 	}
-	p.add(load.Result{Done: 7, Seconds: 1}, load.Result{Failed: 1, Seconds: 1}) // nothing to compare with
+	p.add(round.Result{Done: 7, Seconds: 1}, round.Result{Failed: 1, Seconds: 1}) // nothing to compare with
 	p.finish()
 	if p.With != 50 || p.None != 100 || p.Ratio != 0.75 || p.Least != 0.5 || p.Most != 0.9 {
 		t.Errorf("pairs give %+v", p)

@@ -46,6 +46,9 @@ type DropCost struct {
 // dropSlice is how long each flood lasts.
 const dropSlice = 500 * time.Millisecond
 
+// dropRounds is how many there are at most: each has four.
+const dropRounds = 9
+
 // droppedNet is whose packets are dropped.
 var droppedNet = netip.MustParsePrefix("198.18.0.0/24")
 
@@ -95,7 +98,7 @@ func (b *dataBench) drops(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, ours.Close()) }()
 	ways := s.dropWays(ours)
 	rates := make([][]float64, len(ways))
-	for range b.Rounds {
+	for range min(b.Rounds, dropRounds) {
 		for i, way := range ways {
 			rate, err := s.absorbed(ctx, way)
 			if err != nil {

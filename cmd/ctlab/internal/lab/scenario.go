@@ -7,7 +7,6 @@ import (
 
 	"ctguard/cmd/ctlab/internal/flood"
 	"ctguard/cmd/ctlab/internal/guardian"
-	"ctguard/cmd/ctlab/internal/load"
 	"ctguard/cmd/ctlab/internal/measure"
 	"ctguard/cmd/ctlab/internal/role"
 	"ctguard/cmd/ctlab/internal/service"
@@ -61,7 +60,6 @@ func Roles() map[string]role.Func {
 	return map[string]role.Func{
 		flood.Role:    flood.Run,
 		guardian.Role: guardian.Run,
-		load.Role:     load.Run,
 		service.Role:  service.Run,
 		workload.Role: workload.Run,
 	}

@@ -50,6 +50,7 @@ type site struct {
 	// these addresses and ports.
 	backgroundFrom netip.Prefix
 	backgroundTo   []netip.AddrPort
+	backgroundZone uint16
 	// masquerade is the address that background entries show to the outside, if
 	// the host translates addresses.
 	masquerade netip.Addr
@@ -76,6 +77,8 @@ var topologies = map[string]func(*site) error{
 	"forwarded":      forwardedBy(openedByPort),
 	"by-state":       forwardedBy(openedByState),
 	"mixed":          buildMixed,
+	"uplinks":        buildUplinks,
+	"zones":          buildZones,
 }
 
 // Topologies says what each topology is.
@@ -89,7 +92,9 @@ var Topologies = map[string]string{
 	"by-state":  "forwarded, with a filter that lets the services in because they were translated (ct status dnat)",
 	"shared-address": "the server, where all clients come from one address (CGNAT): " +
 		"300 lasting connections and 60 new ones a second",
-	"server": "a host with a stateful ruleset and services of its own; attackers on one side, clients on the other",
+	"uplinks": "the server with a second uplink, whose clients are answered by way of it: connection marks say so",
+	"zones":   "a router for two tenants with the same addresses, each in a zone of its own, of whom one floods",
+	"server":  "a host with a stateful ruleset and services of its own; attackers on one side, clients on the other",
 }
 
 func newSite(topology string) (*site, error) {

@@ -2,22 +2,22 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"time"
 
-	"ctguard/cmd/ctlab/internal/load"
 	"ctguard/cmd/ctlab/internal/role"
+	"ctguard/cmd/ctlab/internal/round"
 	"ctguard/cmd/ctlab/internal/service"
 )
 
-// stand is a site with its services, to be measured on.
+// stand is a site, to be measured on.
 type stand struct {
-	run   *run     // the site, and what ctguard needs to know to be started
-	guard *ctguard // nil: none
+	run   *run        // the site, and what ctguard needs to know to be started
+	guard *ctguard    // nil: none
+	ends  *round.Ends // nil: nobody serves there
 }
 
 func newStand(topology string) (*stand, error) {
@@ -25,11 +25,23 @@ func newStand(topology string) (*stand, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stand{run: &run{site: st, sc: Scenario{Topology: topology, Capacity: hugeTable}}}
-	if s.run.services, err = st.serve(); err != nil {
-		return nil, errors.Join(err, s.close())
+	return &stand{run: &run{site: st, sc: Scenario{Topology: topology, Capacity: hugeTable}}}, nil
+}
+
+// serve opens both ends of ordinary traffic.
+func (s *stand) serve() (err error) {
+	v4 := func(as []netip.Addr) (list []netip.Addr) {
+		for _, a := range as {
+			if a.Is4() {
+				list = append(list, a)
+			}
+		}
+		return list
 	}
-	return s, nil
+	st := s.run.site
+	// New connections go to all of a gateway's servers: behind one address it has only so many ports for each.
+	s.ends, err = round.Open(st.clients, st.serving[0], v4(st.clientAddrs), v4(st.near.targets))
+	return err
 }
 
 // protect starts ctguard, with its files in dir.
@@ -46,6 +58,9 @@ func (s *stand) protect(ctx context.Context, binary, dir string) error {
 func (s *stand) close() (err error) {
 	if s.guard != nil {
 		err = s.guard.stop(s.run)
+	}
+	if s.ends != nil {
+		s.ends.Close()
 	}
 	s.run.killChildren()
 	s.run.site.close()
@@ -70,8 +85,11 @@ func (s *stand) endTrials(ctx context.Context) error {
 		if !s.guard.status().trials(service.HTTPPort, service.SinkPort, service.UDPPort) {
 			return nil
 		}
-		for _, kind := range []load.Kind{load.UDP, load.TCP, load.Bulk} {
-			if _, err := s.load(ctx, kind, 100*time.Millisecond); err != nil {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		for _, kind := range []round.Kind{round.UDP, round.TCP, round.Bulk} {
+			if _, err := s.ends.Do(kind, 0, 100*time.Millisecond); err != nil {
 				return err
 			}
 		}
@@ -90,35 +108,4 @@ func (st agentStatus) trials(ports ...int) bool {
 		}
 	}
 	return false
-}
-
-// load runs one kind of traffic from the clients to the services.
-func (s *stand) load(ctx context.Context, kind load.Kind, span time.Duration) (res load.Result, err error) {
-	spec := load.Spec{Kind: kind, Workers: benchWorkers, Warm: benchWarm, For: span}
-	port := map[load.Kind]uint16{load.UDP: service.UDPPort, load.TCP: service.HTTPPort, load.Bulk: service.SinkPort}[kind]
-	for _, a := range s.run.site.clientAddrs {
-		if a.Is4() {
-			spec.Sources = append(spec.Sources, a)
-		}
-	}
-	for _, a := range s.run.site.near.targets {
-		// New connections go to all of a gateway's servers: behind one address it has only so many
-		// ports for each. The UDP echo answers from the first address alone.
-		if a.Is4() && (kind == load.TCP || len(spec.Targets) == 0) {
-			spec.Targets = append(spec.Targets, netip.AddrPortFrom(a, port))
-		}
-	}
-	p, err := role.Spawn(s.run.site.clients, load.Role, spec)
-	if err != nil {
-		return res, err
-	}
-	defer p.Kill()
-	at := role.Now().Add(5 * time.Millisecond)
-	if err := p.Start(at); err != nil {
-		return res, err
-	}
-	if err := role.WaitUntil(ctx, at.Add(spec.Warm+spec.For)); err != nil {
-		return res, err
-	}
-	return res, p.Stop(&res)
 }

@@ -32,11 +32,14 @@ func (d *Data) Level(l lab.DataLevel) {
 	if l.Step == "" {
 		name = fmt.Sprint(l.Level)
 	}
+	if l.Limit != "" {
+		name = "no ctguard: " + l.Limit
+	}
 	if l.Skipped != "" {
 		name += " (skipped)"
 	}
 	d.printf("| %s | %s | %s | %s | %s |\n", l.Topology, name,
-		pairs(l.UDP, "%.0f /s", 1), pairs(l.TCP, "%.0f /s", 1), pairs(l.Bulk, "%.1f Gbit/s", 8e-9))
+		pairs(l.UDP, "%.0f /s", 1), pairs(l.TCP, "%.0f /s", 1), pairs(l.Bulk, "%.1f Gbit/s", 8e-9*65536))
 }
 
 // pairs is a ratio, between which others, of what, and what failed.

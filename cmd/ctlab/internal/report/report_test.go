@@ -118,7 +118,8 @@ func TestData(t *testing.T) {
 	var b bytes.Buffer
 	d := Data{W: &b}
 	p := lab.Pairs{With: 95_000, None: 100_000, Ratio: 0.95, Least: 0.9, Most: 1.01}
-	bulk := lab.Pairs{With: 2e9, None: 2.5e9, Ratio: 0.8, Least: 0.8, Most: 0.8, FailedWith: 3}
+	bulk := lab.Pairs{With: 30_000, None: 38_000, Ratio: 0.8, Least: 0.8, Most: 0.8, FailedWith: 3}
+	d.Level(lab.DataLevel{Topology: "server", Limit: "two empty hooks", UDP: p, TCP: p, Bulk: bulk})
 	d.Level(lab.DataLevel{Topology: "server", UDP: p, TCP: p, Bulk: bulk})
 	d.Level(lab.DataLevel{Topology: "nat-gateway", Level: 2, Step: "notrack", Skipped: "a gateway", UDP: p, TCP: p})
 	d.Drops(lab.DropCost{Blocked: 6e5, Limited: 5e5, Late: 2e5, Ingress: 1e6, BlockedRatio: 3, LimitedRatio: 2.5,
