@@ -134,11 +134,7 @@ func newFinished(r Retirement) *finished {
 
 // over says whether the conversation of an answered entry is over.
 func (f *finished) over(e *entry) bool {
-	silent := f.silent
-	if f.takenOver(e) {
-		silent = max(1, silent/2) // whoever accepted repeats itself after one second, then two: it is never silent for long
-	}
-	if e.helped || e.status&statusSeenReply == 0 || e.status&statusKept != 0 || !silentFor(e, f.limits, silent) {
+	if e.helped || e.status&statusSeenReply == 0 || e.status&statusKept != 0 || !silentFor(e, f.limits, f.silent) {
 		return false
 	}
 	switch e.orig.proto {

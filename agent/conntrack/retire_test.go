@@ -52,7 +52,7 @@ func TestRetire(t *testing.T) {
 		{"half closed", tcp(tcpCloseWait, busy, 10), false},
 		{"its last acknowledgement is due", tcp(tcpLastAck, busy, 10), false},
 		{"a handshake under way", tcp(tcpSynRecv, sr, 10), false},
-		{"a handshake that synproxy has taken over", forwarded(443, 59), true},
+		{"a handshake that synproxy has taken over", forwarded(443, 57), true},
 		{"a handshake that began a moment ago", forwarded(443, 60), false},
 		{"a handshake with another service", forwarded(80, 10), false},
 		{"somebody's SYN that nobody answers", tcp(tcpSynSent, 0, 100), false},
