@@ -135,6 +135,7 @@ func (a *Agent) open(o Options) error {
 	l.trouble("logins", err)
 	a.surveyor.RecallLogins(logins)
 	a.surveyor.KeepForwarded(kernel.Tracked)
+	a.surveyor.KeepUnproxied(kernel.Unproxied)
 	l.recallDay()
 	if o.Record != "" {
 		l.recorder, err = record.New(o.Record, Version, l.config.Policy, *l.machine.OrdinaryDay())

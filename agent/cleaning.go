@@ -92,8 +92,14 @@ func (l *loop) retirement(now time.Time) *conntrack.Retirement {
 	if l.facts.FiltersOutput {
 		services = nil // one that speaks again needs the entry of the question
 	}
+	var proxied []netip.AddrPort
+	for _, s := range l.decision.Posture.Synproxy {
+		if s.Forwarded() {
+			proxied = append(proxied, outside(s))
+		}
+	}
 	return &conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Ports: wanted.Ports,
-		Dead: wanted.Dead, Most: wanted.Most, Services: services,
+		Dead: wanted.Dead, Most: wanted.Most, Services: services, Proxied: proxied,
 		Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}
 }
 

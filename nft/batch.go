@@ -99,6 +99,7 @@ func (b *batch) change(have, want *ruleset, now time.Time) {
 	}
 	b.changeCounters(have.counters, want.counters)
 	b.changeFlowSets(have.flowSets(), want.flowSets())
+	b.changeSaidSets(len(have.learn) > 0, len(want.learn) > 0)
 	b.changeGreedySets(have.greedy, want.greedy, now)
 	for _, s := range want.addressSets() {
 		if s.kind != metering && s.kind != remembering {
@@ -146,7 +147,7 @@ func (b *batch) makeEmpty(have *ruleset, c chain) {
 	}
 	if c.hook != nil {
 		accept := nftables.ChainPolicyAccept
-		kernel.Type = nftables.ChainTypeFilter
+		kernel.Type = c.hook.kind()
 		kernel.Hooknum, kernel.Priority, kernel.Policy = c.hook.num, &c.hook.priority, &accept
 	}
 	b.conn.AddChain(kernel)

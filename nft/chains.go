@@ -31,19 +31,21 @@ type builder struct {
 	custom   []custom
 	forwards []forwarded
 	trials   []custom // every TCP selector on trial, plain services too
+	inside   []proxiedInside
 }
 
 // chains returns all chains in the order in which they are made.
 func (b builder) chains(keep *retained) []chain {
 	list := []chain{
-		{"early", &hook{"prerouting", nftables.ChainHookPrerouting, beforeRaw}, b.early()},
-		{"late", &hook{"prerouting", nftables.ChainHookPrerouting, afterConntrack}, b.late()},
-		{"outgoing", &hook{"output", nftables.ChainHookOutput, beforeRaw}, b.outgoing()},
-		{"cookies", &hook{"input", nftables.ChainHookInput, beforeRaw}, b.cookies()},
-		{"passed_in", &hook{"input", nftables.ChainHookInput, last}, b.passedIn()},
-		{"passed_out", &hook{"output", nftables.ChainHookOutput, last}, b.passedOut()},
-		{"through", &hook{"forward", nftables.ChainHookForward, last}, b.through()},
-		{"behind", &hook{"postrouting", nftables.ChainHookPostrouting, beforeSourceNAT}, b.behind()},
+		{"early", &hook{"prerouting", nftables.ChainHookPrerouting, beforeRaw, false}, b.early()},
+		{"late", &hook{"prerouting", nftables.ChainHookPrerouting, afterConntrack, false}, b.late()},
+		{"outgoing", &hook{"output", nftables.ChainHookOutput, beforeRaw, false}, b.outgoing()},
+		{"translate", &hook{"output", nftables.ChainHookOutput, beforeDestinationNAT, true}, b.translate()},
+		{"cookies", &hook{"input", nftables.ChainHookInput, beforeRaw, false}, b.cookies()},
+		{"passed_in", &hook{"input", nftables.ChainHookInput, last, false}, b.passedIn()},
+		{"passed_out", &hook{"output", nftables.ChainHookOutput, last, false}, b.passedOut()},
+		{"through", &hook{"forward", nftables.ChainHookForward, last, false}, b.through()},
+		{"behind", &hook{"postrouting", nftables.ChainHookPostrouting, beforeSourceNAT, false}, b.behind()},
 		{"arrive", nil, b.arrive()},
 		{"service", nil, b.service()},
 		{"leave", nil, b.leave()},
@@ -54,6 +56,7 @@ func (b builder) chains(keep *retained) []chain {
 		{"blocked", nil, b.blocked()},
 		{"closed", nil, b.closed()},
 		{"proxy", nil, b.proxy()},
+		{"proxy_inside", nil, b.proxyInside()},
 		{"reserve", nil, b.reserve()},
 	}
 	for _, r := range keep.sorted() {
@@ -226,6 +229,9 @@ func (b builder) late() []rule {
 	if len(b.posture.Budgets) > 0 {
 		list = append(list, newRule(ctOpens(), jump("budgets")))
 	}
+	for _, f := range b.inside {
+		list = append([]rule{f.returned(), f.strays()}, list...)
+	}
 	if b.proxies() {
 		// Before anything may drop it: whether cookies come back, and get to where they are checked.
 		list = append([]rule{newRule(ctInvalid(), answersTCP(), destination.tcpServiceIn(proxied), going(toLocal),
@@ -247,8 +253,8 @@ func (b builder) reserve() []rule {
 	return append(sparesAllowed(), newRule(drops...))
 }
 
-// proxies reports whether some port is behind synproxy.
-func (b builder) proxies() bool { return len(b.posture.Synproxy) > 0 }
+// proxies reports whether some port of this host is behind synproxy.
+func (b builder) proxies() bool { return len(b.posture.Synproxy) > len(b.inside) }
 
 // cookies sees packets for this host before its own filter: conntrack calls the ACK that brings a
 // cookie back invalid, and many filters drop that.
@@ -262,14 +268,18 @@ func (b builder) proxies() bool { return len(b.posture.Synproxy) > 0 }
 // (tcp_check_req in net/ipv4/tcp_minisocks.c), and the connection would wait for a second until
 // the listener asks again. Without an echo there is nothing to refuse.
 func (b builder) cookies() []rule {
-	if !b.proxies() {
-		return nil
+	var list []rule
+	for _, f := range b.inside {
+		list = append(list, f.takes())
 	}
-	return []rule{
+	if !b.proxies() {
+		return list
+	}
+	return append([]rule{
 		newRule(inLoopback(), answersTCP(), destination.tcpServiceIn(proxied), fromElsewhere(), withoutEcho(), back()),
 		newRule(inLoopback(), back()),
 		newRule(ctInvalid(), answersTCP(), destination.tcpServiceIn(proxied), count(proxyChecked), goTo("proxy")),
-	}
+	}, list...)
 }
 
 // proxy answers SYNs and takes cookies.
@@ -382,7 +392,11 @@ func (b builder) outgoing() []rule {
 	for _, s := range b.custom {
 		list = append(list, s.answered()...)
 	}
-	return append(b.proxyOpens(outLoopback(), proxyCompleted), afterFirst(newRule(outLoopback(), back()), list)...)
+	list = append(b.proxyOpens(outLoopback(), proxyCompleted), afterFirst(newRule(outLoopback(), back()), list)...)
+	for _, f := range b.inside {
+		list = append(f.opens(), list...)
+	}
+	return list
 }
 
 // leaving leaves the answers of plain services untracked between looks.
@@ -440,6 +454,9 @@ func (b builder) through() []rule {
 	for _, f := range b.forwardsShown() {
 		list = append(list, f.through()...)
 	}
+	if len(b.proxyInside()) > 0 {
+		list = append(list, newRule(ctNew(), opensTCP(), jump("proxy_inside")))
+	}
 	return list
 }
 
@@ -449,7 +466,7 @@ func (b builder) behind() []rule {
 	for _, f := range b.forwardsShown() {
 		list = append(list, f.behind()...)
 	}
-	return list
+	return append(list, b.listen()...)
 }
 
 // invalid drops what conntrack could not place. Traffic that is going untracked or was until a

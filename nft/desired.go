@@ -36,6 +36,12 @@ func (d Desired) validate() error {
 			return fmt.Errorf("notrack selector %+v: not a selector", n.Selector)
 		}
 	}
+	for _, s := range slices.Concat(d.Posture.Synproxy, d.Posture.Learn) {
+		plain, own := serviceOf(s)
+		if !validSelector(s) || !s.OfTCP() || s.Last != 0 || !s.Translated() && (!own || plain.proto != policy.TCP) {
+			return fmt.Errorf("synproxy service %+v: neither a port of TCP nor a service that is translated", s)
+		}
+	}
 	return nil
 }
 

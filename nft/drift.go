@@ -124,6 +124,11 @@ func (t *Table) sameSets() (bool, error) {
 	for _, s := range straySets {
 		want = append(want, s.name)
 	}
+	for _, s := range saidBy {
+		if len(t.have.learn) > 0 {
+			want = append(want, s.name)
+		}
+	}
 	want = slices.AppendSeq(want, maps.Keys(t.have.flowSets()))
 	for s := range t.have.greedy {
 		want = append(want, s.name)

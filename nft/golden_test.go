@@ -35,6 +35,15 @@ func tracked(stage policy.Stage, selectors ...string) []policy.Untracked {
 	return list
 }
 
+// listeners are TCP services of this host.
+func listeners(ports ...uint16) []policy.Selector {
+	list := make([]policy.Selector, len(ports))
+	for i, port := range ports {
+		list[i] = policy.Selector{Protocol: policy.TCP, Port: port}
+	}
+	return list
+}
+
 // cases are representative states and the golden files of what nft lists for them. States that share
 // a file must make no difference.
 func cases() []struct {
@@ -149,16 +158,22 @@ func cases() []struct {
 		{"reserve, nothing left", "reserved", Desired{Posture: policy.Posture{Reserve: policy.Reserve{Engaged: true}},
 			Allow: allowList}},
 		{"synproxy", "synproxy", Desired{
-			Posture: policy.Posture{Synproxy: []uint16{80, 443}, Handshake: handshake},
+			Posture: policy.Posture{Synproxy: listeners(80, 443), Handshake: handshake},
 			Allow:   allowList}},
 		{"synproxy, bare", "bare", Desired{
-			Posture: policy.Posture{Synproxy: []uint16{80}, Handshake: policy.Handshake{MSS4: 536, MSS6: 1220}}}},
+			Posture: policy.Posture{Synproxy: listeners(80), Handshake: policy.Handshake{MSS4: 536, MSS6: 1220}}}},
 		{"synproxy, last cookies", "cookies", Desired{
-			Posture: policy.Posture{Synproxy: []uint16{80}, Handshake: handshake, LastCookies: true}}},
+			Posture: policy.Posture{Synproxy: listeners(80), Handshake: handshake, LastCookies: true}}},
+		{"synproxy, forwarded", "proxyinside", Desired{
+			Posture: policy.Posture{Synproxy: append(listeners(22), cookieServices...), InsideMSS: cookieMSS,
+				Learn: append([]policy.Selector{selector(forwards[2])}, cookieServices...), Handshake: handshake, DropInvalid: true},
+			Allow: allowList}},
+		{"synproxy, forwarded, last cookies", "cookiesinside", Desired{
+			Posture: policy.Posture{Synproxy: cookieServices, InsideMSS: cookieMSS, LastCookies: true}}},
 		{"all", "all", Desired{
 			Posture: policy.Posture{DropInvalid: true, Notrack: append(watched, services...),
 				Limits: limits, LimitRate: 10, LimitBurst: 20,
-				ClosedPorts: true, Budgets: budgets, Synproxy: []uint16{8080}, Handshake: handshake,
+				ClosedPorts: true, Budgets: budgets, Synproxy: listeners(8080), Handshake: handshake,
 				Reserve: policy.Reserve{Engaged: true, Rate: 1}},
 			Allow: allowList}},
 		{"everything allowed", "whole", Desired{
@@ -180,6 +195,9 @@ var volatile = []struct {
 	{regexp.MustCompile(` expires [0-9dhms]+`), ""},
 	{regexp.MustCompile(`packets \d+ bytes \d+`), "packets 0 bytes 0"},
 	{regexp.MustCompile(`(?m)^\tflags owner\n\n?`), ""},
+	// What is of no named type is listed in the way in which it was declared: as a library does it, or as nft.
+	{regexp.MustCompile(`type ipv4_addr \. inet_service \. integer`), "typeof " + saidBy[0].key()},
+	{regexp.MustCompile(`type ipv6_addr \. inet_service \. integer`), "typeof " + saidBy[1].key()},
 }
 
 // list returns nft's listing of the table without what is volatile.

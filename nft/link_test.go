@@ -239,20 +239,24 @@ func (l *link) strayACK(from string, port uint16) {
 // segment sends a TCP segment with some flags, from an address that need not be the client's.
 func (l *link) segment(from string, port uint16, flags byte) {
 	l.t.Helper()
+	l.do(func() { sendSegment(l.t, from, hostV4, port, flags) })
+}
+
+// sendSegment sends a TCP segment from the calling thread's namespace.
+func sendSegment(t *testing.T, from, to string, port uint16, flags byte) {
+	t.Helper()
 	segment := make([]byte, 20)
 	binary.BigEndian.PutUint16(segment[0:], 40000)
 	binary.BigEndian.PutUint16(segment[2:], port)
 	binary.BigEndian.PutUint32(segment[4:], 1)
 	segment[12], segment[13] = 5<<4, flags
 	binary.BigEndian.PutUint16(segment[14:], 1024)
-	source, host := netip.MustParseAddr(from).As4(), netip.MustParseAddr(hostV4).As4()
+	source, host := netip.MustParseAddr(from).As4(), netip.MustParseAddr(to).As4()
 	pseudo := append(append(append([]byte{}, source[:]...), host[:]...), 0, unix.IPPROTO_TCP, 0, 20)
 	binary.BigEndian.PutUint16(segment[16:], checksum(append(pseudo, segment...)))
-	l.do(func() {
-		if err := sendRaw(unix.IPPROTO_TCP, source, host, segment); err != nil {
-			l.t.Errorf("send segment: %v", err)
-		}
-	})
+	if err := sendRaw(unix.IPPROTO_TCP, source, host, segment); err != nil {
+		t.Errorf("send segment: %v", err)
+	}
 }
 
 // tooBig sends an ICMP error from the client about a segment that a service of the host would have

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -23,6 +24,7 @@ type Capabilities struct {
 	Reject   bool // packets can be rejected at prerouting (since 5.9), for Posture.Reject
 	Socket   bool // the expression socket, for dropping what no socket waits for
 	Synproxy bool // the statement synproxy
+	Cookies  bool // SYN cookies for forwarded services: translation at output, synproxy at forward, options of TCP in sets
 	Forward  bool // what forwarded services need: routes by fib, packets that are written to and that take out of sets
 }
 
@@ -41,6 +43,7 @@ func StartProbe() (wait func() (Capabilities, error)) {
 		{&c.Socket, "socket", probeSocket},
 		{&c.Synproxy, "synproxy", probeSynproxy},
 		{&c.Forward, "forward", probeForward},
+		{&c.Cookies, "cookies", probeCookies},
 	}
 	waits := make([]func() error, len(probes))
 	for i, p := range probes {
@@ -104,18 +107,34 @@ func probeRules(b *batch) {
 	b.create(&want, now)
 }
 
-// probeForward makes the table of a posture with forwarded services of both families and protocols.
-func probeForward(b *batch) {
+// exampleForwards are forwarded services of a protocol, one of each family.
+func exampleForwards(proto policy.Protocol) (list []policy.Selector) {
 	outer := map[bool]netip.Addr{false: netip.MustParseAddr("192.0.2.1"), true: netip.MustParseAddr("2001:db8::1")}
 	inner := map[bool]netip.Addr{false: netip.MustParseAddr("192.0.2.2"), true: netip.MustParseAddr("2001:db8::2")}
-	var d Desired
 	for _, v6 := range []bool{false, true} {
-		for _, proto := range []policy.Protocol{policy.TCP, policy.UDP} {
-			d.Posture.Notrack = append(d.Posture.Notrack, policy.Untracked{Stage: policy.Freed, Selector: policy.Selector{
-				Protocol: proto, Port: 80, Local: netip.PrefixFrom(outer[v6], outer[v6].BitLen()), Uplink: "wan",
-				Inside: netip.AddrPortFrom(inner[v6], 8080)}})
-		}
+		list = append(list, policy.Selector{
+			Protocol: proto, Port: 80, Local: netip.PrefixFrom(outer[v6], outer[v6].BitLen()), Uplink: "wan",
+			Inside: netip.AddrPortFrom(inner[v6], 8080)})
 	}
+	return list
+}
+
+// probeForward makes the table of a posture with forwarded services of both families and protocols.
+func probeForward(b *batch) {
+	var d Desired
+	for _, s := range slices.Concat(exampleForwards(policy.TCP), exampleForwards(policy.UDP)) {
+		d.Posture.Notrack = append(d.Posture.Notrack, policy.Untracked{Stage: policy.Freed, Selector: s})
+	}
+	var keep retained
+	want := d.ruleset(time.Now(), &keep)
+	b.create(&want, time.Now())
+}
+
+// probeCookies makes the table of a posture with forwarded services of both families behind synproxy.
+func probeCookies(b *batch) {
+	services := exampleForwards(policy.TCP)
+	d := Desired{Posture: policy.Posture{Synproxy: services, Learn: services,
+		InsideMSS: map[policy.Selector]uint16{services[0]: 1460, services[1]: 1440}}}
 	var keep retained
 	want := d.ruleset(time.Now(), &keep)
 	b.create(&want, time.Now())

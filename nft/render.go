@@ -38,6 +38,11 @@ func Render(d Desired, now time.Time) string {
 	for _, s := range straySets {
 		s.render(&w)
 	}
+	for _, s := range saidBy {
+		if len(r.learn) > 0 {
+			s.render(&w)
+		}
+	}
 	for _, of := range r.scopes {
 		for _, s := range zoneSets(of) {
 			s.render(&w, r.addresses[s.name], now)
@@ -141,7 +146,7 @@ func (s flowSet) render(w *strings.Builder) {
 func (c chain) render(w *strings.Builder) {
 	fmt.Fprintf(w, "\n\tchain %s {\n", c.name)
 	if h := c.hook; h != nil {
-		fmt.Fprintf(w, "\t\ttype filter hook %s priority %d; policy accept;\n", h.name, h.priority)
+		fmt.Fprintf(w, "\t\ttype %s hook %s priority %d; policy accept;\n", h.kind(), h.name, h.priority)
 	}
 	for _, r := range c.rules {
 		fmt.Fprintf(w, "\t\t%s comment %q\n", r.text, r.comment())

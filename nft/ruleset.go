@@ -23,6 +23,8 @@ type ruleset struct {
 	chains    []chain                          // in the order in which they are made
 	selectors map[policy.Selector]policy.Stage // what the counters are read back for
 	greedy    map[greedySet][]greedyElement    // of limits that are not on whole sources; a set without any is not there
+	inside    []proxiedInside                  // forwarded services behind synproxy
+	learn     []policy.Selector                // forwarded services whose inside host's MSS is learnt
 	scopes    []scope                          // what has limits, or had
 	rate      string                           // what the meters' elements carry; they are emptied when it changes
 }
@@ -182,6 +184,15 @@ type hook struct {
 	name     string
 	num      *nftables.ChainHook
 	priority nftables.ChainPriority
+	nat      bool // it translates; else it filters
+}
+
+// kind is the type of a base chain.
+func (h hook) kind() nftables.ChainType {
+	if h.nat {
+		return nftables.ChainTypeNAT
+	}
+	return nftables.ChainTypeFilter
 }
 
 // Priorities are relative to those of enum nf_ip_hook_priorities in
@@ -196,6 +207,9 @@ const (
 	// beforeSourceNAT is where conntrack is about to translate answers (100): all that comes before sees them as the
 	// inside host sent them, all that comes after as clients do.
 	beforeSourceNAT nftables.ChainPriority = 99
+
+	// beforeDestinationNAT comes before the host's own translations of destinations (-100).
+	beforeDestinationNAT nftables.ChainPriority = -101
 )
 
 // retained is what a table keeps although nothing wants it any more.
@@ -251,11 +265,14 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	}
 	r.counters = namedCounters()
 	r.addServices()
-	for _, port := range d.Posture.Synproxy {
-		for _, name := range []string{proxied, proxyCompleted, proxyDelivered} {
-			r.services[name][service{policy.TCP, port}] = struct{}{}
+	for _, one := range d.Posture.Synproxy {
+		if s, ok := serviceOf(one); ok {
+			for _, name := range []string{proxied, proxyCompleted, proxyDelivered} {
+				r.services[name][s] = struct{}{}
+			}
 		}
 	}
+	r.inside, r.learn = proxiedInsideOf(d.Posture), d.Posture.Learn
 	b := builder{
 		posture: d.Posture,
 		blocks:  len(block) > 0, limits: limits[everyZone], greedy: r.greedy,
@@ -267,12 +284,15 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 		untracks: len(r.services[untracked]) > 0,
 		ports:    r.ports,
 		custom:   r.custom(!d.Posture.Uncounted), forwards: r.forwardedOf(),
-		trials: r.trials(),
+		trials: r.trials(), inside: r.inside,
 	}
 	for _, s := range b.custom {
 		r.counters = append(r.counters, s.counters()...)
 	}
 	for _, f := range b.forwards {
+		r.counters = append(r.counters, f.counters()...)
+	}
+	for _, f := range b.inside {
 		r.counters = append(r.counters, f.counters()...)
 	}
 	slices.Sort(r.counters)

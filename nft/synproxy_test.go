@@ -23,7 +23,7 @@ func proxy(t *testing.T) Desired {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Desired{Posture: policy.Posture{Synproxy: []uint16{80}, Handshake: said}}
+	return Desired{Posture: policy.Posture{Synproxy: listeners(80), Handshake: said}}
 }
 
 // strict is what synproxy needs of the namespace.
@@ -89,7 +89,7 @@ func TestSynproxy(t *testing.T) {
 				t.Error("synproxy lets a source in that the host's filter keeps out")
 			}
 			w := work(t, table).Proxied
-			if w.SYNs < 202 || w.Ports[80] != (policy.ProxiedPort{Completed: 2, Delivered: 2}) ||
+			if w.SYNs < 202 || w.Services[listeners(80)[0]] != (policy.ProxiedService{Completed: 2, Delivered: 2}) ||
 				w.Checked != w.Returned || w.Checked < 3 {
 				t.Errorf("counted %+v", w)
 			}
@@ -107,7 +107,7 @@ func TestSynproxyDoesNotStall(t *testing.T) {
 	setting(t, "ipv4/tcp_timestamps", "2")
 	setting(t, "ipv4/tcp_early_retrans", "0") // no tail loss probes: they come when a machine is busy
 	d := proxy(t)
-	d.Posture.Synproxy = []uint16{80, 81}
+	d.Posture.Synproxy = listeners(80, 81)
 	table := open(t)
 	apply(t, table, d)
 	before := retransmitted(t)
@@ -240,7 +240,7 @@ func TestSynproxyIsStopped(t *testing.T) {
 		if err := echoed(l.mustDial("tcp", client2, 80), refuses); err == nil {
 			t.Fatal("the connection gets through: this test shows nothing")
 		}
-		if w := work(t, table).Proxied; w.Ports[80].Completed == 0 || w.Ports[80].Delivered != 0 {
+		if w := work(t, table).Proxied; w.Services[listeners(80)[0]].Completed == 0 || w.Services[listeners(80)[0]].Delivered != 0 {
 			t.Errorf("counted %+v, want connections opened and none delivered", w)
 		}
 	})
@@ -272,7 +272,7 @@ func TestSynproxyByPort(t *testing.T) {
 	strict(t)
 	table := open(t)
 	d := proxy(t)
-	d.Posture.Synproxy = []uint16{80, 81}
+	d.Posture.Synproxy = listeners(80, 81)
 	d.Allow = []netip.Prefix{prefix(client3 + "/32")}
 	apply(t, table, d)
 	mustEcho(t, l.mustDial("tcp", client2, 80))
@@ -281,10 +281,10 @@ func TestSynproxyByPort(t *testing.T) {
 	}
 	mustEcho(t, l.mustDial("tcp", client3, 81))
 	w := work(t, table).Proxied
-	if p := w.Ports[80]; p.Completed != 1 || p.Delivered != 1 {
+	if p := w.Services[listeners(80)[0]]; p.Completed != 1 || p.Delivered != 1 {
 		t.Errorf("port 80: %+v", p)
 	}
-	if p := w.Ports[81]; p.Completed != 1 || p.Delivered != 0 {
+	if p := w.Services[listeners(81)[0]]; p.Completed != 1 || p.Delivered != 0 {
 		t.Errorf("port 81: %+v", p)
 	}
 }

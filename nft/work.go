@@ -34,13 +34,16 @@ func (t *Table) Work() (_ policy.Work, err error) {
 		ReserveDropped: named[reserveDropped],
 		Proxied: policy.Proxied{
 			SYNs: named[proxySYNs], Returned: named[proxyReturned], Checked: named[proxyChecked],
-			Ports: t.proxiedPorts(byService),
+			Services: t.proxiedServices(byService, named),
 		},
 		FreedOpened: named[freedOpened],
 		Selectors:   make(map[policy.Selector]policy.SelectorWork, len(t.have.selectors)),
 	}
 	t.noteNarrow(named[tooLong], time.Now())
 	if work.Strays, err = t.readStrays(work.InvalidDropped, time.Now()); err != nil {
+		return work, err
+	}
+	if work.InsideMSS, err = t.said(); err != nil {
 		return work, err
 	}
 	for sel := range t.have.selectors {
@@ -67,15 +70,20 @@ func (t *Table) Work() (_ policy.Work, err error) {
 	return work, nil
 }
 
-// proxiedPorts returns the counters of the ports behind synproxy.
-func (t *Table) proxiedPorts(byService map[string]map[string]uint64) map[uint16]policy.ProxiedPort {
-	ports := make(map[uint16]policy.ProxiedPort, len(t.have.services[proxied]))
+// proxiedServices returns the counters of the services behind synproxy.
+func (t *Table) proxiedServices(byService map[string]map[string]uint64, named map[string]uint64,
+) map[policy.Selector]policy.ProxiedService {
+	services := make(map[policy.Selector]policy.ProxiedService, len(t.have.services[proxied])+len(t.have.inside))
 	for s := range t.have.services[proxied] {
-		key := serviceKey(s)
-		ports[s.port] = policy.ProxiedPort{Completed: byService[proxyCompleted][string(key)],
-			Delivered: byService[proxyDelivered][string(key)]}
+		key := string(serviceKey(s))
+		services[policy.Selector{Protocol: s.proto, Port: s.port}] = policy.ProxiedService{
+			Completed: byService[proxyCompleted][key], Delivered: byService[proxyDelivered][key]}
 	}
-	return ports
+	for _, f := range t.have.inside {
+		services[f.selector] = policy.ProxiedService{
+			Completed: named[f.counter(proxyCompleted)], Delivered: named[f.counter(proxyDelivered)]}
+	}
+	return services
 }
 
 // namedCounters returns the packets of each named counter.

@@ -133,6 +133,7 @@ type SelectorStatus struct {
 	Selector string `json:"selector"`
 	Stage    string `json:"stage"`   // "tracked", "watched", "trial", "freed" or "leaving"
 	Refused  string `json:"refused"` // why it must stay tracked; empty if nothing speaks against it
+	Cookies  string `json:"cookies"` // of forwarded TCP services: "answered", "ready", or why none may stand before it
 }
 
 // Selectors returns how each candidate for notrack stands after the last tick.
@@ -143,6 +144,11 @@ func (m *Machine) Selectors() []SelectorStatus {
 		status := SelectorStatus{Selector: s.String(), Stage: "tracked", Refused: n.refusal(s, m.last.Observation)}
 		if t := n.selectors[s]; t != nil {
 			status.Stage = t.stage.String()
+		}
+		for _, w := range m.steps {
+			if c, ok := w.step.(cookies); ok {
+				status.Cookies = c.cookies(s, m.last)
+			}
 		}
 		list = append(list, status)
 	}

@@ -33,7 +33,7 @@ type Host struct {
 	Refused     map[Selector]string // candidates that must stay tracked, and why
 	Unsupported map[StepName]string // steps that can't do their work on this host or kernel, and why
 	MaxEntries  int                 // entries that the memory budget has room for; 0 where the capacity can't be raised
-	Listeners   []Selector          // TCP ports of this host that may be put behind synproxy: {TCP, Port}
+	Listeners   []Selector          // TCP services that may be put behind synproxy: {TCP, Port}, and forwarded ones
 	Unproxied   map[Selector]string // those of them that can't, and why
 	Handshake   Handshake           // what this host says of itself when it accepts a connection
 }
@@ -82,6 +82,7 @@ type Work struct {
 	BudgetDropped  uint64  // packets of a flood's class above its budget
 	ReserveDropped uint64  // new flows refused for [Reserve]
 	Proxied        Proxied
+	InsideMSS      map[Selector]uint16       `json:",omitempty"` // the smallest that inside hosts announced lately, in bytes
 	FreedOpened    uint64                    // flows that untracked services opened between looks
 	Selectors      map[Selector]SelectorWork // by selector, watched ones included
 }
@@ -95,23 +96,23 @@ type Stray struct {
 
 // Proxied is what synproxy did.
 type Proxied struct {
-	SYNs     uint64 // answered in this host's place
+	SYNs     uint64 // answered in a service's place
 	Returned uint64 // packets that may bring a cookie back, before any rule of this host that knows conntrack
 	Checked  uint64 // of them, those that got to where cookies are checked
-	Ports    map[uint16]ProxiedPort
+	Services map[Selector]ProxiedService
 }
 
-// ProxiedPort is what synproxy did for one port.
-type ProxiedPort struct {
+// ProxiedService is what synproxy did for one service.
+type ProxiedService struct {
 	Completed uint64 // connections opened for a good cookie
-	Delivered uint64 // of them, those that the host's own rules let through to the listener
+	Delivered uint64 // of them, those that the host's own rules let through to the listener, or an inside host accepted
 }
 
-// Completed returns how many connections were opened for a good cookie, to any port.
+// Completed returns how many connections were opened for a good cookie, to any service.
 func (p Proxied) Completed() uint64 {
 	var n uint64
-	for _, port := range p.Ports {
-		n += port.Completed
+	for _, s := range p.Services {
+		n += s.Completed
 	}
 	return n
 }

@@ -15,15 +15,17 @@ type Posture struct {
 	Notrack     []Untracked
 	Uncounted   bool // between looks: what becomes of Notrack's packets is not counted
 	Limits      []Limit
-	Caps        []Cap     // how many entries a source may keep; the excess is evicted
-	Purges      []Purge   // classes whose entries are deleted, except those that are assured or have NAT
-	LimitRate   int       // new flows per second that a limited source may open
-	LimitBurst  int       // packets that it may open above the rate
-	Synproxy    []uint16  // TCP ports of this host whose handshakes are answered with SYN cookies
-	Handshake   Handshake // what synproxy says of this host
-	LastCookies bool      // synproxy answers no more handshakes, and only takes the cookies that are on their way
-	ClosedPorts bool      // drop local TCP and UDP packets that no socket waits for
-	ClosedRate  int       // so many of them a second are let through
+	Caps        []Cap               // how many entries a source may keep; the excess is evicted
+	Purges      []Purge             // classes whose entries are deleted, except those that are assured or have NAT
+	LimitRate   int                 // new flows per second that a limited source may open
+	LimitBurst  int                 // packets that it may open above the rate
+	Synproxy    []Selector          // TCP services whose handshakes are answered with SYN cookies, see [Host.Listeners]
+	InsideMSS   map[Selector]uint16 // of the forwarded ones among them: the MSS that their inside host announces, in bytes
+	Learn       []Selector          // forwarded TCP services whose inside host's MSS is to be learnt
+	Handshake   Handshake           // what synproxy says of this host
+	LastCookies bool                // synproxy answers no more handshakes, and only takes the cookies that are on their way
+	ClosedPorts bool                // drop local TCP and UDP packets that no socket waits for
+	ClosedRate  int                 // so many of them a second are let through
 	Budgets     []Budget
 	Reserve     Reserve        // what others may still open while the table is about to be full
 	Allow       []netip.Prefix // never limited, evicted or refused: the allowlist and what an operator released
@@ -48,7 +50,7 @@ type Purge struct {
 
 // HasRules reports whether p wants any rule in the kernel; without one there is no table.
 func (p Posture) HasRules() bool {
-	return p.DropInvalid || len(p.Notrack) > 0 || len(p.Limits) > 0 || len(p.Synproxy) > 0 ||
+	return p.DropInvalid || len(p.Notrack) > 0 || len(p.Limits) > 0 || len(p.Synproxy) > 0 || len(p.Learn) > 0 ||
 		p.ClosedPorts || len(p.Budgets) > 0 || p.Reserve.Engaged
 }
 

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -131,6 +132,9 @@ func (s Selector) String() string {
 	}
 	return name
 }
+
+// compareSelectors orders selectors for reports.
+func compareSelectors(a, b Selector) int { return cmp.Compare(a.String(), b.String()) }
 
 // ParseSelector reads what [Selector.String] writes, what follows the name in any order.
 func ParseSelector(text string) (Selector, error) {

@@ -74,13 +74,17 @@ func (plain) skipped(situation) string      { return "" }
 func (plain) quiet(situation, float64) bool { return true }
 func (plain) status(situation) string       { return "" }
 
-// Two things that only some steps can do. The machine passes them on to those that can.
+// Three things that only some steps can do. The machine passes them on to those that can.
 type (
 	// forgetter drops its memory of the sources inside a prefix, because an operator released them.
 	forgetter interface{ forget(prefix netip.Prefix) }
 	// explainer says how the sources inside a prefix stand with it.
 	explainer interface {
 		explain(prefix netip.Prefix, s situation, say func(format string, args ...any))
+	}
+	// cookies says how a forwarded service stands with SYN cookies; empty for anything else.
+	cookies interface {
+		cookies(one Selector, s situation) string
 	}
 )
 

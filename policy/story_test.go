@@ -231,7 +231,7 @@ func (b *groupBuilder) set(key, value string) (err error) {
 		d, err = time.ParseDuration(value)
 		g.life = d.Seconds()
 	case "to":
-		g.to, err = ParseSelector(value)
+		g.to, err = ParseSelector(strings.ReplaceAll(value, "_", " "))
 	case "pulse":
 		on, off, _ := strings.Cut(value, "/")
 		if g.pulse[0], err = time.ParseDuration(on); err == nil {

@@ -8,12 +8,14 @@ import (
 	"time"
 )
 
-// Synproxy is the step that answers handshakes with SYN cookies in the place of this host's services.
+// Synproxy is the step that answers handshakes with SYN cookies in the place of this host's services and of those that
+// it translates to inside hosts.
 const Synproxy StepName = "synproxy"
 
 // synproxy watches whether connections that the kernel's synproxy has accepted reach their listeners. The client's
 // SYN passes the host's own rules before it is answered; the connection that synproxy then opens to
-// the listener comes by way of the loopback interface, and rules that know nothing of it may drop it.
+// the listener comes by way of the loopback interface, and rules that know nothing of it may drop it. To an inside host
+// it leaves as if it were this host's own.
 type synproxy struct {
 	unfinished pace      // handshakes it answered that nobody finished
 	engaged    bool      // its rules are wanted
@@ -22,10 +24,11 @@ type synproxy struct {
 	since      time.Time // when it was last engaged
 	start      Proxied   // the counters when it was engaged
 	failed     failure
-	refused    map[uint16]failure // ports whose connections do not arrive
-	ports      []uint16           // that it was last in front of
-	handshake  Handshake          // what it last said
-	left       time.Time          // when it last was
+	refused    map[Selector]failure // services whose connections do not arrive
+	services   []Selector           // that it was last in front of
+	handshake  Handshake            // what it last said
+	inside     map[Selector]uint16  // what inside hosts say, as far as it is known
+	left       time.Time            // when it last was in front of services
 }
 
 // LastCookiesFor is how long cookies are taken after the last was handed out: a round trip of a second.
@@ -38,44 +41,73 @@ const (
 	enoughCompleted = 20
 )
 
-func (x *synproxy) observe(s situation) { x.unfinished.update(s.Time, unfinished(s.Work.Proxied)) }
+func (x *synproxy) observe(s situation) {
+	x.unfinished.update(s.Time, unfinished(s.Work.Proxied))
+	if x.inside == nil {
+		x.inside = make(map[Selector]uint16)
+	}
+	maps.Copy(x.inside, s.Work.InsideMSS)
+	maps.DeleteFunc(x.inside, func(one Selector, _ uint16) bool { return !slices.Contains(s.Listeners, one) })
+}
 
 func (x *synproxy) skipped(s situation) string {
 	switch {
 	case s.Time.Before(x.failed.until):
 		return x.failed.reason
-	case s.Handshake.WindowScale == 0:
-		return "tcp_window_scaling is off, and synproxy can't but scale windows"
-	case !s.Handshake.Timestamps:
-		return "tcp_timestamps is off: a SYN cookie could not carry window scale and SACK"
 	case len(s.Listeners) == 0:
 		return "no listening TCP port of this host was found or listed"
 	case len(x.proxyable(s)) > 0:
 		return ""
 	}
 	for _, l := range s.Listeners {
-		if reason := cmp.Or(s.Unproxied[l], x.refusal(l.Port, s.Time)); reason != "" {
+		if reason := x.refusal(l, s.Observation); reason != "" {
 			return fmt.Sprintf("no port can be proxied; %s: %s", l, reason)
 		}
 	}
 	return "every listening port may go untracked, which is better"
 }
 
-// proxyable returns the ports that synproxy may stand in front of: those that must stay tracked.
+// proxyable returns the services that synproxy may stand in front of: those that must stay tracked.
 // While other TCP services may live untracked there are none: synproxy needs tcp_loose=0, which their
 // connections must not meet.
-func (x *synproxy) proxyable(s situation) []uint16 {
-	var ports []uint16
+func (x *synproxy) proxyable(s situation) []Selector {
+	var services []Selector
 	for _, l := range s.Listeners {
 		if s.shared.mayGo(l) {
 			return nil
 		}
-		if s.Unproxied[l] == "" && x.refusal(l.Port, s.Time) == "" {
-			ports = append(ports, l.Port)
+		if x.refusal(l, s.Observation) == "" && !slices.Contains(services, l) {
+			services = append(services, l)
 		}
 	}
-	slices.Sort(ports)
-	return slices.Compact(ports)
+	return services
+}
+
+// refusal says why a service must not be proxied now; it is empty when nothing speaks against it.
+func (x *synproxy) refusal(l Selector, o Observation) string {
+	if reason := cmp.Or(o.Unproxied[l], x.failure(l, o.Time)); reason != "" {
+		return reason
+	}
+	switch {
+	case l.Forwarded() && x.inside[l] == 0:
+		return "its inside host has not been seen to accept a connection yet: what size of segments it takes is not known"
+	case l.Forwarded():
+	case o.Handshake.WindowScale == 0:
+		return "tcp_window_scaling is off, and synproxy can't but scale windows"
+	case !o.Handshake.Timestamps:
+		return "tcp_timestamps is off: a SYN cookie could not carry window scale and SACK"
+	}
+	return ""
+}
+
+// learn returns the services whose inside host is to be listened to: those that nothing else speaks against.
+func (*synproxy) learn(s situation, level int) []Selector {
+	if level == 0 || !s.listed() {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(s.Listeners), func(l Selector) bool {
+		return !l.Forwarded() || s.Unproxied[l] != ""
+	})
 }
 
 func (x *synproxy) want(s situation, p *Posture) []Event {
@@ -89,14 +121,17 @@ func (x *synproxy) want(s situation, p *Posture) []Event {
 	closing := !proxy && !mustStay && x.closing(s, p)
 	if proxy || closing {
 		s.shared.loose.strict = true
-		if ready := x.ready(s, p); ready && proxy {
-			p.Synproxy, p.Handshake = x.proxyable(s), s.Handshake
-			x.ports, x.handshake, x.left = p.Synproxy, p.Handshake, s.Time
+		if services := x.proxyable(s); x.ready(s, p, services) && proxy {
+			p.Synproxy, p.Handshake, p.InsideMSS = services, s.Handshake, x.insideMSS(services)
+			x.services, x.handshake, x.left = p.Synproxy, p.Handshake, s.Time
 		}
 	}
+	p.Learn = x.learn(s, p.Level)
 	if s.shared.crowded && !p.LastCookies {
-		for _, port := range p.Synproxy { // the handshakes from before synproxy answered them would stay for minutes
-			p.purge(Purge{FlowClass{tcp, port}, s.cfg.Profile == Auto})
+		for _, one := range p.Synproxy { // the handshakes from before synproxy answered them would stay for minutes
+			if !one.Forwarded() {
+				p.purge(Purge{FlowClass{tcp, one.Port}, s.cfg.Profile == Auto})
+			}
 		}
 	}
 	events := x.update(s.Observation, proxy && len(p.Synproxy) > 0, *s.cfg)
@@ -110,10 +145,12 @@ func (x *synproxy) want(s situation, p *Posture) []Event {
 // A cookie's timestamp is the kernel's clock, and what the listener says later is brought in line with
 // it as long as there are rules. Without the random offset that tcp_timestamps=1 adds to it for each
 // connection, the listener's own timestamps are a little ahead of the cookie's, and a connection lives
-// on when the rules go; with it, half of them would run backwards and stall (RFC 7323, section 5).
-func (*synproxy) ready(s situation, p *Posture) bool {
+// on when the rules go; with it, half of them would run backwards and stall (RFC 7323, section 5). An inside host's
+// clock is its own, so no cookie that is given in its place has timestamps.
+func (*synproxy) ready(s situation, p *Posture, services []Selector) bool {
 	needed := make(map[string]int)
-	if s.Admin[tcpTimestamps] == randomOffset {
+	own := slices.ContainsFunc(services, func(one Selector) bool { return !one.Forwarded() })
+	if own && s.Admin[tcpTimestamps] == randomOffset {
 		needed[tcpTimestamps], p.Settings[tcpTimestamps] = plainClock, plainClock
 	}
 	if s.Admin[tcpLoose] != 0 {
@@ -144,7 +181,7 @@ func (*synproxy) brought(s situation, done uint64, _ outcome) string {
 
 func (*synproxy) status(s situation) string {
 	if n := len(s.before.Synproxy); n > 0 {
-		return fmt.Sprintf("in front of %d ports", n)
+		return fmt.Sprintf("in front of %d services", n)
 	}
 	return fmt.Sprintf("waits for handshakes under way to hold %d %% of the capacity, now %.0f %%",
 		halfOpenEnter, s.halfOpen)
@@ -175,24 +212,24 @@ func (x *synproxy) update(o Observation, on bool, c Config) []Event {
 		return []Event{{Kind: StepEvent, Step: Synproxy, Reason: "taken back: " + reason}}
 	}
 	var events []Event
-	for _, port := range slices.Sorted(maps.Keys(o.Work.Proxied.Ports)) {
-		reason := o.Work.Proxied.Ports[port].fault(x.start.Ports[port])
-		if reason == "" || x.refusal(port, o.Time) != "" {
+	for _, one := range slices.SortedFunc(maps.Keys(o.Work.Proxied.Services), compareSelectors) {
+		reason := o.Work.Proxied.Services[one].fault(x.start.Services[one], one)
+		if reason == "" || x.failure(one, o.Time) != "" {
 			continue
 		}
 		if x.refused == nil {
-			x.refused = make(map[uint16]failure)
+			x.refused = make(map[Selector]failure)
 		}
-		x.refused[port] = failure{reason, o.Time.Add(c.RetryTrial)}
+		x.refused[one] = failure{reason, o.Time.Add(c.RetryTrial)}
 		events = append(events, Event{Kind: StepEvent, Step: Synproxy,
-			Reason: fmt.Sprintf("tcp/%d taken back: %s", port, reason)})
+			Reason: fmt.Sprintf("%s taken back: %s", one, reason)})
 	}
 	return events
 }
 
-// refusal says why a port must not be proxied now; it is empty when nothing speaks against it.
-func (x *synproxy) refusal(port uint16, now time.Time) string {
-	if f, ok := x.refused[port]; ok && now.Before(f.until) {
+// failure says why a service was taken back; it is empty when it was not, or long ago.
+func (x *synproxy) failure(one Selector, now time.Time) string {
+	if f, ok := x.refused[one]; ok && now.Before(f.until) {
 		return f.reason
 	}
 	return ""
@@ -206,18 +243,44 @@ func (x *synproxy) call(now time.Time, flood, over bool, settle time.Duration) b
 	return x.wanted
 }
 
+// cookies says how a forwarded service stands.
+func (x *synproxy) cookies(one Selector, s situation) string {
+	switch {
+	case !one.Forwarded() || !slices.Contains(s.Listeners, one):
+		return ""
+	case slices.Contains(x.services, one):
+		return "answered"
+	}
+	return cmp.Or(x.refusal(one, s.Observation), "ready")
+}
+
 // young reports whether synproxy was engaged just now: whether it works shows in its first second.
 func (x *synproxy) young(now time.Time) bool { return x.engaged && now.Sub(x.since) < time.Second }
 
-// closing wants what takes the last cookies, for a moment after synproxy was in front of ports, and reports
+// closing wants what takes the last cookies, for a moment after synproxy was in front of services, and reports
 // whether it does.
 func (x *synproxy) closing(s situation, p *Posture) bool {
-	if len(x.ports) == 0 || s.Time.Sub(x.left) >= LastCookiesFor || s.Time.Before(x.failed.until) {
-		x.ports = nil
+	if len(x.services) == 0 || s.Time.Sub(x.left) >= LastCookiesFor || s.Time.Before(x.failed.until) {
+		x.services = nil
 		return false
 	}
-	p.Synproxy, p.Handshake, p.LastCookies = x.ports, x.handshake, true
+	p.Synproxy, p.Handshake, p.InsideMSS, p.LastCookies = x.services, x.handshake, x.insideMSS(x.services), true
 	return true
+}
+
+// insideMSS returns what the inside hosts of services announce.
+func (x *synproxy) insideMSS(services []Selector) map[Selector]uint16 {
+	var said map[Selector]uint16
+	for _, one := range services {
+		if !one.Forwarded() {
+			continue
+		}
+		if said == nil {
+			said = make(map[Selector]uint16)
+		}
+		said[one] = x.inside[one]
+	}
+	return said
 }
 
 // lost reports whether too little of something passes.
@@ -235,9 +298,14 @@ func (p Proxied) fault(before Proxied) string {
 }
 
 // fault says what is wrong with the way from a good cookie to the listener.
-func (p ProxiedPort) fault(before ProxiedPort) string {
+func (p ProxiedService) fault(before ProxiedService, one Selector) string {
 	completed, delivered := since(p.Completed, before.Completed), since(p.Delivered, before.Delivered)
-	if lost(delivered, completed) {
+	switch {
+	case !lost(delivered, completed):
+	case one.Forwarded():
+		return fmt.Sprintf("%d of %d connections that synproxy had accepted came about: the host's own rules, or the inside "+
+			"host, let no more through", delivered, completed)
+	default:
 		return fmt.Sprintf("the host's own rules let %d of %d connections through that synproxy had accepted",
 			delivered, completed)
 	}

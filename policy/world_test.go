@@ -294,25 +294,28 @@ func (w *world) passBefore(g *group, p Posture, flows, dt float64) float64 {
 			flows = pass
 		}
 	}
-	if g.to.Protocol != TCP || !slices.Contains(p.Synproxy, g.to.Port) {
+	if flows > 0 && slices.Contains(p.Learn, g.to) {
+		w.work.InsideMSS = map[Selector]uint16{g.to: 1460}
+	}
+	if !slices.Contains(p.Synproxy, g.to) {
 		return flows
 	}
 	w.work.Proxied.SYNs += uint64(math.Ceil(flows))
 	if g.class == HalfOpen {
 		return 0
 	}
-	ports := maps.Clone(w.work.Proxied.Ports)
-	if ports == nil {
-		ports = make(map[uint16]ProxiedPort)
+	services := maps.Clone(w.work.Proxied.Services)
+	if services == nil {
+		services = make(map[Selector]ProxiedService)
 	}
-	port := ports[g.to.Port]
-	port.Completed += uint64(math.Ceil(flows))
+	one := services[g.to]
+	one.Completed += uint64(math.Ceil(flows))
 	if w.stuck {
 		flows = 0
 	}
-	port.Delivered += uint64(math.Ceil(flows))
-	ports[g.to.Port] = port
-	w.work.Proxied.Ports = ports
+	one.Delivered += uint64(math.Ceil(flows))
+	services[g.to] = one
+	w.work.Proxied.Services = services
 	return flows
 }
 

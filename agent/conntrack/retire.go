@@ -22,6 +22,8 @@ type Retirement struct {
 	// this host's own services: an answered UDP question to one of them needs no entry
 	Services []policy.Selector
 	Local    func(netip.Addr) bool // whether an address is this host's own; nil means that none is
+	// services whose handshakes synproxy answers now, as clients ask for them: those from before are not finished any more
+	Proxied []netip.AddrPort
 	// also what this host asked for and nobody answers: a pass of its own over unanswered entries
 	Dead     bool
 	Most     int            // entries of one pass, 0 for all
@@ -52,6 +54,7 @@ const statusKept = statusExpected | statusFixedTimeout | statusOffload | statusH
 //   - UDP to the DNS and NTP ports that was answered, and is no stream; other UDP only where it went to one of this
 //     host's own services, because behind a gateway an answered datagram may be a phone's or a tunnel's, which
 //     waits to be called (RFC 4787, REQ-5)
+//   - handshakes that were answered and not finished, where synproxy has taken their service over
 //   - with Dead, SYNs of this host's own that nobody answers: their repetition makes a new entry
 //
 // A half-closed connection is not over: data may still go the other way.
@@ -113,6 +116,7 @@ type finished struct {
 	ports    uint32 // seconds
 	services selection
 	local    func(netip.Addr) bool
+	proxied  map[netip.AddrPort]bool
 }
 
 func newFinished(r Retirement) *finished {
@@ -120,8 +124,12 @@ func newFinished(r Retirement) *finished {
 	if local == nil {
 		local = func(netip.Addr) bool { return false }
 	}
+	proxied := make(map[netip.AddrPort]bool, len(r.Proxied))
+	for _, s := range r.Proxied {
+		proxied[s] = true
+	}
 	return &finished{limits: newLimits(r.Timeouts), silent: uint32(r.Silent / time.Second),
-		ports: uint32(r.Ports / time.Second), services: newSelection(r.Services, local), local: local}
+		ports: uint32(r.Ports / time.Second), services: newSelection(r.Services, local), local: local, proxied: proxied}
 }
 
 // over says whether the conversation of an answered entry is over.
@@ -131,8 +139,8 @@ func (f *finished) over(e *entry) bool {
 	}
 	switch e.orig.proto {
 	case protoTCP:
-		return e.protoInfo == protoInfoTCP &&
-			(e.state == tcpClose || e.state == tcpTimeWait && (!e.farEndWaits() || silentFor(e, f.limits, f.ports)))
+		return e.protoInfo == protoInfoTCP && (f.takenOver(e) || e.state == tcpClose ||
+			e.state == tcpTimeWait && (!e.farEndWaits() || silentFor(e, f.limits, f.ports)))
 	case protoICMP:
 		return e.orig.icmpType == echoRequest
 	case protoICMPv6:
@@ -144,6 +152,12 @@ func (f *finished) over(e *entry) bool {
 		return e.orig.dstPort == portDNS || e.orig.dstPort == portNTP || !e.translated() && f.services.holds(e)
 	}
 	return false
+}
+
+// takenOver says whether e is a handshake under way with a service whose handshakes are answered by synproxy now.
+func (f *finished) takenOver(e *entry) bool {
+	return len(f.proxied) > 0 && e.orig.proto == protoTCP && e.protoInfo == protoInfoTCP && e.state == tcpSynRecv &&
+		f.proxied[netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort)]
 }
 
 // farEndWaits says whether the other end of a connection in TIME_WAIT holds on to a source port that NAT chose: unless

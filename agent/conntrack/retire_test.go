@@ -31,6 +31,10 @@ func TestRetire(t *testing.T) {
 	fixed := tcp(tcpTimeWait, busy|conntrackfill.FixedTimeout, 100)
 	question := tcp(tcpSynSent, 0, 100)
 	question.Src = own
+	forwarded := func(port uint16, left uint32) flow {
+		return flow{Src: outside, Dst: own, Proto: protoTCP, DstPort: port, State: tcpSynRecv, Status: sr, Timeout: left,
+			NewDst: inside}
+	}
 	six := flow{Src: addr("2001:db8::1"), Dst: addr("2001:db8:1::1"), Proto: protoICMPv6, Status: sr, Timeout: 20}
 	for _, c := range []struct {
 		name string
@@ -48,6 +52,9 @@ func TestRetire(t *testing.T) {
 		{"half closed", tcp(tcpCloseWait, busy, 10), false},
 		{"its last acknowledgement is due", tcp(tcpLastAck, busy, 10), false},
 		{"a handshake under way", tcp(tcpSynRecv, sr, 10), false},
+		{"a handshake that synproxy has taken over", forwarded(443, 57), true},
+		{"a handshake that began a moment ago", forwarded(443, 60), false},
+		{"a handshake with another service", forwarded(80, 10), false},
 		{"somebody's SYN that nobody answers", tcp(tcpSynSent, 0, 100), false},
 		{"the host's own SYN that nobody answers", question, true},
 		{"a name asked for and answered", udp(outside, 53, sr, 20), true},
@@ -78,7 +85,8 @@ func TestRetire(t *testing.T) {
 					"nf_conntrack_icmp_timeout": 30, "nf_conntrack_icmpv6_timeout": 30, "nf_conntrack_generic_timeout": 600,
 				},
 				Silent: 2 * time.Second, Services: service, Dead: true, Progress: &progress,
-				Local: func(a netip.Addr) bool { return a == own },
+				Proxied: []netip.AddrPort{netip.AddrPortFrom(own, 443)},
+				Local:   func(a netip.Addr) bool { return a == own },
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -51,6 +51,7 @@ const (
 	outNameField
 	dstTypeField
 	srcTypeField
+	stateField // of the connection
 )
 
 // readExact reads a rule.
@@ -99,17 +100,33 @@ func (m *exactReader) expression(name string, b []byte) {
 		m.match(extension(b))
 	case "target":
 		m.target(extension(b))
+	case "ct":
+		m.connection(b)
 	case "masq":
 		m.verdict, m.hides = diverted, true
 	case "redir", "tproxy", "reject", "queue", "synproxy":
-		m.verdict = diverted
+		m.verdict, m.refuses = diverted, name == "reject"
 	default:
 		m.vague()
 		m.held = [registers]field{}
-		if m.verdict == goesOnHere && name != "limit" && name != "ct" && name != "socket" && name != "rt" &&
+		if m.verdict == goesOnHere && name != "limit" && name != "socket" && name != "rt" &&
 			name != "byteorder" && name != "quota" && name != "notrack" && name != "objref" && name != "dynset" {
 			m.verdict = scattered
 		}
+	}
+}
+
+// connection reads what a rule asks of the connection. Untracked packets have none, and of all that can be asked for
+// only a state (nft_ct_get_eval in net/netfilter/nft_ct.c): a rule that asks for anything else doesn't match them.
+func (m *exactReader) connection(b []byte) {
+	m.vague()
+	m.held = [registers]field{}
+	switch {
+	case attribute(b, unix.NFTA_CT_DREG) == nil:
+	case number(b, unix.NFTA_CT_KEY) == unix.NFT_CT_STATE:
+		m.load(number(b, unix.NFTA_CT_DREG), field{what: stateField})
+	default:
+		m.tracked = true
 	}
 }
 
@@ -188,6 +205,8 @@ func (m *exactReader) bitwise(b []byte) {
 // compare takes a comparison into account.
 func (m *exactReader) compare(held field, op uint32, data []byte) {
 	switch {
+	case held.what == stateField:
+		m.compareState(held, op, data)
 	case op == unix.NFT_CMP_EQ:
 		if !m.equals(held, data) {
 			m.vague()
@@ -203,6 +222,18 @@ func (m *exactReader) compare(held field, op uint32, data []byte) {
 	default:
 		m.vague()
 	}
+}
+
+// compareState reads "ct state" with one state or several.
+func (m *exactReader) compareState(held field, op uint32, data []byte) {
+	m.vague()
+	states := data
+	if held.mask != nil && op == unix.NFT_CMP_NEQ && !slices.ContainsFunc(data, func(x byte) bool { return x != 0 }) {
+		states = held.mask
+	} else if held.mask != nil || op != unix.NFT_CMP_EQ {
+		return
+	}
+	m.tracked = m.tracked || len(states) == 4 && binary.NativeEndian.Uint32(states)&stateUntracked == 0
 }
 
 // other notes an interface that is excluded.
@@ -319,6 +350,11 @@ func (m *exactReader) between(b []byte) {
 // lookUp reads sets of ports.
 func (m *exactReader) lookUp(b []byte) {
 	held := m.register(number(b, unix.NFTA_LOOKUP_SREG))
+	if held.what == stateField && held.mask == nil && number(b, unix.NFTA_LOOKUP_FLAGS) == 0 {
+		set := m.rules.set(m.at.table, text(attribute(b, unix.NFTA_LOOKUP_SET)))
+		m.tracked = m.tracked || set.all && set.flags&unix.NFT_SET_INTERVAL == 0 &&
+			!slices.ContainsFunc(set.elements, mayBeUntracked)
+	}
 	if attribute(b, unix.NFTA_LOOKUP_DREG) != nil {
 		m.vague()
 		m.held = [registers]field{}
@@ -348,6 +384,11 @@ func (m *exactReader) lookUp(b []byte) {
 	m.flowMatch = m.and(flowMatch{exact: true, ports: list})
 }
 
+// mayBeUntracked says whether an element of a set of states may stand for untracked packets.
+func mayBeUntracked(e element) bool {
+	return e.catchall || e.unclear || len(e.key) != 4 || binary.NativeEndian.Uint32(e.key)&stateUntracked != 0
+}
+
 func (m *exactReader) fib(b []byte) {
 	f := field{}
 	if number(b, unix.NFTA_FIB_RESULT) == unix.NFT_FIB_RESULT_ADDRTYPE {
@@ -369,7 +410,7 @@ func (m *exactReader) immediate(b []byte) {
 	}
 	verdict := attribute(data, unix.NFTA_DATA_VERDICT)
 	m.chain = text(attribute(verdict, unix.NFTA_VERDICT_CHAIN))
-	const netfilterAccept = 1 // NF_ACCEPT
+	const netfilterDrop, netfilterAccept = 0, 1 // NF_DROP, NF_ACCEPT
 	switch int32(number(verdict, unix.NFTA_VERDICT_CODE)) {
 	case unix.NFT_JUMP:
 		m.verdict = jumped
@@ -378,6 +419,8 @@ func (m *exactReader) immediate(b []byte) {
 	case unix.NFT_CONTINUE:
 	case netfilterAccept:
 		m.verdict = accepted
+	case netfilterDrop:
+		m.verdict, m.refuses = diverted, true
 	default:
 		m.verdict = diverted
 	}
@@ -441,9 +484,20 @@ func (m *exactReader) match(name string, revision uint32, info []byte) {
 		const local = 1 << unix.RTN_LOCAL
 		m.local, m.srcLocal = m.local || to == local, m.srcLocal || from == local
 		m.exact = m.exact && (from == 0 || from == local) && (to == 0 || to == local)
+	case "conntrack", "state":
+		m.vague()
+		m.tracked = m.tracked || !matchesUntracked(name, revision, info)
 	default:
 		m.vague()
 	}
+}
+
+// matchesUntracked says whether a match of iptables on connections may be true of untracked packets: only where it asks
+// for that state, or for others by inversion (conntrack_mt in net/netfilter/xt_conntrack.c).
+func matchesUntracked(name string, revision uint32, info []byte) bool {
+	var m reader
+	m.stateMatch(name, revision, info)
+	return !m.onlyTracked
 }
 
 // portMatch reads struct xt_tcp or xt_udp.

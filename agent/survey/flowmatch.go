@@ -18,6 +18,7 @@ type flowMatch struct {
 	notIn, notOut string // likewise, any but this
 	local         bool   // the destination is an address of this host
 	srcLocal      bool   // the source is
+	tracked       bool   // no untracked packet
 }
 
 // and is what both match.
@@ -26,6 +27,7 @@ func (m flowMatch) and(o flowMatch) flowMatch {
 	both.exact = m.exact && o.exact
 	both.never = m.never || o.never
 	both.local, both.srcLocal = m.local || o.local, m.srcLocal || o.srcLocal
+	both.tracked = m.tracked || o.tracked
 	both.ports = common(m.ports, o.ports)
 	if m.protocol == 0 {
 		both.protocol = o.protocol
@@ -97,6 +99,8 @@ type exactRule struct {
 	to      netip.AddrPort // of a translation of the destination; port 0 keeps the port
 	where   string
 
+	refuses bool // packets go no further, for certain
+
 	hides bool     // it translates the source
 	outs  []string // if it names several interfaces by which packets leave: those
 }
@@ -132,8 +136,61 @@ const (
 	mostLooks = 1 << 17
 )
 
+// takesAll says whether a rule matches all packets that o does, for certain.
+func (s exactRule) takesAll(o flowMatch) bool {
+	both := s.and(o)
+	return s.exact && !both.never && (s.protocol == 0 || o.protocol != 0) && !s.local && !s.srcLocal && s.notIn == "" &&
+		s.notOut == "" && both.in == o.in && both.out == o.out && slices.Equal(both.ports, o.ports) &&
+		within(s.src, o.src) && within(s.dst, o.dst)
+}
+
+// within says whether all of a prefix is in another one; one that is not valid is everything of any family.
+func within(outer, inner netip.Prefix) bool {
+	return !outer.IsValid() || inner.IsValid() && outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
+}
+
+// filter is a base chain of a filter.
+type filter struct {
+	steps []exactRule
+	drops bool // what no rule accepts
+	where string
+}
+
+// filtersAt returns the filters at a hook, each by itself: a packet has to pass all of them.
+func (r *ruleset) filtersAt(at hook) (list []filter) {
+	for _, base := range r.basesAt(filterChain, at) {
+		r.looks = 0
+		list = append(list, filter{r.flatten(base, flowMatch{exact: true}, 0, nil), r.chains[base].drops, base.where()})
+	}
+	return list
+}
+
+// stops says whether no untracked packet of a flow may pass, for certain.
+func (f filter) stops(flow flowMatch) bool {
+	for _, s := range f.steps {
+		switch {
+		case s.tracked || !s.meets(flow):
+		case !s.refuses:
+			return false
+		case s.takesAll(flow):
+			return true
+		}
+	}
+	return f.drops
+}
+
 // stepsAt returns what the chains of one kind at a hook do, in order.
 func (r *ruleset) stepsAt(kind string, at hook) []exactRule {
+	var list []exactRule
+	r.looks = 0
+	for _, base := range r.basesAt(kind, at) {
+		list = r.flatten(base, flowMatch{exact: true}, 0, list)
+	}
+	return list
+}
+
+// basesAt returns the base chains of one kind at a hook in the order in which packets come to them.
+func (r *ruleset) basesAt(kind string, at hook) []chainKey {
 	bases := slices.DeleteFunc(slices.Clone(r.bases), func(k chainKey) bool {
 		return r.chains[k].kind != kind || r.chains[k].hook != at
 	})
@@ -143,10 +200,5 @@ func (r *ruleset) stepsAt(kind string, at hook) []exactRule {
 		}
 		return strings.Compare(a.where(), b.where())
 	})
-	var list []exactRule
-	r.looks = 0
-	for _, base := range bases {
-		list = r.flatten(base, flowMatch{exact: true}, 0, list)
-	}
-	return list
+	return bases
 }

@@ -59,36 +59,93 @@ func (s exactRule) isTargetOf(step exactRule) bool {
 	return step.verdict == translated && step.to.Addr() == s.to.Addr()
 }
 
-// Forwarded returns the services of inside hosts that this host's rules lead to, and which of them must stay tracked,
-// and why. What can't be named at all is left out, and stays tracked as well.
-func (h *Host) Forwarded() (services []policy.Selector, refused map[policy.Selector]string, err error) {
+// Inside is what is known of the services of inside hosts that this host's rules lead to.
+type Inside struct {
+	Services  []policy.Selector
+	Refused   map[policy.Selector]string // those that must stay tracked, and why
+	Unproxied map[policy.Selector]string // TCP services of whose handshakes synproxy can't take care, and why
+}
+
+// Forwarded returns the services of inside hosts. What can't be named at all is left out, and stays tracked as well.
+func (h *Host) Forwarded() (Inside, error) {
 	found, err := h.rewrites()
 	if err != nil || len(found.forwards) == 0 {
-		return nil, nil, err
+		return Inside{}, err
 	}
-	refused = make(map[policy.Selector]string)
+	list := Inside{Refused: make(map[policy.Selector]string), Unproxied: make(map[policy.Selector]string)}
 	f := finder{h: h, found: found, byMark: sync.OnceValue(routesByMark), hidden: sync.OnceValue(h.hiddenAddress),
 		here: &addresses{read: h.locals}}
 	for _, one := range found.forwards {
 		for _, s := range f.selectors(one) {
-			if slices.Contains(services, s) {
+			if slices.Contains(list.Services, s) {
 				continue
 			}
-			services = append(services, s)
-			if reason := f.refusal(s, one); reason != "" {
-				refused[s] = reason
+			list.Services = append(list.Services, s)
+			f.judge(s, one, list)
+		}
+	}
+	ambiguous(list.Services, list.Refused)
+	askedAlike(list)
+	slices.SortFunc(list.Services, func(a, b policy.Selector) int { return cmp.Compare(a.String(), b.String()) })
+	if len(list.Services) > mostForwards {
+		for _, s := range list.Services[mostForwards:] {
+			delete(list.Refused, s)
+			delete(list.Unproxied, s)
+		}
+		list.Services = list.Services[:mostForwards]
+	}
+	return list, nil
+}
+
+// judge notes why a service must stay tracked, or can't be put behind synproxy. What a rule does with new connections
+// by their state is no reason for the second: it goes on seeing each of them.
+func (f finder) judge(s policy.Selector, one forward, list Inside) {
+	unlike := f.unlike(s, one)
+	if reason := cmp.Or(unlike, f.need(s, nil), f.stopped(s)); reason != "" {
+		list.Refused[s] = reason
+	}
+	if s.Protocol != policy.TCP {
+		return
+	}
+	if !s.Translated() {
+		unlike = "it is merely routed: cookies for it would not come back to this host itself"
+	}
+	byState := func(e effect) bool { return e.kind == refusesNew }
+	if reason := cmp.Or(unlike, f.need(s, byState)); reason != "" {
+		list.Unproxied[s] = reason
+	}
+}
+
+// stopped names a filter that lets a service in by the state of its connections alone; empty where none does.
+func (f finder) stopped(s policy.Selector) string {
+	for _, one := range f.found.filters {
+		if one.stops(goingIn(s)) {
+			return "its packets are let in by the state of their connections alone, in " + one.where
+		}
+	}
+	return ""
+}
+
+// goingIn is what comes to an inside host for a service, as filters see it.
+func goingIn(s policy.Selector) flowMatch {
+	first, last := s.Ports()
+	return flowMatch{protocol: protocolNumber(s.Protocol), src: s.Remote, in: cmp.Or(s.Device, s.Uplink),
+		out: deviceTo(s.Inside.Addr()), dst: netip.PrefixFrom(s.Inside.Addr(), s.Inside.Addr().BitLen()),
+		ports: []ports{{s.Inside.Port(), s.Inside.Port() + (last - first)}}}
+}
+
+// askedAlike keeps services from synproxy that clients ask for at the same address and port: the connection that it
+// opens has nothing else to tell them apart by.
+func askedAlike(list Inside) {
+	for _, s := range list.Services {
+		for _, o := range list.Services {
+			apart := s.Remote.IsValid() && o.Remote.IsValid() && !s.Remote.Overlaps(o.Remote)
+			if s != o && s.Protocol == policy.TCP && o.Protocol == policy.TCP && s.Local == o.Local && s.Port == o.Port &&
+				!apart && list.Unproxied[s] == "" {
+				list.Unproxied[s] = fmt.Sprintf("%s is asked for at the same address and port", o)
 			}
 		}
 	}
-	ambiguous(services, refused)
-	slices.SortFunc(services, func(a, b policy.Selector) int { return cmp.Compare(a.String(), b.String()) })
-	if len(services) > mostForwards {
-		for _, s := range services[mostForwards:] {
-			delete(refused, s)
-		}
-		services = services[:mostForwards]
-	}
-	return services, refused, nil
 }
 
 // ambiguous refuses services that lead to the same port of an inside host: their answers can't be told apart.
@@ -148,8 +205,8 @@ func (f finder) selectors(one forward) (list []policy.Selector) {
 	return list
 }
 
-// refusal says why a service must stay tracked; empty if nothing speaks against it.
-func (f finder) refusal(s policy.Selector, one forward) string {
+// unlike says why what the host does with a service can't be repeated; empty if nothing speaks against it.
+func (f finder) unlike(s policy.Selector, one forward) string {
 	if !one.exact {
 		return "there is more to its rule than can be repeated: " + one.where
 	}
@@ -166,17 +223,14 @@ func (f finder) refusal(s policy.Selector, one forward) string {
 	if reason := leadsThere(s, one); reason != "" {
 		return reason
 	}
-	first, last := s.Ports()
-	goes := comes
-	goes.dst, goes.ports = netip.PrefixFrom(s.Inside.Addr(), s.Inside.Addr().BitLen()),
-		[]ports{{s.Inside.Port(), s.Inside.Port() + (last - first)}}
-	goes.out = deviceTo(s.Inside.Addr())
+	goes := goingIn(s)
+	goes.in = s.Uplink
 	for _, b := range f.found.sources {
 		if b.meets(goes) && !f.elsewhere(b.src, s.Uplink) {
 			return "its clients' addresses may be translated: " + b.where
 		}
 	}
-	return f.need(s)
+	return ""
 }
 
 // leadsThere says whether other rules may lead to the same port of the inside host, those that no selector names among
@@ -201,11 +255,15 @@ func leadsThere(s policy.Selector, one forward) string {
 	return ""
 }
 
-// need says what else needs its connections to be tracked; empty if nothing does.
-func (f finder) need(s policy.Selector) string {
+// need says what else needs its connections to be as the kernel alone makes them; empty if nothing does. Effects of
+// which but is true don't count.
+func (f finder) need(s policy.Selector, but func(effect) bool) string {
 	inside := s
 	inside.Port = s.Inside.Port()
 	for _, e := range f.found.needs {
+		if but != nil && but(e) {
+			continue
+		}
 		if (e.everything || e.forwards(s) || e.forwards(inside)) && (e.kind != marks || f.byMark()) {
 			return e.reason()
 		}

@@ -25,15 +25,15 @@ func forwardedBy(t *testing.T) string {
 	t.Helper()
 	h, _ := fixture(t, nil)
 	defer h.Close()
-	services, refused, err := h.Forwarded()
+	found, err := h.Forwarded()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var list []string
-	for _, s := range services {
+	for _, s := range found.Services {
 		text := s.String()
-		if refused[s] != "" {
-			text += ": " + refused[s]
+		if found.Refused[s] != "" {
+			text += ": " + found.Refused[s]
 		}
 		list = append(list, text)
 	}
@@ -50,6 +50,8 @@ func TestForwarded(t *testing.T) {
 		web  = "iifname wan0 ip daddr 203.0.113.7 tcp dport 443 dnat ip to 10.0.0.2:8443\n"
 		name = "tcp/443 at 203.0.113.7/32 on wan0 to 10.0.0.2:8443 by wan0"
 		nats = "chain nats of table home"
+
+		stateful = ": its packets are let in by the state of their connections alone, in chain forw of table home"
 	)
 	chain := func(what string) string { return "chain " + what + " of table home" }
 	for _, c := range []struct{ name, rules, want string }{
@@ -110,7 +112,19 @@ func TestForwarded(t *testing.T) {
 		{"a mark of another", pre + web + "}}" + fwd + "tcp dport 80 ct mark set 2\n}}", name},
 		{"a count", pre + web + "}}" + fwd + "ct count over 10 drop\n}}",
 			name + ": its connections are counted by " + chain("forw")},
-		{"a state", pre + web + "}}" + fwd + "ct state established accept\nct status dnat accept\ndrop\n}}", name},
+		{"a state", pre + web + "}}" + fwd + "ct state established accept\nct status dnat accept\ndrop\n}}", name + stateful},
+		{"a state, by policy", pre + web + "}}" + fwd + "policy drop\nct state vmap { established : accept, invalid : drop }\n" +
+			"iifname lan0 accept\nct state new,established tcp dport 8443 accept\ntcp dport 8444 accept\n}}", name + stateful},
+		{"a state, rejected", pre + web + "}}" + fwd + "ct state established,related accept\nmeta l4proto tcp ct original proto-dst 443 accept\n" +
+			"ip saddr 198.51.100.0/24 tcp dport 8443 drop\nreject\naccept\n}}", name + stateful},
+		{"a state, or the port", pre + web + "}}" + fwd + "policy drop\nct state established accept\ntcp dport 8443 accept\n}}",
+			name},
+		{"a state, or none", pre + web + "}}" + fwd + "policy drop\nct state established,untracked accept\n}}", name},
+		{"a state, or some sources", pre + web + "}}" + fwd + "policy drop\nct state established accept\n" +
+			"ip saddr { 198.51.100.1, 198.51.100.9 } accept\n}}", name},
+		{"a state, or by another chain", "table inet home {\n chain web {\n tcp dport 8443 accept\n}\n}\n" + pre + web + "}}" +
+			fwd + "policy drop\nct state established accept\niifname wan0 jump web\n}}", name},
+		{"some refused", pre + web + "}}" + fwd + "ct state established accept\nip saddr 198.51.100.0/24 drop\n}}", name},
 		{"new connections of some refused", pre + web + "}}" + fwd + "ip saddr 198.51.100.0/24 ct state new drop\n}}",
 			name + ": its new connections may be refused by their state in " + chain("forw")},
 		{"new connections limited", pre + web + "}}" + fwd + "ct state new tcp dport 8443 limit rate over 5/second drop\n}}",
@@ -148,6 +162,44 @@ func TestForwarded(t *testing.T) {
 	want = "tcp/443 at 203.0.113.7/32 on wan0 to 10.0.0.2:443 by wan0: its rule names no address, and wan0 has several"
 	if diff := cmp.Diff(want, forwardedBy(t)); diff != "" {
 		t.Errorf("two addresses (-want +got):\n%s", diff)
+	}
+}
+
+// TestUnproxiedInside: what synproxy can't do for a service of an inside host, and what notrack alone can't.
+func TestUnproxiedInside(t *testing.T) {
+	enterGateway(t, "nft")
+	const (
+		pre = "table inet home {\n chain nats {\n type nat hook prerouting priority dstnat\n"
+		fwd = "table inet home {\n chain forw {\n type filter hook forward priority filter\n"
+		web = "iifname wan0 ip daddr 203.0.113.7 tcp dport 443 dnat ip to 10.0.0.2:8443\n"
+	)
+	for _, c := range []struct{ name, rules, want string }{
+		{"one port", pre + web + "}}", ""},
+		{"a filter by state", pre + web + "}}" + fwd + "policy drop\nct status dnat accept\n}}", ""},
+		{"new connections refused", pre + web + "}}" + fwd + "ip saddr 198.51.100.0/24 ct state new drop\n}}", ""},
+		{"a mark", pre + web + "}}" + fwd + "tcp dport 8443 ct mark set 2\n}}",
+			"its connection mark is used by chain forw of table home"},
+		{"a limit", pre + "limit rate 5/second " + web + "}}",
+			"there is more to its rule than can be repeated: chain nats of table home"},
+		{"routed", fwd + "ip daddr 198.51.100.5 tcp dport 443 accept\n}}",
+			"it is merely routed: cookies for it would not come back to this host itself"},
+		{"by other sources", pre + "ip saddr 198.51.100.0/25 tcp dport 443 dnat ip to 10.0.0.2\n" +
+			"ip saddr 198.51.100.128/25 ip daddr 203.0.113.7 tcp dport 443 dnat ip to 10.0.0.3\n}}", ""},
+		{"by another interface", pre + web + "iifname lan0 ip daddr 203.0.113.7 tcp dport 443 dnat ip to 10.0.0.3\n}}",
+			"tcp/443 at 203.0.113.7/32 on lan0 to 10.0.0.3:443 by lan0 is asked for at the same address and port"},
+		{"UDP", pre + "iifname wan0 udp dport 53 dnat ip to 10.0.0.2\n}}", ""},
+	} {
+		run(t, "ip route replace 198.51.100.5/32 dev lan0")
+		feed(t, c.rules)
+		h, _ := fixture(t, nil)
+		found, err := h.Forwarded()
+		h.Close()
+		if err != nil || len(found.Services) == 0 {
+			t.Fatalf("%s: %v, %v", c.name, found.Services, err)
+		}
+		if got := found.Unproxied[found.Services[len(found.Services)-1]]; got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
 	}
 }
 

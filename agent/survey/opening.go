@@ -8,9 +8,11 @@ import (
 
 // opening is what is known of a rule's packets as far as connections begin with them.
 type opening struct {
-	onlyNew  bool // they are the first of tracked connections, perhaps among others, and never untracked
-	narrow   bool // they are told apart by something else, too
-	noneOpen bool // they are TCP segments that open nothing
+	onlyNew bool // they are the first of tracked connections, perhaps among others, and never untracked
+	// they are never untracked, as far as the state that is asked for says
+	onlyTracked bool
+	narrow      bool // they are told apart by something else, too
+	noneOpen    bool // they are TCP segments that open nothing
 }
 
 // Bits of the state of a connection: include/uapi/linux/netfilter/nf_conntrack_common.h. xt_conntrack.h has another one
@@ -81,6 +83,7 @@ func (m *reader) compareState(held value, op uint32, data []byte) bool {
 // isState takes into account that the state is one of several bits.
 func (m *reader) isState(bits, untracked uint32) {
 	m.onlyNew = m.onlyNew || bits&stateNew != 0 && bits&untracked == 0
+	m.onlyTracked = m.onlyTracked || bits&untracked == 0
 }
 
 // stateMatch reads the states of struct xt_conntrack_mtinfo1 to 3, or struct xt_state_info.

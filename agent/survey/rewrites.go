@@ -19,6 +19,7 @@ type rewrites struct {
 	admits   []effect    // of it, what lets them in
 	forwards []forward   // what leads to inside hosts
 	sources  []exactRule // what translates the source of forwarded packets
+	filters  []filter    // what forwarded packets have to pass
 	strict   bool        // this host's own packets may be refused; see filtersOutput
 	proxied  string      // which rule hands packets to sockets that they are not addressed to; empty where none does
 }
@@ -162,6 +163,9 @@ func (r *ruleset) rewrites() rewrites {
 	found := sorted(r.all())
 	found.strict = r.filtersOutput()
 	found.forwards, found.sources = r.forwards(), r.stepsAt(natChain, postrouting)
+	if len(found.forwards) > 0 {
+		found.filters = r.filtersAt(forwarding)
+	}
 	return found
 }
 

@@ -9,24 +9,33 @@ import (
 	"ctguard/policy"
 )
 
-// forwarded returns the services of inside hosts, if the configuration asks for what is found here, and why some must
-// stay tracked. What is kept tracked of this host's own is kept tracked of theirs.
-func (s *Surveyor) forwarded() ([]policy.Selector, map[policy.Selector]string, error) {
-	if !slices.Contains(s.config.Services, "auto") {
-		return nil, nil, nil
-	}
-	found, refused, err := s.host.Forwarded()
-	if s.tracked != "" {
-		for _, one := range found {
-			refused[one] = s.tracked
+// forwarded returns the services of inside hosts, and why some must stay tracked or can't be put behind synproxy. What
+// is kept tracked of this host's own is kept tracked of theirs.
+func (s *Surveyor) forwarded() (Inside, error) {
+	found, err := s.host.Forwarded()
+	for _, one := range found.Services {
+		if s.tracked != "" {
+			found.Refused[one] = s.tracked
+		}
+		if s.unproxied != "" && one.Protocol == policy.TCP {
+			found.Unproxied[one] = s.unproxied
 		}
 	}
-	return slices.DeleteFunc(found, func(one policy.Selector) bool {
+	return found, err
+}
+
+// untrackable returns those of the services of inside hosts that may be tried, if the configuration asks for what is
+// found here.
+func (s *Surveyor) untrackable(found Inside) []policy.Selector {
+	if !slices.Contains(s.config.Services, "auto") {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(found.Services), func(one policy.Selector) bool {
 		return slices.ContainsFunc(s.config.Except, func(except policy.Selector) bool {
 			return except == one || except.Protocol == policy.All || except.Protocol == one.Protocol && !except.Forwarded() &&
 				(except.Port == one.Port || except.Port == one.Inside.Port() || except.Whole() || except.Last != 0)
 		})
-	}), refused, err
+	})
 }
 
 // services returns the candidates for notrack: what the config names with its parts, and what is found for

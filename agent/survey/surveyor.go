@@ -29,8 +29,10 @@ type Surveyor struct {
 	config  config.Config
 	lacking map[policy.StepName]string // steps that this kernel can't do
 	tracked string                     // why no forwarded service may go untracked; empty: some may
-	seen    map[Connection]time.Time   // management connections and when each was first seen
-	looked  time.Time                  // when they were listed
+	// why none can be put behind synproxy, likewise
+	unproxied string
+	seen      map[Connection]time.Time // management connections and when each was first seen
+	looked    time.Time                // when they were listed
 }
 
 // NewSurveyor returns a surveyor of h. lacking are the steps that this kernel can't do, with the reasons; see
@@ -41,6 +43,9 @@ func NewSurveyor(h *Host, c config.Config, lacking map[policy.StepName]string) *
 
 // KeepForwarded has forwarded services stay tracked for a reason; an empty one lets those go that may.
 func (s *Surveyor) KeepForwarded(reason string) { s.tracked = reason }
+
+// KeepUnproxied has synproxy leave forwarded services alone for a reason; an empty one lets it take those that it can.
+func (s *Surveyor) KeepUnproxied(reason string) { s.unproxied = reason }
 
 // Reconfigure makes another configuration count. Who has logged in has not left because of it.
 func (s *Surveyor) Reconfigure(c config.Config) { s.config = c }
@@ -84,10 +89,10 @@ func (s *Surveyor) Survey() Facts {
 	f.Zones, err = s.host.SetsZones()
 	note(err)
 	s.excepted(&f)
-	inside, refused, err := s.forwarded()
+	forwarded, err := s.forwarded()
 	if note(err); err == nil && f.Refused != nil {
-		f.Services = append(f.Services, inside...)
-		maps.Copy(f.Refused, refused)
+		f.Services = append(f.Services, s.untrackable(forwarded)...)
+		maps.Copy(f.Refused, forwarded.Refused)
 	}
 	for _, one := range s.managed(f.Services) {
 		if f.Refused[one] == "" {
@@ -106,7 +111,7 @@ func (s *Surveyor) Survey() Facts {
 	note(err)
 	f.Handshake, err = s.host.Handshake()
 	note(err)
-	f.Listeners, f.Unproxied, err = s.listeners()
+	f.Listeners, f.Unproxied, err = s.listeners(forwarded)
 	note(err)
 	f.Unsupported, f.MaxEntries, err = s.unsupported()
 	note(err)
@@ -128,9 +133,10 @@ func (s *Surveyor) keepAnswers(f *Facts) {
 	}
 }
 
-// listeners returns the TCP ports that synproxy may stand in front of, and why it can't of some of
-// them. What can't be found out leaves none.
-func (s *Surveyor) listeners() ([]policy.Selector, map[policy.Selector]string, error) {
+// listeners returns the TCP services that synproxy may stand in front of, and why it can't of some of
+// them: ports of this host, and unless the configuration names its ports, services of inside hosts. What can't be found
+// out leaves none.
+func (s *Surveyor) listeners(forwarded Inside) ([]policy.Selector, map[policy.Selector]string, error) {
 	list, many := s.config.Proxied, error(nil)
 	if len(list) == 0 {
 		found, err := s.host.Services()
@@ -143,6 +149,12 @@ func (s *Surveyor) listeners() ([]policy.Selector, map[policy.Selector]string, e
 	if err != nil {
 		return nil, nil, err
 	}
+	for _, one := range forwarded.Services {
+		if one.Protocol == policy.TCP && len(s.config.Proxied) == 0 {
+			list = append(list, one)
+		}
+	}
+	maps.Copy(unproxied, forwarded.Unproxied)
 	return list, unproxied, many
 }
 

@@ -172,6 +172,11 @@ func printSelectors(w io.Writer, s control.Status) {
 		fmt.Fprintf(t, "%s\t%s\t%s\n", sel.Selector, sel.Stage, sel.Refused)
 	}
 	t.Flush()
+	for _, sel := range s.Selectors {
+		if sel.Cookies != "" {
+			fmt.Fprintf(w, "SYN cookies for %s: %s\n", sel.Selector, sel.Cookies)
+		}
+	}
 }
 
 // printLimited prints the sources that are limited, the first twenty of them.

@@ -19,6 +19,8 @@ type Found struct {
 	Missing []string                   // what this kernel lacks and what happens instead, for an operator
 	Lacking map[policy.StepName]string // steps that this kernel can't do at all, with the reasons
 	Tracked string                     // why forwarded services must stay tracked; empty if nothing speaks against it
+	// why synproxy can't stand in front of forwarded services; empty if nothing speaks against it
+	Unproxied string
 }
 
 // Probe tries what this kernel can do. What is not in the answer the packages work around by themselves.
@@ -50,6 +52,10 @@ func Of(rules nft.Capabilities) (Found, error) {
 	if !rules.Forward {
 		c.Tracked = "this kernel's nftables can't translate without conntrack"
 		note(false, "translation without conntrack: forwarded services stay tracked")
+	}
+	if !rules.Cookies {
+		c.Unproxied = "this kernel's nftables can't answer handshakes in an inside host's place"
+		note(false, "SYN cookies before translation (Linux 5.3): forwarded services are left to the other steps")
 	}
 	return c, nil
 }

@@ -11,8 +11,16 @@ import (
 	"ctguard/cmd/ctlab/internal/service"
 )
 
-// forwardedRules is what a gateway has whose services are on a host behind it, with a filter that opens them by
-// address and port.
+// What lets the services in: their address and port, or that they were translated.
+const (
+	openedByPort = `iifname "wan0" ip daddr 192.0.2.10 tcp dport { 22, 80, 7000, 7001, 7002 } accept
+		iifname "wan0" ip daddr 192.0.2.10 udp dport 5353 accept
+		iifname "wan0" ip6 daddr 2001:db8:3::10 tcp dport { 22, 80, 7000, 7001, 7002 } accept
+		iifname "wan0" ip6 daddr 2001:db8:3::10 udp dport 5353 accept`
+	openedByState = `ct status dnat accept`
+)
+
+// forwardedRules is what a gateway has whose services are on a host behind it.
 const forwardedRules = `
 table inet filter {
 	chain input {
@@ -25,10 +33,7 @@ table inet filter {
 		type filter hook forward priority filter; policy drop;
 		ct state established,related accept
 		ct state invalid drop
-		iifname "wan0" ip daddr 192.0.2.10 tcp dport { 22, 80, 7000, 7001, 7002 } accept
-		iifname "wan0" ip daddr 192.0.2.10 udp dport 5353 accept
-		iifname "wan0" ip6 daddr 2001:db8:3::10 tcp dport { 22, 80, 7000, 7001, 7002 } accept
-		iifname "wan0" ip6 daddr 2001:db8:3::10 udp dport 5353 accept
+		%s
 		iifname "lan0" oifname "wan0" accept
 	}
 }
@@ -47,12 +52,17 @@ table inet nat {
 }
 `
 
+// forwardedBy builds a gateway with a filter that opens its services in one way.
+func forwardedBy(opened string) func(*site) error {
+	return func(s *site) error { return buildForwarded(s, fmt.Sprintf(forwardedRules, opened)) }
+}
+
 // buildForwarded makes a gateway with one uplink, a bridge, behind which everybody is, and the services inside:
 //
 //	[attacker] eth0 ── atk0 [           ]
 //	                        wan0 [protected] lan0 ── eth0 [inside]
 //	[clients]  eth0 ── cli0 [           ]
-func buildForwarded(s *site) error {
+func buildForwarded(s *site, rules string) error {
 	if err := s.addAll(); err != nil {
 		return err
 	}
@@ -85,7 +95,7 @@ func buildForwarded(s *site) error {
 	if err != nil {
 		return fmt.Errorf("make the gateway forward: %w", err)
 	}
-	return nft(s.protected, forwardedRules)
+	return nft(s.protected, rules)
 }
 
 func (s *site) linkForwarded(inner *ns.Namespace) error {

@@ -81,7 +81,8 @@ var topologies = map[string]func(*site) error{
 	"server":         buildServer,
 	"shared-address": buildShared,
 	"nat-gateway":    buildGateway,
-	"forwarded":      buildForwarded,
+	"forwarded":      forwardedBy(openedByPort),
+	"by-state":       forwardedBy(openedByState),
 	"mixed":          buildMixed,
 	"overlay":        buildOverlay,
 	"resolver":       buildResolver,
@@ -103,6 +104,7 @@ var Topologies = map[string]string{
 	"listener":  "the server, where a listener to the kernel's events is stuck, so that ended entries stay counted",
 	"loopback":  "the server, with a local proxy that opens 3 000 connections a second by way of lo while it is attacked",
 	"forwarded": "a gateway whose services are on a host behind it; attackers and clients behind one uplink",
+	"by-state":  "forwarded, with a filter that lets the services in because they were translated (ct status dnat)",
 	"shared-address": "the server, where all clients come from one address (CGNAT): " +
 		"300 lasting connections and 60 new ones a second",
 	"uplinks": "the server with a second uplink, whose clients are answered by way of it: connection marks say so",
