@@ -166,7 +166,8 @@ func cases() []struct {
 			Posture: policy.Posture{Synproxy: listeners(80), Handshake: handshake, LastCookies: true}}},
 		{"synproxy, forwarded", "proxyinside", Desired{
 			Posture: policy.Posture{Synproxy: append(listeners(22), cookieServices...), InsideMSS: cookieMSS,
-				Learn: append([]policy.Selector{selector(forwards[2])}, cookieServices...), Handshake: handshake, DropInvalid: true},
+				Learn: append([]policy.Selector{selector(forwards[2])}, cookieServices...), Handshake: handshake,
+				DropInvalid: true},
 			Allow: allowList}},
 		{"synproxy, forwarded, last cookies", "cookiesinside", Desired{
 			Posture: policy.Posture{Synproxy: cookieServices, InsideMSS: cookieMSS, LastCookies: true}}},

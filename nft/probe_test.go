@@ -15,7 +15,8 @@ func TestProbe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Capabilities{Rules: true, Owner: true, Reject: true, Socket: true, Synproxy: true, Forward: true, Cookies: true}
+	want := Capabilities{Rules: true, Owner: true, Reject: true, Socket: true, Synproxy: true, Forward: true,
+		Cookies: true}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("capabilities (-want +got):\n%s", diff)
 	}

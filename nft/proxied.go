@@ -79,7 +79,8 @@ func (f proxiedInside) strays() rule {
 
 // takes takes a cookie.
 func (f proxiedInside) takes() rule {
-	return newRule(append([]statement{ctInvalid()}, append(f.comes(), answersTCP(), count(proxyChecked), f.cookie())...)...)
+	return newRule(append([]statement{ctInvalid()},
+		append(f.comes(), answersTCP(), count(proxyChecked), f.cookie())...)...)
 }
 
 // cookie hands cookies out and takes them.

@@ -240,7 +240,8 @@ func TestSynproxyIsStopped(t *testing.T) {
 		if err := echoed(l.mustDial("tcp", client2, 80), refuses); err == nil {
 			t.Fatal("the connection gets through: this test shows nothing")
 		}
-		if w := work(t, table).Proxied; w.Services[listeners(80)[0]].Completed == 0 || w.Services[listeners(80)[0]].Delivered != 0 {
+		w := work(t, table).Proxied
+		if one := w.Services[listeners(80)[0]]; one.Completed == 0 || one.Delivered != 0 {
 			t.Errorf("counted %+v, want connections opened and none delivered", w)
 		}
 	})

@@ -75,9 +75,9 @@ func (t *Table) proxiedServices(byService map[string]map[string]uint64, named ma
 ) map[policy.Selector]policy.ProxiedService {
 	services := make(map[policy.Selector]policy.ProxiedService, len(t.have.services[proxied])+len(t.have.inside))
 	for s := range t.have.services[proxied] {
-		key := string(serviceKey(s))
+		key := serviceKey(s)
 		services[policy.Selector{Protocol: s.proto, Port: s.port}] = policy.ProxiedService{
-			Completed: byService[proxyCompleted][key], Delivered: byService[proxyDelivered][key]}
+			Completed: byService[proxyCompleted][string(key)], Delivered: byService[proxyDelivered][string(key)]}
 	}
 	for _, f := range t.have.inside {
 		services[f.selector] = policy.ProxiedService{

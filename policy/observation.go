@@ -82,7 +82,7 @@ type Work struct {
 	BudgetDropped  uint64  // packets of a flood's class above its budget
 	ReserveDropped uint64  // new flows refused for [Reserve]
 	Proxied        Proxied
-	InsideMSS      map[Selector]uint16       `json:",omitempty"` // the smallest that inside hosts announced lately, in bytes
+	InsideMSS      map[Selector]uint16       `json:",omitempty"` // the smallest announced lately, in bytes
 	FreedOpened    uint64                    // flows that untracked services opened between looks
 	Selectors      map[Selector]SelectorWork // by selector, watched ones included
 }

@@ -23,7 +23,7 @@ type Posture struct {
 	InsideMSS   map[Selector]uint16 // of the forwarded ones among them: the MSS that their inside host announces, in bytes
 	Learn       []Selector          // forwarded TCP services whose inside host's MSS is to be learnt
 	Handshake   Handshake           // what synproxy says of this host
-	LastCookies bool                // synproxy answers no more handshakes, and only takes the cookies that are on their way
+	LastCookies bool                // synproxy answers no more handshakes, and only takes cookies that are on their way
 	ClosedPorts bool                // drop local TCP and UDP packets that no socket waits for
 	ClosedRate  int                 // so many of them a second are let through
 	Budgets     []Budget
