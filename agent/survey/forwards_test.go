@@ -113,17 +113,20 @@ func TestForwarded(t *testing.T) {
 		{"a count", pre + web + "}}" + fwd + "ct count over 10 drop\n}}",
 			name + ": its connections are counted by " + chain("forw")},
 		{"a state", pre + web + "}}" + fwd + "ct state established accept\nct status dnat accept\ndrop\n}}", name + stateful},
-		{"a state, by policy", pre + web + "}}" + fwd + "policy drop\nct state vmap { established : accept, invalid : drop }\n" +
+		{"a state, by policy", pre + web + "}}" + fwd + "policy drop\n" +
+			"ct state vmap { established : accept, invalid : drop }\n" +
 			"iifname lan0 accept\nct state new,established tcp dport 8443 accept\ntcp dport 8444 accept\n}}", name + stateful},
-		{"a state, rejected", pre + web + "}}" + fwd + "ct state established,related accept\nmeta l4proto tcp ct original proto-dst 443 accept\n" +
+		{"a state, rejected", pre + web + "}}" + fwd + "ct state established,related accept\n" +
+			"meta l4proto tcp ct original proto-dst 443 accept\n" +
 			"ip saddr 198.51.100.0/24 tcp dport 8443 drop\nreject\naccept\n}}", name + stateful},
-		{"a state, or the port", pre + web + "}}" + fwd + "policy drop\nct state established accept\ntcp dport 8443 accept\n}}",
-			name},
+		{"a state, or the port", pre + web + "}}" + fwd + "policy drop\nct state established accept\n" +
+			"tcp dport 8443 accept\n}}", name},
 		{"a state, or none", pre + web + "}}" + fwd + "policy drop\nct state established,untracked accept\n}}", name},
 		{"a state, or some sources", pre + web + "}}" + fwd + "policy drop\nct state established accept\n" +
 			"ip saddr { 198.51.100.1, 198.51.100.9 } accept\n}}", name},
-		{"a state, or by another chain", "table inet home {\n chain web {\n tcp dport 8443 accept\n}\n}\n" + pre + web + "}}" +
-			fwd + "policy drop\nct state established accept\niifname wan0 jump web\n}}", name},
+		{"a state, or by another chain",
+			"table inet home {\n chain web {\n tcp dport 8443 accept\n}\n}\n" + pre + web + "}}" + fwd +
+				"policy drop\nct state established accept\niifname wan0 jump web\n}}", name},
 		{"some refused", pre + web + "}}" + fwd + "ct state established accept\nip saddr 198.51.100.0/24 drop\n}}", name},
 		{"new connections of some refused", pre + web + "}}" + fwd + "ip saddr 198.51.100.0/24 ct state new drop\n}}",
 			name + ": its new connections may be refused by their state in " + chain("forw")},
