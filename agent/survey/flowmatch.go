@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/google/nftables"
 )
 
 // flowMatch is which packets a rule matches: all of them, and where exact is set no others. Where it is not, some of
@@ -151,6 +153,7 @@ func within(outer, inner netip.Prefix) bool {
 
 // filter is a base chain of a filter.
 type filter struct {
+	sees  flowMatch
 	steps []exactRule
 	drops bool // what no rule accepts
 	where string
@@ -160,13 +163,31 @@ type filter struct {
 func (r *ruleset) filtersAt(at hook) (list []filter) {
 	for _, base := range r.basesAt(filterChain, at) {
 		r.looks = 0
-		list = append(list, filter{r.flatten(base, flowMatch{exact: true}, 0, nil), r.chains[base].drops, base.where()})
+		sees := seenBy(base.table.family)
+		list = append(list, filter{sees, r.flatten(base, sees, 0, nil), r.chains[base].drops, base.where()})
 	}
 	return list
 }
 
+// seenBy matches what the chains of a family's tables get to see.
+func seenBy(family nftables.TableFamily) flowMatch {
+	switch all := (flowMatch{exact: true}); family {
+	case nftables.TableFamilyIPv4:
+		all.dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		return all
+	case nftables.TableFamilyIPv6:
+		all.dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		return all
+	default:
+		return all
+	}
+}
+
 // stops says whether no untracked packet of a flow may pass, for certain.
 func (f filter) stops(flow flowMatch) bool {
+	if !f.sees.meets(flow) {
+		return false
+	}
 	for _, s := range f.steps {
 		switch {
 		case s.tracked || !s.meets(flow):

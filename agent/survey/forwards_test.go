@@ -116,6 +116,9 @@ func TestForwarded(t *testing.T) {
 		{"a state, by policy", pre + web + "}}" + fwd + "policy drop\n" +
 			"ct state vmap { established : accept, invalid : drop }\n" +
 			"iifname lan0 accept\nct state new,established tcp dport 8443 accept\ntcp dport 8444 accept\n}}", name + stateful},
+		{"a state, in the other family", pre + web + "}}" +
+			"table ip6 other {\nchain forw {\ntype filter hook forward priority 0; policy drop\nct state established accept\n}}",
+			name},
 		{"a state, rejected", pre + web + "}}" + fwd + "ct state established,related accept\n" +
 			"meta l4proto tcp ct original proto-dst 443 accept\n" +
 			"ip saddr 198.51.100.0/24 tcp dport 8443 drop\nreject\naccept\n}}", name + stateful},
