@@ -85,13 +85,17 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 func TestGuardBeatsEarlyDrop(t *testing.T) {
 	conntracktest.Privileged(t, "nft", "go")
 	if testing.Short() {
-		t.Skip("runs two attacks")
+		t.Skip("runs three attacks")
 	}
 	binary := guardBinary(t)
-	for _, attack := range []string{"syn-spoofed", "udp-spoofed"} {
-		t.Run(attack, func(t *testing.T) {
-			res, err := lab.Run(t.Context(), lab.Scenario{Attack: attack, Guard: "ctguard-evict", CTGuard: binary,
-				AttackFor: 9 * time.Second})
+	for _, sc := range []lab.Scenario{
+		{Attack: "syn-spoofed", Guard: "ctguard-evict"},
+		{Attack: "udp-spoofed", Guard: "ctguard-evict"},
+		{Topology: "by-state", Attack: "syn-spoofed", Guard: "ctguard"},
+	} {
+		t.Run(sc.Topology+sc.Attack, func(t *testing.T) {
+			sc.CTGuard, sc.AttackFor = binary, 9*time.Second
+			res, err := lab.Run(t.Context(), sc)
 			if err != nil {
 				t.Fatal(err)
 			}
