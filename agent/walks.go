@@ -124,7 +124,7 @@ func (l *loop) nextWalk(now time.Time) walk {
 			return w
 		}
 	}
-	if l.decision.Growing && (l.census == nil || now.Sub(l.census.Time) >= staleCensus) {
+	if l.decision.Hurry || l.decision.Growing && (l.census == nil || now.Sub(l.census.Time) >= staleCensus) {
 		if w := l.scanning(now); w != nil { // what a flood consists of decides more than how long its entries last
 			return w
 		}
@@ -211,8 +211,10 @@ func (e evictWalk) do(ctx context.Context, w walker) func(*loop) {
 	freed, err := w.mover.evict(ctx, e.eviction, e.census)
 	took := time.Since(start)
 	return func(l *loop) {
-		l.evicting += took
-		if b := e.eviction.Besides; b != nil {
+		if b := e.eviction.Besides; b == nil {
+			l.evicting += took
+		} else {
+			l.evicting += min(took, e.census.Took) // what it did besides is not its own time
 			l.retimed += uint64(b.Retimed)
 			if b.Retire != nil {
 				l.retired += uint64(b.Retired)

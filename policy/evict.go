@@ -34,7 +34,7 @@ func (e *evict) want(s situation, p *Posture) []Event {
 		f.remember(s)
 	} else if s.Census != nil {
 		p.Caps, events = f.judge(s)
-		f.found = len(p.Caps) > 0 || f.found && s.fill > s.cfg.Target
+		f.found = f.above > 0 || f.found && s.fill > s.cfg.Target
 	}
 	s.shared.suspects = f.suspects
 	events = append(events, e.purger.want(s, p)...)

@@ -69,6 +69,10 @@ func TestNothingIsTakenFromStrangers(t *testing.T) {
 	m.Tick(o) // the agent starts in the middle of it
 	o.Time = o.Time.Add(time.Second)
 	o.Count, o.Census = 960, calmCensus(o.Time, map[string]int{"198.51.100.1/32": 700, "192.0.2.1/32": 200})
+	for i := range o.Census.Sources {
+		o.Census.Sources[i].Classes[Assured] -= 100
+		o.Census.Sources[i].Classes[Unreplied] += 100
+	}
 	d := m.Tick(o)
 	if len(d.Posture.Caps) == 0 || len(d.Posture.Limits) == 0 {
 		t.Fatalf("nobody is above a fair share: %+v", d.Posture)

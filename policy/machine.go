@@ -112,7 +112,7 @@ func (m *Machine) observe(o Observation) situation {
 		m.census = o.Census
 	}
 	m.shared.zoned = o.Zones || o.Census != nil && o.Census.Zoned > 0 || m.shared.zoned && m.ladder.level > 0
-	s := m.situation(o, m.gauge.read(o, m.cfg.Lookahead, m.ladder.lowest()))
+	s := m.situation(o, m.gauge.read(o, m.cfg.Lookahead))
 	if m.emptied(o) {
 		m.shared.loose.pickUp(o.Time, "most of the table went at once")
 	}

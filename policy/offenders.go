@@ -24,6 +24,7 @@ type offenders struct {
 	rest     float64        // transient entries of the sources that census did not list
 	at       time.Time      // of that census
 	last     []usage        // what each source used then
+	above    int            // sources above their share in the last census
 	found    bool           // somebody was above a fair share, and the target is not reached yet
 	suspects suspects       // whose the transient entries were then
 	rate     int            // new flows per second that a limited source may open
@@ -105,21 +106,34 @@ func (f *offenders) reprieve(sources []Source, usages []usage, now time.Time) {
 func (f *offenders) excess(usages []usage, limited map[Source]bool, s situation) []Cap {
 	c := *s.cfg
 	var caps []Cap
-	recent := f.recent(s)
+	recent, goes := f.recent(s), 0.0
+	f.above = 0
 	for _, a := range usages {
 		if a.assured <= a.keepAssured && a.transient <= a.keepTransient {
 			continue
 		}
+		f.above++
 		keep := max(1, int(min(a.assured, a.keepAssured)+min(a.transient, a.keepTransient)))
 		is := limited[a.Source()] || limited[c.folded(a.Source())]
 		f.excessive += max(0, int(a.assured+a.transient)-keep)
-		caps = append(caps, Cap{Prefix: a.Prefix, Zone: a.Zone, Keep: keep,
-			SpareAssured: c.SpareAssured || !is || !s.ordinary.Known() || c.Profile == Auto && a.inside,
+		spare := c.SpareAssured || !is || !s.ordinary.Known() || c.Profile == Auto && a.inside
+		if spare {
+			goes += min(a.transient, a.assured+a.transient-float64(keep))
+		} else {
+			goes += a.assured + a.transient - float64(keep)
+		}
+		caps = append(caps, Cap{Prefix: a.Prefix, Zone: a.Zone, Keep: keep, SpareAssured: spare,
 			SpareForward: c.Profile == Auto, SpareRecent: !recent.takes(a),
 			ClosingFirst: !is && a.answered() >= ownAddress})
 	}
+	if goes < worthEvicting*float64(s.Capacity) {
+		return nil // a pass over the table for next to nothing keeps the next scan waiting
+	}
 	return caps
 }
+
+// worthEvicting is the part of the capacity that an eviction must be able to free.
+const worthEvicting = 0.001
 
 // lastResort is who may lose what spoke in the last minute.
 type lastResort uint8

@@ -13,6 +13,7 @@ const rateWindow = time.Second
 type gauge struct {
 	past  []mark // observations of the last rateWindow, oldest first
 	drops uint64 // kernel drops at the last observation
+	fill  float64
 	seen  bool
 }
 
@@ -42,10 +43,14 @@ func (r reading) growing() bool {
 	return r.ahead >= ordinaryGrowth || r.drops > 0 && r.pressure >= r.fill+ordinaryGrowth
 }
 
-// read takes one observation in. Pressure is the fill projected lookahead ahead, and at least 100
-// when the kernel refused entries while the fill (or its projection) was above floor: below it
-// a full table was not the reason.
-func (g *gauge) read(o Observation, lookahead time.Duration, floor float64) reading {
+// fullFrom is the fill, in percent, from which flows that the kernel refused were refused because the table is full. It
+// counts others as refused, too: packets that TCP's states have no place for, such as a SYN on an entry in TIME_WAIT
+// that is about to go (nf_conntrack_in in net/netfilter/nf_conntrack_core.c).
+const fullFrom = 90
+
+// read takes one observation in. Pressure is the fill projected lookahead ahead, and at least 100 when the kernel
+// refused flows of a table that is or just was as good as full.
+func (g *gauge) read(o Observation, lookahead time.Duration) reading {
 	capacity := float64(max(o.Capacity, 1))
 	r := reading{fill: 100 * float64(o.Count) / capacity, rate: g.rate(o)}
 	r.ahead = 100 * r.rate * lookahead.Seconds() / capacity
@@ -56,9 +61,10 @@ func (g *gauge) read(o Observation, lookahead time.Duration, floor float64) read
 		r.drops = since(drops, g.drops)
 	}
 	g.drops, g.seen = drops, true
-	if r.drops > 0 && r.pressure >= floor {
+	if r.drops > 0 && max(r.fill, g.fill) >= fullFrom {
 		r.pressure = max(r.pressure, 100)
 	}
+	g.fill = r.fill
 	return r
 }
 

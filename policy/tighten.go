@@ -133,7 +133,7 @@ const (
 	inNeed              = 90               // percent of pressure
 	portsFinishedAfter  = 60 * time.Second // TCP_TIMEWAIT_LEN in include/net/tcp.h: so long the far end waits
 	mostFinished        = 5000             // at one go: a tenth of a second's work
-	finishedPart        = 0.02             // part of the entries that may be finished, for a pass to be worth it
+	finishedPart        = 0.05             // part of the entries that may be finished, for a pass to be worth it
 	deadPart            = 0.05             // part of the entries that unanswered SYNs must be for a pass of their own
 )
 

@@ -50,7 +50,7 @@ func matrixCommand() *cobra.Command {
 }
 
 // onDemand are the topologies that are left out otherwise.
-var onDemand = []string{"mixed", "uplinks", "zones", "overlay", "resolver", "listener", "loopback"}
+var onDemand = []string{"by-state", "mixed", "uplinks", "zones", "overlay", "resolver", "listener", "loopback"}
 
 // usualTopologies are those of which the whole matrix takes a quarter of an hour.
 func usualTopologies() []string {
