@@ -88,8 +88,9 @@ func TestForgottenConnectionsAreLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Those that only listen; whoever asks first makes its entry anew.
-	if got := res.Lasting; got.Lost == 0 || got.Lost > got.Opened/2 {
+	// Those that only listen; whoever asks first makes its entry anew, unless an answer was under way in that moment.
+	const underWay = 3
+	if got := res.Lasting; got.Lost == 0 || got.Lost > got.Opened/2+underWay {
 		t.Errorf("%d of %d lasting connections were lost, want some of those that only listen", got.Lost, got.Opened)
 	}
 }
