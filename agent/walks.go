@@ -25,6 +25,7 @@ const (
 	listedPerLimit = 4
 	minScanPause   = 200 * time.Millisecond
 	retimeDelay    = time.Second
+	retimeGrowing  = 3 * time.Second  // the same while the table grows: an eviction may do it on its way
 	idlePause      = 10 * time.Second // between samples at level 0, of a table that is half full
 	samplePause    = 2 * time.Second
 	purgePause     = 20 * time.Millisecond
@@ -238,7 +239,11 @@ func (l *loop) retiming(now time.Time) walk {
 	if l.retimeFrom.IsZero() {
 		l.retimeFrom = now
 	}
-	if now.Sub(l.retimeFrom) < retimeDelay {
+	delay := retimeDelay
+	if l.decision.Growing {
+		delay = retimeGrowing
+	}
+	if now.Sub(l.retimeFrom) < delay {
 		return nil
 	}
 	if r := l.shortening(); r != nil {

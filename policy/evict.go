@@ -34,7 +34,6 @@ func (e *evict) want(s situation, p *Posture) []Event {
 		f.remember(s)
 	} else if s.Census != nil {
 		p.Caps, events = f.judge(s)
-		f.found = f.above > 0 || f.found && s.fill > s.cfg.Target
 	}
 	s.shared.suspects = f.suspects
 	events = append(events, e.purger.want(s, p)...)
@@ -52,11 +51,11 @@ func (e *evict) want(s situation, p *Posture) []Event {
 // comes from everywhere, only the shape of the table is of interest. There is no time to lose while pressure is at
 // the enter mark, unless the last scan, if there was one, found nobody above a fair share.
 //
-// An inside host that scans fills a table in a second: where there are any, the first scan doesn't wait for the table
-// to be crowded.
+// An inside host that scans fills a table in a second: where there are any, the first two scans, which tell how fast
+// each source grows, don't wait for the table to be crowded.
 func (e *evict) ask(s situation) {
 	f := &e.offenders
-	first := f.swept == nil && s.forwards() && s.growing()
+	first := f.judged < 2 && s.forwards() && s.growing()
 	crowded := s.shared.crowded || first
 	if len(e.purger.classes) == 0 && (crowded || f.found && s.fill > s.cfg.Target) || f.blind {
 		s.shared.asks.wantScan(WholeScan)

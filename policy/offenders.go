@@ -24,7 +24,7 @@ type offenders struct {
 	rest     float64        // transient entries of the sources that census did not list
 	at       time.Time      // of that census
 	last     []usage        // what each source used then
-	above    int            // sources above their share in the last census
+	judged   int            // censuses of this attack
 	found    bool           // somebody was above a fair share, and the target is not reached yet
 	suspects suspects       // whose the transient entries were then
 	rate     int            // new flows per second that a limited source may open
@@ -53,6 +53,7 @@ type offence struct {
 // many entries each source above its share may keep.
 func (f *offenders) judge(s situation) ([]Cap, []Event) {
 	c := *s.cfg
+	f.judged++
 	newly, events := f.harm.heed(s)
 	usages, share := f.shareOut(s)
 	f.reprieve(newly, usages, s.Time)
@@ -106,13 +107,12 @@ func (f *offenders) reprieve(sources []Source, usages []usage, now time.Time) {
 func (f *offenders) excess(usages []usage, limited map[Source]bool, s situation) []Cap {
 	c := *s.cfg
 	var caps []Cap
-	recent, goes := f.recent(s), 0.0
-	f.above = 0
+	recent, above, goes := f.recent(s), false, 0.0
 	for _, a := range usages {
 		if a.assured <= a.keepAssured && a.transient <= a.keepTransient {
 			continue
 		}
-		f.above++
+		above = true
 		keep := max(1, int(min(a.assured, a.keepAssured)+min(a.transient, a.keepTransient)))
 		is := limited[a.Source()] || limited[c.folded(a.Source())]
 		f.excessive += max(0, int(a.assured+a.transient)-keep)
@@ -126,6 +126,7 @@ func (f *offenders) excess(usages []usage, limited map[Source]bool, s situation)
 			SpareForward: c.Profile == Auto, SpareRecent: !recent.takes(a),
 			ClosingFirst: !is && a.answered() >= ownAddress})
 	}
+	f.found = above || f.found && s.fill > c.Target
 	if goes < worthEvicting*float64(s.Capacity) {
 		return nil // a pass over the table for next to nothing keeps the next scan waiting
 	}
@@ -133,7 +134,7 @@ func (f *offenders) excess(usages []usage, limited map[Source]bool, s situation)
 }
 
 // worthEvicting is the part of the capacity that an eviction must be able to free.
-const worthEvicting = 0.001
+const worthEvicting = 0.005
 
 // lastResort is who may lose what spoke in the last minute.
 type lastResort uint8
@@ -409,7 +410,7 @@ func (f *offenders) release(now time.Time) {
 		}
 	}
 	f.swept, f.last, f.more, f.suspects = nil, nil, false, suspects{}
-	f.began, f.resort, f.excessive = time.Time{}, nobody, 0
+	f.judged, f.began, f.resort, f.excessive = 0, time.Time{}, nobody, 0
 }
 
 // forget drops all memory of the sources inside prefix.
