@@ -84,7 +84,7 @@ func (s scanWalk) do(ctx context.Context, w walker) func(*loop) {
 	census, err := w.scanner.Scan(ctx, s.options)
 	return func(l *loop) {
 		if l.trouble("scan", err); err == nil {
-			l.census, l.fresh, l.evicting = census, true, 0
+			l.census, l.fresh, l.evicting, l.held = census, true, 0, nil
 			l.holders = holders(census, l.machine.OrdinaryDay(), l.facts.Host) // once a census: status is told far more often
 		}
 	}

@@ -52,8 +52,8 @@ func (l *loop) mode() string {
 
 // limited returns the sources that are limited, with what they held in the last census.
 func (l *loop) limited() []control.LimitedStatus {
-	if len(l.decision.Posture.Limits) > 0 && l.census != nil && l.heldOf != l.census {
-		l.held, l.heldOf = make(map[policy.Source]int, len(l.census.Sources)), l.census
+	if len(l.decision.Posture.Limits) > 0 && l.census != nil && l.held == nil {
+		l.held = make(map[policy.Source]int, len(l.census.Sources))
 		for _, s := range l.census.Sources {
 			l.held[s.Source()], _, _ = l.census.Estimate(s.Entries)
 		}

@@ -79,11 +79,10 @@ type walks struct {
 	census     *policy.Census         // the newest scan
 	fresh      bool                   // no tick has seen census yet
 	holders    *control.HoldersStatus // of it, for clients
-	held       map[policy.Source]int  // what each source held in heldOf: for clients, too
-	heldOf     *policy.Census
-	learnt     int          // scans that taught something so far
-	learning   time.Time    // when the last scan to learn from began
-	caps       []policy.Cap // what capsOf decided: kept until it is carried out
+	held       map[policy.Source]int  // likewise what each source held; nil until somebody is limited
+	learnt     int                    // scans that taught something so far
+	learning   time.Time              // when the last scan to learn from began
+	caps       []policy.Cap           // what capsOf decided: kept until it is carried out
 	capsOf     *policy.Census
 	evictedFor *policy.Census
 	evicting   time.Duration // how long evictions since that census took

@@ -65,7 +65,7 @@ func (m *Machine) explainUsual(prefix netip.Prefix, say func(string, ...any)) {
 			list = append(list, source)
 		}
 	}
-	slices.SortFunc(list, Source.compare)
+	slices.SortFunc(list, Source.Compare)
 	for _, source := range list {
 		u := m.ordinary.Usual(source)
 		say(source.named("on an ordinary day it has about %.0f lasting entries and %.0f that pass"), u.Assured, u.Transient)

@@ -223,7 +223,7 @@ func fold(due []usage, s situation) []usage {
 		list = append(list, sum)
 	}
 	slices.SortFunc(list, func(a, b usage) int {
-		return cmp.Or(cmp.Compare(b.assured+b.transient, a.assured+a.transient), a.Source().compare(b.Source()))
+		return cmp.Or(cmp.Compare(b.assured+b.transient, a.assured+a.transient), a.Source().Compare(b.Source()))
 	})
 	return list
 }
@@ -358,11 +358,8 @@ func (f *offenders) limits(now time.Time, c Config) []Limit {
 			delete(f.known, source)
 		}
 	}
-	slices.SortFunc(in, Source.compare)
-	var limits []Limit
-	if len(in) > 0 {
-		limits = make([]Limit, 0, len(in))
-	}
+	slices.SortFunc(in, Source.Compare)
+	limits := slices.Grow([]Limit(nil), len(in))
 	for _, source := range in {
 		limits = append(limits, f.known[source].limit.inZone(f.zoned))
 	}

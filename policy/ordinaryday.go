@@ -193,7 +193,7 @@ func (d *OrdinaryDay) findCrowds() {
 		all = append(all, holder{p, u.Assured + u.Transient})
 	}
 	slices.SortFunc(all, func(a, b holder) int {
-		return cmp.Or(cmp.Compare(b.has, a.has), a.source.compare(b.source))
+		return cmp.Or(cmp.Compare(b.has, a.has), a.source.Compare(b.source))
 	})
 	d.crowds = nil
 	for _, h := range all[:min(len(all), mostCrowds)] {
@@ -325,7 +325,7 @@ func (d *OrdinaryDay) forgetSmallest() {
 	}
 	slices.SortFunc(all, func(a, b Source) int {
 		x, y := d.Sources[a], d.Sources[b]
-		return cmp.Or(cmp.Compare(y.Assured+y.Transient, x.Assured+x.Transient), a.compare(b))
+		return cmp.Or(cmp.Compare(y.Assured+y.Transient, x.Assured+x.Transient), a.Compare(b))
 	})
 	for _, p := range all[usualSources:] {
 		delete(d.Sources, p)

@@ -60,7 +60,7 @@ func (s Source) within(bits int) Source {
 	return Source{netip.PrefixFrom(s.Prefix.Addr(), bits).Masked(), s.Zone}
 }
 
-// compare orders sources by address, then by length, then by zone.
-func (s Source) compare(other Source) int {
+// Compare orders sources by address, then by length, then by zone.
+func (s Source) Compare(other Source) int {
 	return cmp.Or(s.Prefix.Compare(other.Prefix), cmp.Compare(s.Zone, other.Zone))
 }

@@ -101,7 +101,11 @@ type tighten struct {
 
 func (t *tighten) want(s situation, p *Posture) []Event {
 	if c := s.Census; c != nil {
-		t.none = float64(c.Classes[Closing]+c.Classes[Replied]) < finishedPart*float64(c.Seen)
+		over := c.Classes[Closing] + c.Classes[Replied]
+		if slices.ContainsFunc(s.before.Synproxy, Selector.Forwarded) {
+			over += c.Classes[HalfOpen] // handshakes from before somebody else answered them
+		}
+		t.none = float64(over) < finishedPart*float64(c.Seen)
 		t.dead = float64(c.TCPStates[tcpSynSent]) > deadPart*float64(c.Seen)
 	}
 	if !s.works {

@@ -171,8 +171,6 @@ func (c *comebacks) list() []policy.Comeback {
 	for _, of := range c.sources {
 		all = append(all, *of)
 	}
-	slices.SortFunc(all, func(a, b policy.Comeback) int {
-		return cmp.Or(a.Source.Prefix.Compare(b.Source.Prefix), cmp.Compare(a.Source.Zone, b.Source.Zone))
-	})
+	slices.SortFunc(all, func(a, b policy.Comeback) int { return a.Source.Compare(b.Source) })
 	return all
 }

@@ -17,17 +17,7 @@ import (
 // Two hosts speak, an eviction takes their entries, and they go on: the next scan has that. Who only begins anew with
 // the same ports does not go on.
 func TestComebackOnTheWire(t *testing.T) {
-	table := openTable(t)
-	peer, err := conntracktest.NewPeer()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(peer.Close)
-	if err := conntracktest.Run("nft add table inet track",
-		"nft add chain inet track out {type filter hook output priority 0;}",
-		"nft add rule inet track out ct state new accept"); err != nil {
-		t.Fatal(err)
-	}
+	table, peer := openTracking(t)
 	tcp, udp := echoes(t, peer)
 	local := &net.TCPAddr{IP: conntracktest.Here4.AsSlice(), Port: 40_000}
 	lasting, again := connect(t, "tcp", nil, tcp), connect(t, "tcp", local, tcp)

@@ -30,6 +30,23 @@ func openTable(tb testing.TB) *Table {
 	return table
 }
 
+// openTracking is openTable where what this host says to a peer is tracked.
+func openTracking(tb testing.TB) (*Table, *conntracktest.Peer) {
+	tb.Helper()
+	table := openTable(tb)
+	peer, err := conntracktest.NewPeer()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(peer.Close)
+	if err := conntracktest.Run("nft add table inet track",
+		"nft add chain inet track out {type filter hook output priority 0;}",
+		"nft add rule inet track out ct state new accept"); err != nil {
+		tb.Fatal(err)
+	}
+	return table, peer
+}
+
 func fill(tb testing.TB, flows ...flow) {
 	tb.Helper()
 	if made, err := conntrackfill.Fill(slices.Values(flows)); err != nil || made != len(flows) {

@@ -98,8 +98,8 @@ const (
 	tcpSynSent2    = 9
 
 	tcpWindowScale    = 0x01 // IP_CT_TCP_FLAG_WINDOW_SCALE in the same header
-	tcpBeLiberal      = 0x08 // IP_CT_TCP_FLAG_BE_LIBERAL: packets outside the window are valid
 	tcpClosesFirst    = 0x04 // IP_CT_TCP_FLAG_CLOSE_INIT
+	tcpBeLiberal      = 0x08 // IP_CT_TCP_FLAG_BE_LIBERAL: packets outside the window are valid
 	tcpUnacknowledged = 0x10 // IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
 )
 

@@ -17,21 +17,14 @@ const udpTimeout = "nf_conntrack_udp_timeout"
 // A conversation that goes on after it was silent for longer than a floor is seen by the next scan, with how long that
 // was.
 func TestSilenceOnTheWire(t *testing.T) {
-	table := openTable(t)
-	peer, err := conntracktest.NewPeer()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(peer.Close)
-	if err := conntracktest.Run("nft add table inet track",
-		"nft add chain inet track out {type filter hook output priority 0;}",
-		"nft add rule inet track out ct state new accept"); err != nil {
-		t.Fatal(err)
-	}
+	table, peer := openTracking(t)
 	if err := os.WriteFile(sysctlRoot+udpTimeout, []byte("20"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var far, near net.Conn
+	var (
+		far, near net.Conn
+		err       error
+	)
 	peer.Do(func() { far, err = net.ListenUDP("udp", &net.UDPAddr{IP: conntracktest.There4.AsSlice(), Port: 4500}) })
 	if err == nil {
 		t.Cleanup(func() { far.Close() })

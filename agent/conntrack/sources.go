@@ -256,7 +256,7 @@ func (s *sources) largest(n int, prefix func(address) policy.Holding) (top []pol
 		top = append(top, held)
 	}
 	slices.SortFunc(top, func(a, b policy.Holding) int {
-		return cmp.Or(b.Entries-a.Entries, a.Prefix.Addr().Compare(b.Prefix.Addr()), int(a.Zone)-int(b.Zone))
+		return cmp.Or(b.Entries-a.Entries, a.Source().Compare(b.Source()))
 	})
 	return top, rest
 }
