@@ -462,6 +462,12 @@ func TestScanPace(t *testing.T) {
 		if !due() {
 			t.Errorf("haste is not worth one part in %d of the time", hurryShare)
 		}
+		l.census.Time, l.census.Whole, l.evicting, l.decision.Compare = time.Now(), true, time.Minute, true
+		time.Sleep(hurryPause)
+		if !due() {
+			t.Error("no haste to compare")
+		}
+		l.decision.Compare = false
 		l.decision.Hurry, l.census.Time, l.evicting = false, time.Now(), took
 		time.Sleep((2*calmShare - 1) * took)
 		if due() {

@@ -98,6 +98,9 @@ func (l *loop) rest(entries int) time.Duration {
 	}
 	took := l.census.Took + l.evicting
 	if l.decision.Hurry && l.census.Whole {
+		if l.decision.Compare {
+			return hurryPause // before that nobody who only passes through the table is limited
+		}
 		return max(hurryPause, hurryShare*took)
 	}
 	if l.decision.Hurry {

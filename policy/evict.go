@@ -61,6 +61,7 @@ func (e *evict) ask(s situation) {
 		s.shared.asks.wantScan(WholeScan)
 	}
 	s.shared.asks.hurry = crowded && s.pressure >= s.marks.Enter && (f.last == nil || f.found || first) || f.blind
+	s.shared.asks.compare = f.judged == 1
 }
 
 func (*evict) done(o Observation) uint64 {

@@ -26,6 +26,7 @@ type Decision struct {
 	Next          time.Duration // until the next tick
 	Scan          Scan          // what the next observations should bring
 	Hurry         bool          // the scan matters more than the CPU it takes
+	Compare       bool          // it is the second of an attack, which tells who opens flows: it follows the first at once
 	Growing       bool          // the table grows faster than on an ordinary day
 	Steady        bool          // it has stood still for long, so that a scan teaches something whatever the level
 	Fill          float64       // percent
@@ -95,7 +96,8 @@ func (m *Machine) Tick(o Observation) Decision {
 	stamp(events, s)
 	m.last = s
 	m.decision = Decision{
-		Posture: posture, Events: events, Next: m.next(s, posture), Scan: m.scan(s), Hurry: m.shared.asks.hurry,
+		Posture: posture, Events: events, Next: m.next(s, posture), Scan: m.scan(s),
+		Hurry: m.shared.asks.hurry, Compare: m.shared.asks.compare,
 		Growing: s.growing(), Steady: m.ordinary.Steady && m.steady.on(o.Time),
 		Fill: s.fill, Pressure: s.pressure, Rate: s.rate,
 		SecondsToFull: finite(s.secondsToFull(o.Capacity)),

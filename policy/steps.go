@@ -130,9 +130,10 @@ type shared struct {
 
 // asks is what steps want of the loop until the next tick.
 type asks struct {
-	fast  bool // a short tick: something is to be decided soon
-	scan  Scan // at least this scan
-	hurry bool // the scan matters more than the CPU it takes
+	fast    bool // a short tick: something is to be decided soon
+	scan    Scan // at least this scan
+	hurry   bool // the scan matters more than the CPU it takes
+	compare bool // it is to be compared with the first of this attack
 }
 
 // wantScan asks for a scan, unless somebody asked for a better one.
