@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -71,10 +72,7 @@ func (a *Agent) Run(ctx context.Context, hup <-chan os.Signal) error {
 	// A survey that hangs keeps nobody from taking everything back.
 	go surveyLoop(ctx, a.surveyor, a.loop.state, ch.reload, ch.surveys)
 	go func() { _ = a.loop.notifier.Run(ctx) }() // and neither does a notice
-	if a.tryOut != nil {
-		go func() { ch.tried <- a.tryOut() }()
-	}
-	group.Go(func() error { return server.Serve(ctx) })
+	group.Go(func() error { return a.serve(ctx, ch, server) })
 	group.Go(func() error { return a.loop.run(ctx, ch) })
 	err = group.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -122,6 +120,7 @@ type channels struct {
 	walks     chan walk
 	walked    chan func(*loop)
 	tried     chan func(*loop)
+	guarding  chan struct{} // closed after the loop's first turn
 	surveys   chan survey.Facts
 	reload    chan config.Config
 	questions <-chan control.Question
@@ -130,19 +129,22 @@ type channels struct {
 
 func newChannels(board *control.Board, hup <-chan os.Signal) channels {
 	return channels{make(chan walk, 1), make(chan func(*loop), 1), make(chan func(*loop), 1),
-		make(chan survey.Facts, 1), make(chan config.Config, 1), board.Questions(), hup}
+		make(chan struct{}), make(chan survey.Facts, 1), make(chan config.Config, 1), board.Questions(), hup}
 }
 
 // run ticks until ctx ends.
 func (l *loop) run(ctx context.Context, ch channels) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	guards := sync.OnceFunc(func() { close(ch.guarding) })
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timer.C:
-			if err := l.turn(); err != nil {
+			err := l.turn()
+			guards()
+			if err != nil {
 				return err
 			}
 			timer.Reset(l.decision.Next)
