@@ -72,9 +72,9 @@ func outcome(verify, tested func() error) func() func(*loop) {
 	}
 }
 
-// serve tries out what was left to be, once the loop guards the table: the namespaces for it cost more than all the rest
-// of a start, and they keep the survey waiting. Then it gives up the privileges that this takes, and only then answers
-// anybody.
+// serve tries out what was left to be, once the loop guards the table: the namespaces for it cost more than all the
+// rest of a start, and they keep the survey waiting. Then it gives up the privileges that this takes, and only then
+// answers anybody.
 func (a *Agent) serve(ctx context.Context, ch channels, server *control.Server) error {
 	select {
 	case <-ctx.Done():

@@ -216,12 +216,12 @@ func (l *loop) turn() error {
 	return nil
 }
 
-// trialPatience is how long whoever starts the agent waits for what is tried out: on a machine that is overwhelmed it may
-// take minutes, and systemd ends what is not ready after 90 s, which would be a guard at work.
+// trialPatience is how long whoever starts the agent waits for what is tried out: on a machine that is overwhelmed it
+// may take minutes, and systemd ends what is not ready in time, which would be a guard at work.
 const trialPatience = 20 * time.Second
 
-var errUntried = fmt.Errorf("what this kernel can do is tried for more than %s: the machine is overwhelmed, or it hangs",
-	trialPatience)
+var errUntried = fmt.Errorf("what this kernel can do is tried for more than %s: "+
+	"the machine is overwhelmed, or it hangs", trialPatience)
 
 // tellReady tells whoever waits for it that the agent guards the table, once all is tried out or that takes too long.
 func (l *loop) tellReady(now time.Time) {

@@ -508,7 +508,8 @@ func TestCensusOnce(t *testing.T) {
 	}
 }
 
-// Whoever starts the agent waits for what is tried out, and not for ever: it guards meanwhile, and says what is not known.
+// Whoever starts the agent waits for what is tried out, and not for ever: it guards meanwhile, and says what is not
+// known.
 func TestReadyWithoutTrials(t *testing.T) {
 	l := newAgent(newKernel(t), parse(t, ""), false).loop
 	ready, now := false, time.Now()

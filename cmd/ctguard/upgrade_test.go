@@ -14,8 +14,8 @@ import (
 	"ctguard/nft"
 )
 
-// gapAllowed is how long nobody may be guarded while one process follows another. The best of several is judged, for this
-// machine does other things.
+// gapAllowed is how long nobody may be guarded while one process follows another. The best of several is judged, for
+// this machine does other things.
 const gapAllowed = 100 * time.Millisecond
 
 // Between the last rule of a daemon that is asked to end and the first one of the next, which comes back to its level,
