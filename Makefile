@@ -211,7 +211,7 @@ release-check: release ## a second release from a copy of this commit elsewhere:
 	diff $(RELEASE)/SHA256SUMS $$dir/copy/$(RELEASE)/SHA256SUMS && echo "two builds, one hash"
 
 RELEASES ?= bullseye bookworm trixie
-PARTS    ?= life docker firewalls tunnels vrf balancers openvswitch offload bridge module boot
+PARTS    ?= life docker firewalls tunnels vrf balancers openvswitch offload bridge module boot clock shrunk
 .PHONY: vm
 vm: ## PARTS of what only real machines show, on Debian RELEASES, in virtual machines: skipped without QEMU
 	$(MAKE) --no-print-directory $(RELEASE)/amd64.deb PACKAGE_VERSION=0.0.1

@@ -33,7 +33,8 @@ type Agent struct {
 	board    *control.Board
 	control  control.Options
 	opened   opened
-	tryOut   func() func(*loop) // see the function; nil in tests
+	// tryOut begins to try out what needs privileges that are given up then, and returns what waits for it; nil in tests
+	tryOut func() (wait func() func(*loop))
 }
 
 // opened is what was opened, to be closed in reverse order.
@@ -97,9 +98,6 @@ func (a *Agent) open(o Options) error {
 	}
 	kernel, err := a.findOut(o)
 	if err != nil {
-		return err
-	}
-	if err := dropPrivileges(); err != nil {
 		return err
 	}
 	rules, err := nft.Open(kernel.Rules...)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,16 +38,18 @@ type loop struct {
 	wanted    wanted
 	slowest   time.Duration // the longest from an observation to its rules in the kernel
 	namespace wrongNamespace
-	missing   []string   // what this kernel can't do
-	slower    []string   // what it lacks and is done in another way
-	untried   bool       // what is tried out at the start has not ended
-	ready     func()     // called after the first tick that went all the way, once all is tried out
-	alive     func()     // called after each such tick
-	blind     time.Time  // since when the table can't be read; zero while it can
-	watchdog  *watchdog  // nil in tests
-	calm      func(bool) // told whether nothing is about to go untracked
-	due       bool       // an operator changed something: tick at once
-	news      bool       // something besides the table's size is new: a glance is not enough
+	missing   []string  // what this kernel can't do
+	slower    []string  // what it lacks and is done in another way
+	untried   bool      // what is tried out at the start has not ended
+	ready     func()    // called after a tick that went all the way, once all is tried out or that takes too long
+	alive     func()    // called after each such tick
+	blind     time.Time // since when the table can't be read; zero while it can
+	// when the first tick went all the way
+	guardsSince time.Time
+	watchdog    *watchdog  // nil in tests
+	calm        func(bool) // told whether nothing is about to go untracked
+	due         bool       // an operator changed something: tick at once
+	news        bool       // something besides the table's size is new: a glance is not enough
 }
 
 // wanted are the settings last wanted, and when they were last looked at.
@@ -71,10 +74,7 @@ func (a *Agent) Run(ctx context.Context, hup <-chan os.Signal) error {
 	// A survey that hangs keeps nobody from taking everything back.
 	go surveyLoop(ctx, a.surveyor, a.loop.state, ch.reload, ch.surveys)
 	go func() { _ = a.loop.notifier.Run(ctx) }() // and neither does a notice
-	if a.tryOut != nil {
-		go func() { ch.tried <- a.tryOut() }()
-	}
-	group.Go(func() error { return server.Serve(ctx) })
+	group.Go(func() error { return a.serve(ctx, ch, server) })
 	group.Go(func() error { return a.loop.run(ctx, ch) })
 	err = group.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -122,6 +122,7 @@ type channels struct {
 	walks     chan walk
 	walked    chan func(*loop)
 	tried     chan func(*loop)
+	guarding  chan struct{} // closed after the loop's first turn
 	surveys   chan survey.Facts
 	reload    chan config.Config
 	questions <-chan control.Question
@@ -130,19 +131,22 @@ type channels struct {
 
 func newChannels(board *control.Board, hup <-chan os.Signal) channels {
 	return channels{make(chan walk, 1), make(chan func(*loop), 1), make(chan func(*loop), 1),
-		make(chan survey.Facts, 1), make(chan config.Config, 1), board.Questions(), hup}
+		make(chan struct{}), make(chan survey.Facts, 1), make(chan config.Config, 1), board.Questions(), hup}
 }
 
 // run ticks until ctx ends.
 func (l *loop) run(ctx context.Context, ch channels) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	guards := sync.OnceFunc(func() { close(ch.guarding) })
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timer.C:
-			if err := l.turn(); err != nil {
+			err := l.turn()
+			guards()
+			if err != nil {
 				return err
 			}
 			timer.Reset(l.decision.Next)
@@ -205,14 +209,33 @@ func (l *loop) turn() error {
 		return nil
 	}
 	l.blind = time.Time{}
-	if l.ready != nil && !l.untried {
-		l.ready()
-		l.ready = nil
-	}
+	l.tellReady(time.Now())
 	if l.alive != nil {
 		l.alive()
 	}
 	return nil
+}
+
+// trialPatience is how long whoever starts the agent waits for what is tried out: on a machine that is overwhelmed it
+// may take minutes, and systemd ends what is not ready in time, which would be a guard at work.
+const trialPatience = 20 * time.Second
+
+var errUntried = fmt.Errorf("what this kernel can do is tried for more than %s: "+
+	"the machine is overwhelmed, or it hangs", trialPatience)
+
+// tellReady tells whoever waits for it that the agent guards the table, once all is tried out or that takes too long.
+func (l *loop) tellReady(now time.Time) {
+	if l.guardsSince.IsZero() {
+		l.guardsSince = now
+	}
+	if l.ready == nil || l.untried && now.Sub(l.guardsSince) < trialPatience {
+		return
+	}
+	if l.untried {
+		l.trouble("self-test", errUntried)
+	}
+	l.ready()
+	l.ready = nil
 }
 
 // surveyLoop looks at the host every few seconds, and at once where its rules change while something is untracked.

@@ -507,3 +507,22 @@ func TestCensusOnce(t *testing.T) {
 		}
 	}
 }
+
+// Whoever starts the agent waits for what is tried out, and not for ever: it guards meanwhile, and says what is not
+// known.
+func TestReadyWithoutTrials(t *testing.T) {
+	l := newAgent(newKernel(t), parse(t, ""), false).loop
+	ready, now := false, time.Now()
+	l.ready, l.untried = func() { ready = true }, true
+	for _, after := range []time.Duration{0, trialPatience - time.Second} {
+		if l.tellReady(now.Add(after)); ready {
+			t.Fatalf("ready after %s", after)
+		}
+	}
+	if l.tellReady(now.Add(trialPatience)); !ready {
+		t.Error("not ready after", trialPatience)
+	}
+	if l.troubles["self-test"] == "" {
+		t.Error("nobody is told of it")
+	}
+}

@@ -63,8 +63,26 @@ func (d *OrdinaryDay) Known() bool { return !d.Updated.IsZero() }
 
 // Fresh reports whether a day that was kept on disk may still be used.
 func (d *OrdinaryDay) Fresh(now time.Time) bool {
-	age := now.Sub(d.Updated)
-	return d.Known() && age >= -time.Minute && age < staleDay
+	return d.Known() && now.Sub(d.Updated) < staleDay
+}
+
+// Move turns every time of a day that was kept on disk into another clock's. A day from the future is one of a host
+// whose clock was behind when it started, and counts as of now: who is known must not be a stranger for it.
+func (d *OrdinaryDay) Move(to func(time.Time) time.Time, now time.Time) {
+	at := func(t time.Time) time.Time {
+		if t = to(t); t.After(now) {
+			return now
+		}
+		return t
+	}
+	d.Updated = at(d.Updated)
+	for class, seen := range d.Silent {
+		d.Silent[class] = at(seen)
+	}
+	for name, silence := range d.Silences {
+		silence.Seen = at(silence.Seen)
+		d.Silences[name] = silence
+	}
 }
 
 // Usual returns what a source usually has. All of them together never have more than what fitted the

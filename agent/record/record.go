@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"slices"
+	"time"
 
 	"ctguard/agent/state"
 	"ctguard/policy"
@@ -44,6 +46,7 @@ type Recorder struct {
 	host  policy.Host
 	words state.Words
 	full  bool
+	begun time.Time // of the first tick
 }
 
 // New makes the file, which must not exist, for decisions of a configuration that begin with an ordinary day.
@@ -65,12 +68,17 @@ func (r *Recorder) Record(o policy.Observation, words state.Words, level int) er
 	if r.full {
 		return ErrFull
 	}
-	f := frame{Observation: o, Level: level}
+	if r.begun.IsZero() {
+		r.begun = o.Time
+	}
+	f := frame{Observation: r.unset(o), Level: level}
 	if !reflect.DeepEqual(o.Host, r.host) {
 		f.Host, r.host = &o.Host, o.Host
 	}
 	if !reflect.DeepEqual(words, r.words) {
-		f.Words, r.words = &words, words
+		r.words = words
+		unset := r.unsetWords(words)
+		f.Words = &unset
 	}
 	if err := r.json.Encode(f); err != nil {
 		return fmt.Errorf("record: %w", err)
@@ -79,6 +87,40 @@ func (r *Recorder) Record(o policy.Observation, words state.Words, level int) er
 		r.full = true
 	}
 	return nil
+}
+
+// unset returns an observation as it would be had nobody set the clock since the recording began: a process goes by a
+// clock that can't be set, and what is read from a file has the wall clock alone.
+func (r *Recorder) unset(o policy.Observation) policy.Observation {
+	o.Time, o.Adopted = r.byFirst(o.Time), r.byFirst(o.Adopted)
+	if o.Census != nil {
+		census := *o.Census
+		census.Time = r.byFirst(census.Time)
+		o.Census = &census
+	}
+	return o
+}
+
+// unsetWords does the same for operators' words.
+func (r *Recorder) unsetWords(w state.Words) state.Words {
+	if w.Override != nil {
+		override := *w.Override
+		override.Until = r.byFirst(override.Until)
+		w.Override = &override
+	}
+	w.Words = slices.Clone(w.Words)
+	for i := range w.Words {
+		w.Words[i].Until = r.byFirst(w.Words[i].Until)
+	}
+	return w
+}
+
+// byFirst returns a time by the clock of the first tick.
+func (r *Recorder) byFirst(t time.Time) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return r.begun.Add(t.Sub(r.begun))
 }
 
 // Close ends the recording.

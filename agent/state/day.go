@@ -25,6 +25,7 @@ const (
 // keptDay is that file.
 type keptDay struct {
 	Version int                 `json:"version"`
+	Written moment              `json:"written"`
 	Day     *policy.OrdinaryDay `json:"day"`
 }
 
@@ -54,7 +55,7 @@ func (d *Dir) keep(day *policy.OrdinaryDay, now time.Time) error {
 	if day.Zoned() {
 		version = dayVersion
 	}
-	text, err := json.Marshal(keptDay{version, day})
+	text, err := json.Marshal(keptDay{version, d.moment(now), day})
 	if err == nil {
 		err = d.replace(d.day(), append(text, '\n'))
 	}
@@ -87,7 +88,11 @@ func (d *Dir) Day(now time.Time) (policy.OrdinaryDay, error) {
 	case kept.Version < dayWithoutZones:
 		return none, fmt.Errorf("the ordinary day of an earlier run has version %d, not %d: it is learnt anew",
 			kept.Version, dayVersion)
-	case kept.Day == nil || !kept.Day.Fresh(now):
+	case kept.Day == nil:
+		return none, nil
+	}
+	kept.Day.Move(d.since(kept.Written, now), now)
+	if !kept.Day.Fresh(now) {
 		return none, nil
 	}
 	return *kept.Day, nil

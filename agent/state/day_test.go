@@ -18,15 +18,18 @@ func TestDayOutlivesItsProcess(t *testing.T) {
 	source := policy.Source{Prefix: netip.MustParsePrefix("192.0.2.1/32")}
 	day := &policy.OrdinaryDay{Updated: now, Fitted: 100, Sources: map[policy.Source]*policy.Usual{source: {Assured: 40}},
 		Silent: map[policy.FlowClass]time.Time{{Protocol: 17, Port: 4789}: now}}
-	if err := At(dir).KeepDay(day, now); err != nil {
+	if err := atUptime(dir, "this one", 0).KeepDay(day, now); err != nil {
 		t.Fatal(err)
 	}
-	kept, err := At(dir).Day(now.Add(time.Hour))
+	kept, err := atUptime(dir, "this one", time.Hour).Day(now.Add(time.Hour))
 	if err != nil || kept.Usual(source).Assured != 40 || !kept.Unanswered(policy.FlowClass{Protocol: 17, Port: 4789}) {
 		t.Errorf("kept %+v (%v)", kept, err)
 	}
-	if old, err := At(dir).Day(now.Add(30 * 24 * time.Hour)); err != nil || old.Known() {
-		t.Errorf("a month later: %+v (%v)", old, err)
+	month := 30 * 24 * time.Hour
+	for _, boot := range []string{"this one", "the next one"} {
+		if old, err := atUptime(dir, boot, month).Day(now.Add(month)); err != nil || old.Known() {
+			t.Errorf("a month later, in %s: %+v (%v)", boot, old, err)
+		}
 	}
 	for _, text := range []string{`{"version":3,"day":{}}`, `{"version":1,"day":{"sources":{"nonsense":{}}}}`, `{`} {
 		if err := os.WriteFile(filepath.Join(dir, "ordinary.json"), []byte(text), 0o600); err != nil {

@@ -27,10 +27,13 @@ type Dir struct {
 
 	newer      map[string]int // versions of files that a newer ctguard wrote
 	keptLogins keptLogins     // the last that were written; the surveyor's
+	uptime     uptime         // tests have their own
 }
 
 // At returns the state directory at path, which need not exist yet.
-func At(path string) *Dir { return &Dir{path: path, newer: make(map[string]int)} }
+func At(path string) *Dir {
+	return &Dir{path: path, newer: make(map[string]int), uptime: kernelUptime}
+}
 
 // Lock makes the directory, sees that it can be written, locks it until the closer is closed, and removes
 // what a kill left of files that were being replaced.

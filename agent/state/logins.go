@@ -26,6 +26,7 @@ const loginsVersion = 1
 type keptLogins struct {
 	Version int       `json:"version"`
 	At      time.Time `json:"at"`
+	Written moment    `json:"written"`
 	Logins  []Login   `json:"logins"`
 }
 
@@ -47,7 +48,7 @@ func (d *Dir) KeepLogins(logins []Login, now time.Time) error {
 	if len(logins) == 0 && d.keptLogins.At.IsZero() {
 		return nil
 	}
-	d.keptLogins = keptLogins{loginsVersion, now, logins} // a full disk is not asked at each survey
+	d.keptLogins = keptLogins{loginsVersion, now, d.moment(now), logins} // a full disk is not asked at each survey
 	text, err := json.Marshal(d.keptLogins)
 	if err == nil {
 		err = Replace(d.logins(), append(text, '\n'))
@@ -77,8 +78,13 @@ func (d *Dir) Logins(now time.Time) ([]Login, error) {
 	case kept.Version > loginsVersion:
 		return nil, fmt.Errorf("read who was logged in: version %d, and this ctguard knows versions up to %d",
 			kept.Version, loginsVersion)
-	case now.Sub(kept.At) > loginsLast || kept.At.After(now):
+	}
+	here := d.since(kept.Written, now)
+	if at := here(kept.At); now.Sub(at) > loginsLast || at.After(now) {
 		return nil, nil
+	}
+	for i := range kept.Logins {
+		kept.Logins[i].Since = here(kept.Logins[i].Since)
 	}
 	return kept.Logins, nil
 }

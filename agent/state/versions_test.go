@@ -76,11 +76,11 @@ func TestLogins(t *testing.T) {
 		netip.MustParseAddrPort("192.0.2.1:22"), netip.MustParseAddrPort("192.0.2.2:1024"), now.Add(-time.Hour),
 	}}
 	dir := t.TempDir()
-	if err := At(dir).KeepLogins(list, now); err != nil {
+	if err := atUptime(dir, "this one", time.Hour).KeepLogins(list, now); err != nil {
 		t.Fatal(err)
 	}
 	for after, want := range map[time.Duration]int{0: 1, loginsLast: 1, loginsLast + time.Second: 0, -time.Second: 0} {
-		got, err := At(dir).Logins(now.Add(after))
+		got, err := atUptime(dir, "this one", time.Hour+after).Logins(now.Add(after))
 		if err != nil || len(got) != want {
 			t.Errorf("after %s: %v, %v; want %d", after, got, err, want)
 		}

@@ -20,8 +20,17 @@ const wordsVersion = 1
 
 // keptWords is that file.
 type keptWords struct {
-	Version int `json:"version"`
+	Version int    `json:"version"`
+	Written moment `json:"written"`
 	Words
+}
+
+// UnmarshalJSON is here because that of the words would be taken for the whole.
+func (k *keptWords) UnmarshalJSON(text []byte) error {
+	var is struct{ Written moment }
+	err := json.Unmarshal(text, &is)
+	k.Written = is.Written
+	return errors.Join(err, json.Unmarshal(text, &k.Words))
 }
 
 // Words are what operators said and what still holds of it.
@@ -55,7 +64,7 @@ func (d *Dir) Remember(w Words) error {
 	if d == nil {
 		return nil
 	}
-	text, err := json.MarshalIndent(keptWords{wordsVersion, w}, "", "  ")
+	text, err := json.MarshalIndent(keptWords{wordsVersion, d.moment(time.Now()), w}, "", "  ")
 	if err == nil {
 		err = d.replace(d.words(), append(text, '\n'))
 	}
@@ -76,7 +85,7 @@ func (d *Dir) Words(now time.Time) (Words, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return Words{}, nil
 	}
-	var found Words
+	var found keptWords
 	if err == nil {
 		err = d.read(d.words(), text, &found, wordsVersion)
 	}
@@ -84,18 +93,20 @@ func (d *Dir) Words(now time.Time) (Words, error) {
 		return Words{}, err
 	}
 	latest := now.Add(MaxOverride)
+	here := d.since(found.Written, now)
 	soonest := func(until time.Time) time.Time {
-		if until.After(latest) {
+		if until = here(until); until.After(latest) {
 			return latest
 		}
 		return until
 	}
 	var w Words
-	if found.Override != nil && now.Before(found.Override.Until) {
-		found.Override.Until = soonest(found.Override.Until)
-		w.Override = found.Override
+	if ov := found.Override; ov != nil {
+		if ov.Until = soonest(ov.Until); now.Before(ov.Until) {
+			w.Override = ov
+		}
 	}
-	for _, word := range found.Words {
+	for _, word := range found.Words.Words {
 		if !word.Prefix.IsValid() {
 			err = errors.New("one without a prefix is left out")
 			continue

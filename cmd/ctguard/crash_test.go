@@ -95,6 +95,7 @@ func TestCrashes(t *testing.T) {
 	t.Logf("CTGUARD_CRASH_SEED=%d", seed)
 	h := newHost(t)
 	m := newMatrix(h)
+	defer func() { t.Log("\n" + m.table()) }()
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range points {
 		m.try(randomCrash(r, m.memory != ""))
@@ -102,7 +103,6 @@ func TestCrashes(t *testing.T) {
 			break
 		}
 	}
-	t.Log("\n" + m.table())
 }
 
 // matrix tries points on one host.
@@ -344,10 +344,19 @@ func (m *matrix) end(c crash, trigger string) {
 	}
 	ended := make(chan error, 1)
 	go func(d *exec.Cmd) { ended <- d.Wait() }(m.daemon)
-	select {
-	case err = <-ended:
-	case <-time.After(patience):
-		m.Fatalf("%s: the daemon does not end", c)
+	work := time.NewTicker(patience / 6) // a walk that took long is rested from for longer: the walker gets work
+	defer work.Stop()
+	for late, gone, n := time.After(patience), false, 0; !gone; {
+		select {
+		case err = <-ended:
+			gone = true
+		case <-work.C:
+			client, level := m.client, 8*(n%2)
+			go func() { _ = ask(m.Context(), client, level) }()
+			n++
+		case <-late:
+			m.Fatalf("%s: the daemon does not end: %s", c, m.log)
+		}
 	}
 	if strings.HasPrefix(c.end, panics) && !strings.Contains(m.log.String(), "panic: the test's") {
 		m.Errorf("%s: it ended otherwise: %v: %s", c, err, m.log)
