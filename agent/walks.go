@@ -32,7 +32,7 @@ const (
 	purgeRest      = 2 * time.Second // the longest pause of purges that bring nothing
 	retirePause    = time.Second
 	retireShare    = 60               // one part in this many of a core goes into retiring finished entries at most
-	retireHurry    = 20               // the same while the table is about to be full
+	retireHurry    = 10               // the same while the table is about to be full
 	retireRest     = 30 * time.Second // the longest pause where there are none
 	learnSize      = 50_000           // entries of a scan to learn from: all of most tables
 	learnShare     = 1000             // one part in this many of the time goes into those
