@@ -128,9 +128,9 @@ func (r retireWalk) do(ctx context.Context, w walker) func(*loop) {
 	}
 }
 
-// cpuTime is the processor time that this process has used, in the kernel too: one thread of a pass reads and another one
-// sends changes. A pace that is a share of it holds on a host where everybody waits for the processors, as under attack;
-// by the clock a pass takes many times as long there.
+// cpuTime is the processor time that this process has used, in the kernel too: one thread of a pass reads and another
+// sends changes. A pace that is a share of it holds on a host where everybody waits for the processors, as under
+// attack; by the clock a pass takes many times as long there.
 func cpuTime() time.Duration {
 	var used unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &used) != nil {

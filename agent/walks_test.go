@@ -178,8 +178,8 @@ func (r retiring) retire(context.Context, conntrack.Retirement) (int, error) {
 	return worthAWalk, nil
 }
 
-// The pace of passes over finished entries is a share of the work that they are, not of the time that passes while others
-// have the processors: on a host under attack a pass takes seconds, and twenty times that would be too late.
+// The pace of passes over finished entries is a share of the work that they are, not of the time that passes while
+// others have the processors: on a host under attack a pass takes seconds, and twenty times that would be too late.
 func TestRetiringIsPacedByWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAgent(newKernel(t), parse(t, ""), false)

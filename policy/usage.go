@@ -56,8 +56,8 @@ func (f *offenders) shareOut(s situation) ([]usage, float64) {
 	for i, cl := range assured {
 		room -= min(cl.has, ofAssured.keep[i])
 	}
-	// Connections that close go first, whoever owns them: others need not make room for those of who is left alone, such as
-	// a proxy on this host.
+	// Connections that close go first, whoever owns them: others need not make room for those of who is left alone, such
+	// as a proxy on this host.
 	lasting := rest.transient - rest.closing
 	ofTransient := divide(transient, lasting, room, floor, known)
 	ofOpens := f.opens(usages, s, lasting)
