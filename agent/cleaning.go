@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ctguard/agent/conntrack"
 	"ctguard/policy"
 )
@@ -80,11 +82,18 @@ func (l *loop) retiring(now time.Time) walk {
 // retirement says what is finished, when it is time to let that go; nil when it is not.
 func (l *loop) retirement(now time.Time) *conntrack.Retirement {
 	wanted := l.decision.Posture.Retire
+	if wanted.Silent < l.finishedAfter {
+		l.finished.pause = 0 // passes that brought nothing looked for what has been silent for longer
+	}
+	l.finishedAfter = wanted.Silent
 	if wanted.Silent == 0 {
-		l.finished = backoff{}
 		return nil
 	}
-	if !l.finished.due(now, retirePause) {
+	share := time.Duration(retireShare)
+	if wanted.Most == 0 {
+		share = retireHurry
+	}
+	if !l.finished.due(now, max(retirePause, share*l.finishedCost)) {
 		return nil
 	}
 	l.finished.at = now
@@ -107,17 +116,25 @@ func (l *loop) retirement(now time.Time) *conntrack.Retirement {
 type retireWalk struct{ retirement conntrack.Retirement }
 
 func (r retireWalk) do(ctx context.Context, w walker) func(*loop) {
-	start := time.Now()
+	before := cpuTime()
 	n, err := w.mover.retire(ctx, r.retirement)
-	took := time.Since(start)
+	cost := cpuTime() - before
 	return func(l *loop) {
-		share := time.Duration(retireShare)
-		if l.decision.Hurry {
-			share = retireHurry
-		}
-		l.finished.worked(time.Now(), n >= worthAWalk, max(retirePause, share*took), retireRest)
+		l.finished.worked(time.Now(), n >= worthAWalk, retirePause, retireRest)
+		l.finishedCost = cost
 		l.retired += uint64(n)
 		l.due = l.due || n > 0 // what is left decides whether more must be done
 		l.trouble("retire", err)
 	}
+}
+
+// cpuTime is the processor time that this process has used, in the kernel too: one thread of a pass reads and another
+// sends changes. A pace that is a share of it holds on a host where everybody waits for the processors, as under
+// attack; by the clock a pass takes many times as long there.
+func cpuTime() time.Duration {
+	var used unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &used) != nil {
+		return 0 // it does not fail for the process itself
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }

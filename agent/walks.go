@@ -31,8 +31,8 @@ const (
 	purgePause     = 20 * time.Millisecond
 	purgeRest      = 2 * time.Second // the longest pause of purges that bring nothing
 	retirePause    = time.Second
-	retireShare    = 60               // one part in this many of the time goes into retiring finished entries at most
-	retireHurry    = 20               // the same while the table is about to fill up
+	retireShare    = 60               // one part in this many of a core goes into retiring finished entries at most
+	retireHurry    = 10               // the same while the table is about to be full
 	retireRest     = 30 * time.Second // the longest pause where there are none
 	learnSize      = 50_000           // entries of a scan to learn from: all of most tables
 	learnShare     = 1000             // one part in this many of the time goes into those
@@ -90,6 +90,9 @@ type walks struct {
 	loosened   map[policy.Selector]bool // forwarded services whose entries check no windows
 	purged     backoff
 	finished   backoff
+	// of the newest pass over finished entries: what it cost in CPU time, and after which silence they were wanted
+	finishedCost, finishedAfter time.Duration
+
 	retired    uint64    // entries
 	adopted    time.Time // when the newest adoption that has ended began
 	adoptAgain time.Time // after a failure, when to try again
@@ -224,6 +227,7 @@ func (e evictWalk) do(ctx context.Context, w walker) func(*loop) {
 			if b.Retire != nil {
 				l.retired += uint64(b.Retired)
 				l.finished.worked(time.Now(), b.Retired >= worthAWalk, retirePause, retireRest)
+				l.finishedCost = 0 // the eviction's
 			}
 		}
 		l.trouble("evict", err)

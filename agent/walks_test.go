@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"ctguard/agent/conntrack"
 	"ctguard/policy"
 )
 
@@ -161,4 +163,66 @@ func TestRetirementsWhereOutputIsFiltered(t *testing.T) {
 			}
 		}
 	})
+}
+
+// retiring is a mover whose passes over finished entries take long by the clock and bring something each time.
+type retiring struct {
+	mover
+	took   time.Duration
+	passes *int
+}
+
+func (r retiring) retire(context.Context, conntrack.Retirement) (int, error) {
+	time.Sleep(r.took)
+	*r.passes++
+	return worthAWalk, nil
+}
+
+// The pace of passes over finished entries is a share of the work that they are, not of the time that passes while
+// others have the processors: on a host under attack a pass takes seconds, and twenty times that would be too late.
+func TestRetiringIsPacedByWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(newKernel(t), parse(t, ""), false)
+		l, passes := a.loop, 0
+		a.walker.mover = retiring{a.walker.mover, time.Second, &passes}
+		l.decision.Posture.Retire = policy.Retirement{Silent: 2 * time.Second}
+		for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(50 * time.Millisecond) {
+			if w := l.retiring(time.Now()); w != nil {
+				w.do(t.Context(), a.walker)(l)
+			}
+		}
+		if passes < 4 {
+			t.Errorf("%d passes in ten seconds, want one in two", passes)
+		}
+	})
+}
+
+// What a pass costs bounds how soon the next one comes, sooner in need, also where the need comes after the pass. One
+// that found nothing says nothing of what has been silent for a shorter time.
+func TestRetiringHurriesInNeed(t *testing.T) {
+	const cost = 100 * time.Millisecond
+	calm := policy.Retirement{Silent: 5 * time.Second, Most: 5000}
+	need := policy.Retirement{Silent: 2 * time.Second}
+	l := newAgent(newKernel(t), parse(t, ""), false).loop
+	now := time.Now()
+	due := func(wanted policy.Retirement, after time.Duration) bool {
+		l.finished.at, l.decision.Posture.Retire = now, wanted
+		return l.retirement(now.Add(after)) != nil
+	}
+	l.finishedCost = cost
+	for _, c := range []struct {
+		wanted policy.Retirement
+		share  time.Duration
+	}{{calm, retireShare}, {need, retireHurry}} {
+		if due(c.wanted, c.share*cost-1) || !due(c.wanted, c.share*cost) {
+			t.Errorf("%+v is not paced as one part in %d", c.wanted, c.share)
+		}
+	}
+	due(calm, 0)
+	for range 8 {
+		l.finished.worked(now, false, retirePause, retireRest)
+	}
+	if due(calm, retireHurry*cost) || !due(need, retireHurry*cost) || due(need, 0) {
+		t.Error("that nothing was silent for long keeps what was silent for less from being looked for, or it has no pace")
+	}
 }

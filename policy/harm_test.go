@@ -288,3 +288,47 @@ func TestFoldSparesTheUsual(t *testing.T) {
 		t.Errorf("limited: %v", got)
 	}
 }
+
+// What a proxy on this host leaves behind is let go soon, and nobody else is limited for it: only for what comes faster
+// than it can be swept away without it.
+func TestOthersDoNotPayForLoopback(t *testing.T) {
+	for opens, limited := range map[int]bool{12: false, 100: true} {
+		m := New(Defaults(Server))
+		o := Observation{Capacity: 21845, Host: Host{Admin: map[string]int{tcpLoose: 1},
+			Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}}
+		census := func(proxy, client int) *Census {
+			c := &Census{Time: o.Time, Whole: true, Rest: Holding{Entries: 10_800}}
+			c.Rest.Classes[Assured] = 10_800
+			closing := func(prefix string, n int) {
+				h := Holding{Prefix: netip.MustParsePrefix(prefix), Entries: n}
+				h.Classes[Closing] = n
+				c.Sources = append(c.Sources, h)
+			}
+			closing("127.0.0.1/32", proxy)
+			for i := range 20 {
+				closing(fmt.Sprintf("203.0.%d.1/32", i), client)
+			}
+			c.Classes[Assured], c.Classes[Closing] = 10_800, proxy+20*client
+			c.Seen = 10_800 + proxy + 20*client
+			c.Total = c.Seen
+			return c
+		}
+		o.Time, o.Count = dayStart, 10_800
+		m.Tick(o)
+		proxy, client := 4000, 90
+		var d Decision
+		for range 2 {
+			o.Time = o.Time.Add(time.Second)
+			o.Census = census(proxy, client)
+			o.Count = o.Census.Seen + 4000 // so that evict is engaged
+			d = m.Tick(o)
+			proxy, client = proxy+1000, client+opens
+		}
+		if d.Posture.Level < 6 {
+			t.Fatalf("level %d: evict is not engaged", d.Posture.Level)
+		}
+		if (len(d.Posture.Limits) > 0) != limited {
+			t.Errorf("clients who open %d flows a second each: limits %v", opens, d.Posture.Limits)
+		}
+	}
+}

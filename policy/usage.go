@@ -15,6 +15,7 @@ type usage struct {
 	assured, transient float64 // entries
 	usual              Usual   // of both, on an ordinary day
 	back               float64 // assured entries that were evicted and came back
+	closing            float64 // transient entries of connections that close: what is finished goes first, whoever owns it
 	inside             bool    // this host forwards for it
 	keepAssured        float64 // its fair share of each kind
 	keepTransient      float64
@@ -55,8 +56,11 @@ func (f *offenders) shareOut(s situation) ([]usage, float64) {
 	for i, cl := range assured {
 		room -= min(cl.has, ofAssured.keep[i])
 	}
-	ofTransient := divide(transient, rest.transient, room, floor, known)
-	ofOpens := f.opens(usages, s, rest.transient)
+	// Connections that close go first, whoever owns them: others need not make room for those of who is left alone, such
+	// as a proxy on this host.
+	lasting := rest.transient - rest.closing
+	ofTransient := divide(transient, lasting, room, floor, known)
+	ofOpens := f.opens(usages, s, lasting)
 
 	f.suspects = suspects{}
 	for i := range usages {
@@ -103,6 +107,7 @@ func measure(s situation) (usages []usage, rest usage) {
 	estimate := func(h Holding) usage {
 		a := usage{Holding: h, weight: s.cfg.weight(h.Prefix), assured: scale * float64(h.Classes[Assured])}
 		a.transient = scale*float64(h.Entries) - a.assured
+		a.closing = scale * float64(h.Classes[Closing])
 		a.usual = s.ordinary.Usual(h.Source())
 		a.usual.Assured, a.usual.Transient = part*a.usual.Assured, part*a.usual.Transient
 		return a
@@ -113,6 +118,7 @@ func measure(s situation) (usages []usage, rest usage) {
 		a.inside = s.inside(h.Prefix)
 		if overlapsAny(s.Allow, h.Prefix) || overlapsAny(s.released, h.Prefix) {
 			rest.assured, rest.transient = rest.assured+a.assured, rest.transient+a.transient
+			rest.closing += a.closing
 			continue
 		}
 		usages = append(usages, a)
@@ -136,7 +142,7 @@ func (f *offenders) suspect(a *usage, c Config) {
 const comparableFor = 30 * time.Second
 
 // opens works out how fast each source makes transient entries since the last census, and shares out what can be swept
-// away. rest are the transient entries of sources that are not listed.
+// away. rest are the transient entries of sources that are not listed or left alone, but for connections that close.
 func (f *offenders) opens(usages []usage, s situation, rest float64) divided {
 	all := divided{keep: make([]float64, len(usages)), share: math.Inf(1)}
 	for i := range all.keep {

@@ -194,8 +194,12 @@ func (y *tally) add(e *entry) bool {
 	if zone != 0 {
 		y.zoned++
 	}
-	y.look.at(e, origin{source, zone}, class)
-	y.sources.add(source, zone, class)
+	// What an eviction or a retirement has just let run out is nobody's any more: in a scan that follows at once it would
+	// look as if its source had opened it anew.
+	if !e.goes() {
+		y.look.at(e, origin{source, zone}, class)
+		y.sources.add(source, zone, class)
+	}
 	return y.seen != y.options.Limit
 }
 
