@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bytes"
+	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -45,6 +48,32 @@ func TestHostileKernel(t *testing.T) {
 	}
 	h.stop()
 	h.same(before)
+}
+
+// Whoever reads the log may go, as journald does for a moment when it is restarted: the daemon guards on.
+func TestLostLog(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts a daemon")
+	}
+	conntracktest.Privileged(t)
+	h := newHost(t)
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.log = new(bytes.Buffer)
+	h.daemon = exec.Command(h.program, "run", "--config", h.config)
+	h.daemon.Stderr = writer
+	if err := errors.Join(h.daemon.Start(), writer.Close()); err != nil {
+		t.Fatal(err)
+	}
+	h.ready()
+	if err := reader.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h.hold(8) // which it logs
+	h.hold(0)
+	h.stop()
 }
 
 // inject has calls of the daemon fail, as strace(1) says it, while the daemon is sent down and up.

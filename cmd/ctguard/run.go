@@ -27,6 +27,9 @@ func (p *program) runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			// Who reads the log may be restarted, as journald is. Go ends a process that then writes to it, and systemd
+			// takes that end for a clean one.
+			signal.Ignore(unix.SIGPIPE)
 			hup := make(chan os.Signal, 1)
 			signal.Notify(hup, unix.SIGHUP)
 			if p.everywhere(conf) {
