@@ -152,7 +152,7 @@ func TestRenewed(t *testing.T) {
 func TestDigest(t *testing.T) {
 	at := netip.MustParseAddrPort
 	own := netip.MustParseAddr("192.0.2.1")
-	d := newDigest([]netip.Addr{own}, map[string]int{established: 7200})
+	d := newDigest([]netip.Addr{own}, oneDay)
 	entry := func(proto uint8, src, dst string, more ...func(*conntrack.Entry)) {
 		e := conntrack.Entry{Protocol: proto, Source: at(src), Destination: at(dst),
 			ReplySource: at(dst), ReplyDestination: at(src),

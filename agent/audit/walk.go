@@ -16,12 +16,13 @@ import (
 // better things to do.
 const walkFor = 10 * time.Second
 
-// walk counts what the entries of a table say.
-func walk(ctx context.Context, table *conntrack.Table, settings map[string]int, own []netip.Addr) (Table, error) {
-	d := newDigest(own, settings)
+// walk counts what the entries of a table say. The filter has what silence is told from; established connections are
+// kept for so many seconds.
+func walk(ctx context.Context, table *conntrack.Table, f conntrack.EntryFilter, own []netip.Addr, kept int) (Table, error) {
+	d := newDigest(own, kept)
 	end := time.Now().Add(walkFor)
 	d.table.Whole = true
-	err := table.Entries(ctx, conntrack.EntryFilter{Timeouts: settings}, func(e conntrack.Entry) bool {
+	err := table.Entries(ctx, f, func(e conntrack.Entry) bool {
 		d.add(e)
 		if d.table.Listed%4096 == 0 && time.Now().After(end) {
 			d.table.Whole = false
@@ -41,9 +42,9 @@ type digest struct {
 	longest time.Duration // that an established connection is kept for
 }
 
-func newDigest(own []netip.Addr, settings map[string]int) *digest {
+func newDigest(own []netip.Addr, kept int) *digest {
 	d := &digest{own: make(map[netip.Addr]bool), idle: make(leaders[netip.Addr]), inside: make(leaders[netip.Addr]),
-		ports: make(leaders[PortUse]), longest: time.Duration(settings[established]) * time.Second}
+		ports: make(leaders[PortUse]), longest: time.Duration(kept) * time.Second}
 	for _, a := range own {
 		d.own[a] = true
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"strings"
 
@@ -17,12 +18,19 @@ import (
 	"ctguard/agent/survey"
 )
 
+// evictionReport is what `ctguard evict --json` prints. Field names are stable.
+type evictionReport struct {
+	DryRun  bool `json:"dry_run"`
+	Entries int  `json:"entries"` // that were deleted, or would be
+	Total   int  `json:"total"`   // entries in the table before; 0 where nobody counted
+}
+
 // mostUnasked is the part of the table, one in so many entries, that goes without a question.
 const mostUnasked = 10
 
 func (p *program) evictCommand() *cobra.Command {
 	var f entryFlags
-	var dryRun, yes bool
+	var dryRun, yes, asJSON bool
 	c := &cobra.Command{
 		Use:   "evict [PREFIX]",
 		Short: "delete entries now: those of a source, or those that the filters name",
@@ -32,7 +40,7 @@ func (p *program) evictCommand() *cobra.Command {
 			"  ctguard evict -p udp --port 53 --unreplied",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			e := eviction{program: p, dryRun: dryRun, yes: yes}
+			e := eviction{program: p, dryRun: dryRun, yes: yes, asJSON: asJSON}
 			if len(args) == 1 {
 				if f.source != "" {
 					return usage(errors.New("PREFIX and --source say the same"), "ctguard evict 198.51.100.7")
@@ -55,6 +63,7 @@ func (p *program) evictCommand() *cobra.Command {
 	f.add(c)
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "only say how many entries would go")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "ask no question, however many entries go")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
 
@@ -64,9 +73,11 @@ type eviction struct {
 	filter      conntrack.EntryFilter
 	wholeSource bool // everything that one source has: the kernel may do that by itself
 	dryRun, yes bool
+	asJSON      bool
+	total       int // entries in the table, where somebody counted
 }
 
-func (e eviction) run(c *cobra.Command) error {
+func (e *eviction) run(c *cobra.Command) error {
 	conf, err := e.inside(c.Context())
 	if err != nil {
 		return err
@@ -75,7 +86,7 @@ func (e eviction) run(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	if e.filter.Timeouts, err = timeouts(); err != nil {
+	if err := tellSilence(&e.filter, conf); err != nil {
 		return err
 	}
 	table, err := conntrack.Open()
@@ -96,13 +107,14 @@ func (e eviction) run(c *cobra.Command) error {
 	} else {
 		deleted, err = table.Remove(c.Context(), e.filter, spare, false, nil)
 	}
-	fmt.Fprintf(c.OutOrStdout(), "deleted %d entries%s\n", deleted, of)
-	return err
+	return errors.Join(show(c.OutOrStdout(), e.asJSON, evictionReport{false, deleted, e.total}, func(w io.Writer) {
+		fmt.Fprintf(w, "deleted %d entries%s\n", deleted, of)
+	}), err)
 }
 
 // preview says what would go, and asks where that is much. Counting costs as much as deleting, so a source of which a
 // sample says that it hasn't much is not counted.
-func (e eviction) preview(c *cobra.Command, table *conntrack.Table, spare []netip.Prefix) error {
+func (e *eviction) preview(c *cobra.Command, table *conntrack.Table, spare []netip.Prefix) error {
 	count, err := table.Count()
 	if err != nil {
 		return err
@@ -114,9 +126,11 @@ func (e eviction) preview(c *cobra.Command, table *conntrack.Table, spare []neti
 	if err != nil {
 		return err
 	}
+	e.total = count
 	if e.dryRun {
-		fmt.Fprintf(c.OutOrStdout(), "would delete %d of %d entries\n", would, count)
-		return nil
+		return show(c.OutOrStdout(), e.asJSON, evictionReport{true, would, count}, func(w io.Writer) {
+			fmt.Fprintf(w, "would delete %d of %d entries\n", would, count)
+		})
 	}
 	if would*mostUnasked <= count || would < screenful {
 		return nil

@@ -162,7 +162,8 @@ func wrongUsage(c *cobra.Command) {
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err, hint) })
 	if check := c.Args; check != nil {
 		c.Args = func(c *cobra.Command, args []string) error {
-			if err := check(c, args); err != nil {
+			// Flags that exclude each other are looked at here, for nothing else gives them an exit code.
+			if err := errors.Join(check(c, args), c.ValidateFlagGroups()); err != nil {
 				return usage(err, hint)
 			}
 			return nil
