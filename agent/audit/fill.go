@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/prometheus/procfs"
 )
@@ -169,9 +170,13 @@ func judgeListing(f *Facts) []Finding {
 		Sure: Likely}}
 }
 
+// watchedLong is how long a daemon has to have been there before it is said that its table is always full: one that
+// was started in an attack knows nothing but that yet.
+const watchedLong = time.Hour
+
 // judgeDay says that the daemon has no calm to learn from.
 func judgeDay(f *Facts) []Finding {
-	if f.Daemon == nil || f.Daemon.Waits == "" {
+	if f.Daemon == nil || f.Daemon.Waits == "" || f.Daemon.Watched < watchedLong {
 		return nil
 	}
 	return []Finding{{ID: NoOrdinaryDay, Severity: Warning, Sure: Certain,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,7 +40,7 @@ func (r Reader) Read(ctx context.Context) (*Facts, error) {
 	err := f.readRules()
 	f.NoRules = err != nil
 	f.note(err)
-	f.Legacy = r.legacy()
+	f.Legacy, f.LegacyChains = r.legacy(), host.LegacyChains()
 	f.Helpers = r.helpers()
 	if !f.Loaded {
 		return f, ctx.Err()
@@ -52,6 +53,10 @@ func (r Reader) Read(ctx context.Context) (*Facts, error) {
 	f.note(err)
 	if inside, err := host.Inside(); err == nil { // else the services told why
 		f.Rules.Inside = inside
+	}
+	if forwarded, err := host.Forwarded(); err == nil && f.Pinned != nil {
+		f.Forwarded = forwarded.Services
+		maps.Copy(f.Pinned, forwarded.Refused)
 	}
 	err = r.table(ctx, f, host)
 	f.NoTable = err != nil
@@ -106,7 +111,8 @@ func (r Reader) table(ctx context.Context, f *Facts, host *survey.Host) error {
 	}
 	own, err := host.Own()
 	f.note(err)
-	if f.Table, err = walk(ctx, table, r.silence(f), own, f.Settings[established]); err != nil {
+	here := place{own, f.Rules.Inside, f.Forwarded, f.Settings[established]}
+	if f.Table, err = walk(ctx, table, r.silence(f), here); err != nil {
 		return err
 	}
 	if f.Left, err = table.Count(); err != nil || r.Quick {

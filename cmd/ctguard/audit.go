@@ -90,7 +90,7 @@ func (p *program) daemonFacts(ctx context.Context) *audit.Daemon {
 	}
 	d := &audit.Daemon{Level: s.Level, Peak: s.Count, Waits: s.Ordinary.Waits}
 	if h, ok := p.highest(ctx); ok {
-		d.Peak = max(d.Peak, h.Count)
+		d.Peak, d.Watched = max(d.Peak, h.Count), h.since
 	}
 	return d
 }

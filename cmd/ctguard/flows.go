@@ -257,17 +257,18 @@ func timeouts() (map[string]int, error) {
 }
 
 // tellSilence has a filter tell how long entries have been silent, from the settings in force and from what a daemon
-// gave to entries that may be there still. Without knowing that it tells nothing, and whoever asks for it gets an error.
-func tellSilence(filter *conntrack.EntryFilter, conf config.Config) (err error) {
-	filter.Retimed, err = state.At(conf.StateDir).Retimed(time.Now())
-	if err != nil && filter.Silent > 0 {
-		return fmt.Errorf("how long entries have been silent can't be told: %w", err)
+// gave to entries that may be there still. Without knowing that it tells nothing; whoever asks for it gets an error.
+func tellSilence(filter *conntrack.EntryFilter, conf config.Config) error {
+	given, fault := state.At(conf.StateDir).Retimed(time.Now())
+	switch {
+	case fault != nil && filter.Silent > 0:
+		return fmt.Errorf("how long entries have been silent can't be told: %w", fault)
+	case fault == nil:
+		inForce, err := timeouts()
+		filter.Timeouts, filter.Retimed = inForce, given
+		return err
 	}
-	if err != nil {
-		return nil
-	}
-	filter.Timeouts, err = timeouts()
-	return err
+	return nil
 }
 
 // lister prints entries as they come, in columns as wide as the first screenful needs.

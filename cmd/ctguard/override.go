@@ -154,5 +154,6 @@ func printWord(out io.Writer, w policy.Word) {
 		fmt.Fprintf(out, "%s is left alone until %s: never limited, evicted or refused\n", name, until)
 		return
 	}
-	fmt.Fprintf(out, "new flows of %s are held back until %s; what it has goes on (ctguard evict %s ends it)\n", name, until, name)
+	fmt.Fprintf(out, "new flows of %s are held back until %s; what it has goes on (ctguard evict %s ends it)\n", name,
+		until, name)
 }

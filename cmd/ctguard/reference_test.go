@@ -187,7 +187,8 @@ func fields(t *testing.T, title string, types []jsonType) string {
 			t.Fatalf("%s has no type %s", one.file, one.name)
 		}
 		for _, m := range field.FindAllStringSubmatch(body[1], -1) {
-			rows = append(rows, []string{"`" + one.below + m[3] + "`", "`" + m[2] + "`", strings.ReplaceAll(m[1], "// ", "") + m[4]})
+			said := strings.ReplaceAll(m[1], "// ", "") + m[4]
+			rows = append(rows, []string{"`" + one.below + m[3] + "`", "`" + m[2] + "`", said})
 		}
 	}
 	return table(title, "field,type in Go,meaning", rows)

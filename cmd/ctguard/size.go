@@ -41,8 +41,8 @@ func (p *program) sizeCommand() *cobra.Command {
 		Use:   "size",
 		Short: "work out how large the table should be, and what it costs",
 		Long: "Size multiplies users and flows, or takes the most entries that you have seen, adds headroom and says\n" +
-			"which settings that makes and what a full table costs on this machine. Without either it takes the most that the\n" +
-			"daemon has seen, or with --recording the most of a recording.",
+			"which settings that makes and what a full table costs on this machine. Without either it takes the most that\n" +
+			"the daemon has seen, or with --recording the most of a recording.",
 		Example: "  ctguard size --users 500 --flows 300\n  ctguard size --peak 180000 --headroom 100\n  ctguard size\n" +
 			"  ctguard size --recording attack.gz",
 		Args: cobra.NoArgs,
