@@ -57,7 +57,7 @@ func judgeNotrack(f *Facts) (all []Finding) {
 		}
 	}
 	if n := f.Table.Segments; n > 0 && len(f.Rules.Notrack) == 0 {
-		saved = append(saved, saving{"what inside networks say to each other, unless a filter between them asks for a state", n})
+		saved = append(saved, saving{"between inside networks, unless a filter there asks for a state", n})
 	}
 	if f.Table.Group > 0 {
 		saved = append(saved, saving{"multicast and broadcast", f.Table.Group})
