@@ -16,7 +16,7 @@ import (
 // Bounds of looking at the table. A whole scan of 65 536 entries takes a tenth of the budget on a
 // machine of 2020; what does not fit ends as a sample.
 const (
-	scanBudget = 500 * time.Millisecond
+	scanBudget = 500 * time.Millisecond // of processor time
 	sampleSize = 5_000                  // entries: enough for what the table consists of, give or take 1.4 %
 	calmShare  = 40                     // one part in this many of the time goes into scans and evictions at most
 	hurryShare = 3                      // the same while the table is about to fill up
@@ -111,6 +111,11 @@ func (l *loop) nextWalk(now time.Time) walk {
 	}
 	if w := l.eviction(now); w != nil { // it is due only where what is finished was not enough
 		return w
+	}
+	if l.decision.Hurry && l.decision.Scan == policy.WholeScan {
+		if w := l.scanning(now); w != nil { // who fills the table ends it, if they can be told
+			return w
+		}
 	}
 	if w := l.purging(now); w != nil {
 		return w

@@ -77,6 +77,26 @@ func TestNoWalkStarvesAnother(t *testing.T) {
 	})
 }
 
+// While the table is about to fill up, who fills it is found out before entries are purged or let go.
+func TestHurriedScanComesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKernel(t)
+		k.count, k.census = 950, heavy(900)
+		l := newAgent(k, parse(t, ""), false).loop
+		p := &l.decision.Posture
+		p.Purges = []policy.Purge{{Class: policy.FlowClass{Protocol: 17, Port: 53}}}
+		p.Retire = policy.Retirement{Silent: time.Second}
+		l.decision.Scan = policy.WholeScan
+		if _, scans := l.nextWalk(time.Now()).(scanWalk); scans {
+			t.Error("a scan that is in no hurry comes first")
+		}
+		l.decision.Hurry = true
+		if w, scans := l.nextWalk(time.Now()).(scanWalk); !scans {
+			t.Errorf("%T comes first", w)
+		}
+	})
+}
+
 // A walk that brings nothing comes less and less often, and at full pace again once it brings something.
 func TestBackoff(t *testing.T) {
 	now := time.Now()

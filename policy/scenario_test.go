@@ -198,6 +198,14 @@ func (r *run) check(expect string) error {
 		return nil
 	case len(f) == 2 && (f[0] == "limited" || f[0] == "unlimited"):
 		return r.checkLimited(f[1], f[0] == "limited")
+	case len(f) == 4 && f[0] == "taken":
+		g, err := r.w.group(f[1])
+		if err != nil {
+			return err
+		}
+		return compare(g.taken, f[2], f[3])
+	case len(f) == 2 && f[0] == "whole":
+		return r.checkWhole(f[1])
 	case len(f) == 2 && (f[0] == "engaged" || f[0] == "never"):
 		if _, listed := r.config.Step(StepName(f[1])); !listed || r.engaged[f[1]] != (f[0] == "engaged") {
 			return fmt.Errorf("engaged were %v", r.engaged)
@@ -216,16 +224,30 @@ func (r *run) check(expect string) error {
 
 // checkLimited says whether all sources of a group were limited, or none.
 func (r *run) checkLimited(name string, want bool) error {
-	for _, g := range r.w.groups {
-		if g.name != name {
-			continue
-		}
-		if n := r.limitedOf(g); want && n != len(g.sources) || !want && n > 0 {
-			return fmt.Errorf("%d of %d were", n, len(g.sources))
-		}
-		return nil
+	g, err := r.w.group(name)
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("no flow is called %q", name)
+	if n := r.limitedOf(g); want && n != len(g.sources) || !want && n > 0 {
+		return fmt.Errorf("%d of %d were", n, len(g.sources))
+	}
+	return nil
+}
+
+// checkWhole says whether every conversation of a group goes on that was there when the table was flushed.
+func (r *run) checkWhole(name string) error {
+	g, err := r.w.group(name)
+	if err != nil {
+		return err
+	}
+	cut := 0.0
+	for _, s := range g.sources {
+		cut += s.flushed
+	}
+	if cut >= 1 {
+		return fmt.Errorf("%.0f are cut", cut)
+	}
+	return nil
 }
 
 // compare checks a number against a bound.

@@ -1,12 +1,15 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"go4.org/netipx"
 )
 
 // story is what a scenario tells: the configuration, what happens when, and what must come of it whatever the
@@ -94,6 +97,10 @@ func (r *run) tell(word, rest string) (jump time.Duration, err error) {
 		delete(w.unsupported, StepName(rest))
 	case "room":
 		w.room, err = strconv.Atoi(rest)
+	case "flush":
+		w.flush()
+	case "unlisted":
+		w.unlisted, err = strconv.ParseFloat(rest, 64)
 	case "stuck":
 		w.stuck = true
 	case "service", "lane", "broken", "refused", "listener":
@@ -132,12 +139,20 @@ func (r *run) tell(word, rest string) (jump time.Duration, err error) {
 
 // stop lets a group open no more flows.
 func (w *world) stop(name string) error {
+	g, err := w.group(name)
+	if err == nil {
+		g.stopped = true
+	}
+	return err
+}
+
+// group returns the group of a name.
+func (w *world) group(name string) (*group, error) {
 	i := slices.IndexFunc(w.groups, func(g *group) bool { return g.name == name })
 	if i < 0 {
-		return fmt.Errorf("no flow is called %q", name)
+		return nil, fmt.Errorf("no flow is called %q", name)
 	}
-	w.groups[i].stopped = true
-	return nil
+	return w.groups[i], nil
 }
 
 // choose takes a selector for one purpose.
@@ -197,10 +212,10 @@ func (w *world) add(text string) error {
 		}
 	}
 	b.g.timeout = classTimeout[b.g.class]
-	addr := b.from.Addr()
+	p := netip.PrefixFrom(b.from.Addr(), cmp.Or(b.bits, b.from.Addr().BitLen()))
 	for range b.n {
-		b.g.sources = append(b.g.sources, &source{prefix: netip.PrefixFrom(addr, addr.BitLen()), entries: b.entries})
-		addr = addr.Next()
+		b.g.sources = append(b.g.sources, &source{prefix: p, entries: b.entries})
+		p = netip.PrefixFrom(netipx.PrefixLastIP(p).Next(), p.Bits())
 	}
 	w.groups = append(w.groups, b.g)
 	return nil
@@ -211,6 +226,7 @@ type groupBuilder struct {
 	g       *group
 	from    netip.Prefix
 	n       int
+	bits    int // of a source's network, 0 for an address
 	entries float64
 }
 
@@ -220,6 +236,8 @@ func (b *groupBuilder) set(key, value string) (err error) {
 	switch key {
 	case "sources":
 		b.n, err = strconv.Atoi(value)
+	case "bits":
+		b.bits, err = strconv.Atoi(value)
 	case "from":
 		b.from, err = netip.ParsePrefix(value)
 	case "entries":

@@ -39,6 +39,7 @@ type world struct {
 	peak        float64
 	refusedN    float64
 	total       float64 // entries in the table
+	unlisted    float64 // of them, that a dump does not list
 	settings    map[string]int
 }
 
@@ -59,6 +60,7 @@ type group struct {
 	pulse   [2]time.Duration
 	began   time.Time
 	stopped bool
+	taken   float64 // entries that ctguard took
 }
 
 type source struct {
@@ -66,6 +68,7 @@ type source struct {
 	entries   float64
 	untracked float64 // connections without an entry
 	lost      float64 // conversations that were evicted and speak in a moment
+	flushed   float64 // conversations whose entries went with all others: they are picked up where tcp_loose allows it
 	came      Comeback
 }
 
@@ -115,7 +118,7 @@ func (w *world) observe() Observation {
 
 // count adds up the table.
 func (w *world) count() {
-	w.total = 0
+	w.total = w.unlisted
 	for _, g := range w.groups {
 		for _, s := range g.sources {
 			w.total += s.entries
@@ -151,6 +154,7 @@ func (w *world) advance(d Decision) {
 	for _, g := range w.groups {
 		for _, s := range g.sources {
 			w.comeBack(s, p)
+			w.pickUp(s, p)
 			w.open(g, s, p, limited, dt)
 		}
 	}
@@ -393,7 +397,7 @@ func (w *world) evict(p Posture) {
 // take evicts so many entries of a source.
 func (w *world) take(g *group, s *source, n float64) {
 	w.work.Evicted += uint64(n)
-	s.entries -= n
+	s.entries, g.taken = s.entries-n, g.taken+n
 	if g.class != Assured {
 		return
 	}
@@ -403,6 +407,27 @@ func (w *world) take(g *group, s *source, n float64) {
 	if g.speaks {
 		s.lost += n
 	}
+}
+
+// flush empties the table; conversations go on.
+func (w *world) flush() {
+	for _, g := range w.groups {
+		for _, s := range g.sources {
+			if g.class == Assured {
+				s.flushed += s.entries
+			}
+			s.entries = 0
+		}
+	}
+}
+
+// pickUp lets the kernel make the entries of flushed conversations again, as far as there is room.
+func (w *world) pickUp(s *source, p Posture) {
+	if loose, set := p.Settings[tcpLoose]; set && loose == 0 {
+		return
+	}
+	n := min(s.flushed, max(0, float64(w.bound(p))-w.total))
+	s.entries, s.flushed, w.total = s.entries+n, s.flushed-n, w.total+n
 }
 
 // comeBack lets the conversations that were evicted go on, as far as there is room.

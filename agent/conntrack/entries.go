@@ -55,7 +55,7 @@ func (t *Table) Entries(ctx context.Context, f EntryFilter, visit func(Entry) bo
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	m := newMatcher(f)
-	_, err := t.walk(ctx, t.part(f), deadline(0), func(e *entry) bool {
+	_, err := t.walk(ctx, t.part(f), 0, func(e *entry) bool {
 		if !m.wants(e) {
 			return true
 		}
@@ -74,7 +74,7 @@ func (t *Table) Remove(
 	m, spared, counted := newMatcher(f), newPrefixSet(spare), 0
 	n, err = t.change(ctx, msgDelete, r, func(queue *changes) error {
 		queue.atOnce = true // somebody has asked for just that
-		_, err := t.walk(ctx, t.part(f), deadline(0), func(e *entry) bool {
+		_, err := t.walk(ctx, t.part(f), 0, func(e *entry) bool {
 			switch {
 			case !m.wants(e) || spared.contains(e.orig.src):
 				return true

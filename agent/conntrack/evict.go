@@ -117,7 +117,7 @@ func (t *Table) partsFor(v Eviction) []part {
 
 func (t *Table) walkParts(ctx context.Context, parts []part, visit func(*entry) bool) error {
 	for _, p := range parts {
-		if _, err := t.walk(ctx, p, deadline(0), visit); err != nil {
+		if _, err := t.walk(ctx, p, 0, visit); err != nil {
 			return err
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -82,7 +81,7 @@ func tcp(src string, n int, state uint8, status, timeout uint32) (flows []flow) 
 // dump reads the whole table as flows, for tests to compare.
 func dump(tb testing.TB, t *Table) (flows []entry) {
 	tb.Helper()
-	end, err := t.walk(tb.Context(), part{}, time.Time{}, func(e *entry) bool {
+	end, err := t.walk(tb.Context(), part{}, 0, func(e *entry) bool {
 		e2 := *e
 		e2.message = slices.Clone(e.message)
 		flows = append(flows, e2)

@@ -21,7 +21,7 @@ func (t *Table) Loosen(ctx context.Context, services []netip.AddrPort, r *rate.L
 	}
 	b := make([]byte, 0, 128)
 	changed, err = t.change(ctx, msgNew, r, func(queue *changes) error {
-		_, err := t.walk(ctx, part{}, deadline(0), func(e *entry) bool {
+		_, err := t.walk(ctx, part{}, 0, func(e *entry) bool {
 			if e.orig.proto != protoTCP || !outside[netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort)] {
 				return true
 			}

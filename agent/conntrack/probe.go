@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -150,7 +149,7 @@ func (t *Table) probe(wanted, other netip.Addr) (dumps, flushes bool, err error)
 func (t *Table) sourcesOf(p part) (map[netip.Addr]int, error) {
 	counts := make(map[netip.Addr]int)
 	// No context: the table has four entries, and the socket its own timeout.
-	_, err := t.walk(context.Background(), p, time.Time{}, func(e *entry) bool {
+	_, err := t.walk(context.Background(), p, 0, func(e *entry) bool {
 		counts[e.orig.src.netip()]++
 		return true
 	})

@@ -30,7 +30,7 @@ func (t *Table) Purge(
 	defer t.mu.Unlock()
 	spared, own := newPrefixSet(spare), newPrefixSet(local)
 	deleted, err = t.change(ctx, msgDelete, r, func(queue *changes) error {
-		_, err := t.walk(ctx, part{lacks: statusLasting}, deadline(0), func(e *entry) bool {
+		_, err := t.walk(ctx, part{lacks: statusLasting}, 0, func(e *entry) bool {
 			return !e.purgeable(p.Class) || p.Local && !own.contains(e.orig.dst) || spared.contains(e.orig.src) ||
 				queue.delete(e)
 		})

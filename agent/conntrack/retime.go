@@ -35,7 +35,7 @@ func (t *Table) Retime(ctx context.Context, r Retiming) (changed int, err error)
 	}
 	x := newRetimer(r)
 	changed, err = t.change(ctx, msgNew, r.Rate, func(queue *changes) error {
-		_, err := t.walk(ctx, part{}, deadline(0), func(e *entry) bool { return x.visit(queue, e) })
+		_, err := t.walk(ctx, part{}, 0, func(e *entry) bool { return x.visit(queue, e) })
 		return err
 	})
 	if err != nil {

@@ -70,10 +70,10 @@ func (t *Table) Retire(ctx context.Context, r Retirement) (retired int, err erro
 			queue.done = func(errand) { r.Progress.Add(1) }
 		}
 		visit := func(e *entry) bool { return !x.takes(e) || queue.end(e) && x.left != 0 }
-		if _, err := t.walk(ctx, part{has: statusSeenReply}, deadline(0), visit); err != nil || !r.Dead {
+		if _, err := t.walk(ctx, part{has: statusSeenReply}, 0, visit); err != nil || !r.Dead {
 			return err
 		}
-		_, err := t.walk(ctx, part{lacks: statusSeenReply}, deadline(0), visit)
+		_, err := t.walk(ctx, part{lacks: statusSeenReply}, 0, visit)
 		return err
 	})
 	if err != nil {

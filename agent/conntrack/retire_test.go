@@ -167,7 +167,7 @@ func TestWalkByStatus(t *testing.T) {
 		{part{has: statusSeenReply, lacks: statusAssured}, []uint16{2}},
 	} {
 		var got []uint16
-		_, err := table.walk(t.Context(), c.part, deadline(0), func(e *entry) bool {
+		_, err := table.walk(t.Context(), c.part, 0, func(e *entry) bool {
 			got = append(got, e.orig.srcPort)
 			return true
 		})

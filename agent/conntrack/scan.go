@@ -28,7 +28,7 @@ var maxPorts = 64 // tests lower it
 // ScanOptions says how much of the table a scan reads and how much of it the census lists.
 type ScanOptions struct {
 	Limit          int           // entries after which the scan ends as a sample; 0 reads the whole table
-	Budget         time.Duration // time after which it ends as a sample; 0 means no bound
+	Budget         time.Duration // processor time after which it ends as a sample; 0 means no bound
 	V4Bits, V6Bits int           // prefix lengths that make a source; 0 means 32 and 64
 	// IPv6 addresses in whose networks of V6Bits each address is a source of its own: a router's in its LAN
 	Apart      []netip.Addr
@@ -84,7 +84,7 @@ func (t *Table) Scan(ctx context.Context, o ScanOptions) (*policy.Census, error)
 	if t.comebacks.begin(start); len(t.comebacks.taken) > 0 {
 		y.comebacks = &t.comebacks
 	}
-	end, err := t.walk(ctx, part{}, deadline(o.Budget), y.add)
+	end, err := t.walk(ctx, part{}, o.Budget, y.add)
 	c := y.census()
 	c.Total, c.Whole = max(total, c.Seen), end.whole
 	c.Time = time.Now()

@@ -108,6 +108,20 @@ func TestScanOptions(t *testing.T) {
 			t.Errorf("%+v, %v", c, err)
 		}
 	})
+	t.Run("budget while others have the processors", func(t *testing.T) {
+		const budget = 50 * time.Millisecond
+		waited := false
+		end, err := table.walk(t.Context(), part{}, budget, func(*entry) bool {
+			if !waited {
+				time.Sleep(2 * budget) // in which this thread does nothing
+				waited = true
+			}
+			return true
+		})
+		if err != nil || !end.whole || !waited {
+			t.Errorf("%+v, %v, waited %t", end, err, waited)
+		}
+	})
 	t.Run("coarse sources", func(t *testing.T) {
 		c, err := table.Scan(t.Context(), ScanOptions{V4Bits: 24, V6Bits: 32})
 		if err != nil || c.Distinct != 3 ||

@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -212,12 +211,4 @@ func addCPU(sum *policy.KernelCounters, b []byte) {
 		}
 		b = rest
 	}
-}
-
-// deadline is when a budget that starts now ends; no budget has no deadline.
-func deadline(budget time.Duration) time.Time {
-	if budget <= 0 {
-		return time.Time{}
-	}
-	return time.Now().Add(budget)
 }

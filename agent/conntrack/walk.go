@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,14 +25,15 @@ type ending struct {
 	torn  bool // entries may be missing or double
 }
 
-// walk dumps the table and calls visit with each entry until visit returns false, the deadline
-// (unless zero) has passed, ctx is done or the table ends. The entry is only valid during the call.
+// walk dumps the table and calls visit with each entry until visit returns false, the budget of
+// processor time (unless zero) is used up, ctx is done or the table ends. The entry is only valid during the call.
+// A budget of time on the clock would make a sample of every scan where others need the processors.
 //
 // Each walk has a socket of its own: closing it is the only way to end a dump early, and costs
 // nothing, because the kernel makes the next part of a dump only when the one before was read. One
 // thread receives and looks: reading ahead on a second one costs a sixth more CPU, and time as well
 // where the cores are busy, which under attack they are.
-func (t *Table) walk(ctx context.Context, p part, deadline time.Time, visit func(*entry) bool) (ending, error) {
+func (t *Table) walk(ctx context.Context, p part, budget time.Duration, visit func(*entry) bool) (ending, error) {
 	var end ending
 	s, err := t.dial()
 	if err != nil {
@@ -41,11 +43,18 @@ func (t *Table) walk(ctx context.Context, p part, deadline time.Time, visit func
 	if err := s.send(dumpRequest(p)); err != nil {
 		return end, err
 	}
+	spent := func() bool { return false }
+	if budget > 0 {
+		runtime.LockOSThread() // whose time is measured
+		defer runtime.UnlockOSThread()
+		until := threadTime() + budget
+		spent = func() bool { return threadTime() >= until }
+	}
 	for {
 		if err := ctx.Err(); err != nil {
 			return end, fmt.Errorf("dump conntrack table: %w", err)
 		}
-		if !deadline.IsZero() && !time.Now().Before(deadline) {
+		if spent() {
 			return end, nil
 		}
 		datagram, err := s.receive(t.buf, 0)
@@ -61,6 +70,16 @@ func (t *Table) walk(ctx context.Context, p part, deadline time.Time, visit func
 			return end, err
 		}
 	}
+}
+
+// threadTime is the processor time that the calling thread has used, in the kernel too: see clock_gettime(2). It makes
+// the dump while it waits for it.
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
+		return 0 // there on every Linux
+	}
+	return time.Duration(ts.Nano())
 }
 
 // visitAll hands the entries of one datagram to visit and says whether there is more to come.

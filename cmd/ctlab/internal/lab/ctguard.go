@@ -43,6 +43,7 @@ type ctguard struct {
 	mu      sync.Mutex
 	last    agentStatus
 	took    float64
+	spent   Cost // of those that a restart ended
 }
 
 // agentStatus is what the lab reads of the agent's status.
@@ -78,7 +79,7 @@ func (g *ctguard) start(ctx context.Context, r *run) error {
 	if err := g.writeConfig(r); err != nil {
 		return err
 	}
-	log, err := os.Create(filepath.Join(r.dir, "ctguard.log"))
+	log, err := os.OpenFile(filepath.Join(r.dir, "ctguard.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -220,7 +221,20 @@ func (g *ctguard) log(r *run) string {
 	return string(bytes.TrimSpace(b[max(0, len(b)-2000):]))
 }
 
-func (g *ctguard) cost() Cost { return processCost(g.cmd.Process.Pid) }
+func (g *ctguard) cost() Cost {
+	c := processCost(g.cmd.Process.Pid)
+	return Cost{CPUSeconds: g.spent.CPUSeconds + c.CPUSeconds, PeakRSSKiB: max(g.spent.PeakRSSKiB, c.PeakRSSKiB)}
+}
+
+// restart stops the agent as a service manager does, and starts it anew.
+func (g *ctguard) restart(ctx context.Context, r *run) error {
+	g.spent = g.cost()
+	if err := g.stop(r); err != nil {
+		return err
+	}
+	g.polls = nil
+	return g.start(ctx, r)
+}
 
 func (g *ctguard) stop(r *run) error {
 	if g.polls != nil {

@@ -272,6 +272,9 @@ func (r *run) phases(ctx context.Context, onset role.Instant) error {
 		return err
 	}
 	r.sc.Log("attack: %s, for %v", r.attack.Summary, r.sc.AttackFor)
+	if err := r.restart(ctx, onset); err != nil {
+		return err
+	}
 	if err := role.WaitUntil(ctx, onset.Add(r.sc.AttackFor)); err != nil {
 		return err
 	}
@@ -285,6 +288,19 @@ func (r *run) phases(ctx context.Context, onset role.Instant) error {
 		return err
 	}
 	return r.settle(ctx, over.Add(r.sc.Settle))
+}
+
+// restart restarts the guard in the middle of the attack, where that is asked for.
+func (r *run) restart(ctx context.Context, onset role.Instant) error {
+	g, ok := r.guard.(*ctguard)
+	if !ok || r.sc.RestartAt == 0 {
+		return nil
+	}
+	if err := role.WaitUntil(ctx, onset.Add(r.sc.RestartAt)); err != nil {
+		return err
+	}
+	r.sc.Log("the guard is restarted")
+	return g.restart(ctx, r)
 }
 
 // settle waits until the baseline is back and has been for a second, so that the samples

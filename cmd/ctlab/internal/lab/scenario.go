@@ -26,6 +26,9 @@ type Scenario struct {
 	// Settle is how much longer than After to wait for the baseline to return.
 	Settle time.Duration `json:"settle"`
 
+	// RestartAt is when the guard is restarted, from the beginning of the attack; never where it is 0.
+	RestartAt time.Duration `json:"restart_at,omitempty"`
+
 	// Capacity is the table's size, Background the entries that ordinary users
 	// hold of it, BackgroundSources how many users they are; a negative
 	// Background means none.
@@ -119,6 +122,12 @@ func (s Scenario) check() error {
 	}
 	if !a.runsOn(s.Topology) {
 		return fmt.Errorf("attack %s does not run on topology %s", s.Attack, s.Topology)
+	}
+	if g, _ := guardNamed(s.Guard); s.RestartAt != 0 && !g.agent {
+		return fmt.Errorf("guard %s can't be restarted", s.Guard)
+	}
+	if s.RestartAt < 0 || s.RestartAt > 0 && s.RestartAt >= s.AttackFor {
+		return fmt.Errorf("a restart at %v is not within the attack of %v", s.RestartAt, s.AttackFor)
 	}
 	for _, d := range []time.Duration{s.Calm, s.AttackFor, s.After, s.Settle} {
 		if d < 0 || d > maxPhase {
