@@ -50,12 +50,20 @@ func judgeFill(f *Facts) []Finding {
 	found := Finding{ID: Fill, Severity: Warning, Title: title, Sure: Certain,
 		Evidence: fmt.Sprintf("nf_conntrack_count %d, nf_conntrack_max %d", f.Count, f.limit()),
 		Why:      "a full table drops every new connection without an error, yours too; those that exist go on",
-		Do:       []string{"ctguard sources --full  # shows who holds it", f.raise()},
+		Do:       f.makeRoom(),
 		Settings: f.sizes("the table was nearly full")}
 	if fill >= fullNow {
 		found.Severity = Critical
 	}
 	return []Finding{found}
+}
+
+// makeRoom is what to do about a table that is full.
+func (f *Facts) makeRoom() (do []string) {
+	if f.Daemon == nil {
+		do = append(do, "systemctl start ctguard  # makes room, and keeps it")
+	}
+	return append(do, "ctguard sources --full  # shows who holds it", f.raise())
 }
 
 // judgePeak compares the most entries that were seen, and half as many again, with the limit.
@@ -132,7 +140,7 @@ func judgeRefused(f *Facts) Finding {
 		found.Severity, found.Sure = Critical, Certain
 		found.Title = fmt.Sprintf("the kernel is refusing connections now: %d within %s", now, f.Waited)
 		found.Why = "the table is full: every new connection fails"
-		found.Do = []string{"ctguard sources --full  # shows who holds it", f.raise()}
+		found.Do = f.makeRoom()
 	}
 	return found
 }

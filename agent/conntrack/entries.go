@@ -30,8 +30,9 @@ type Entry struct {
 
 // EntryFilter says which entries are wanted. The zero value wants all; every field that is set narrows.
 type EntryFilter struct {
-	Either      netip.Prefix // source or destination, of either direction
-	Source      netip.Prefix // of the original direction
+	Either      netip.Prefix   // source or destination, of either direction
+	Source      netip.Prefix   // of the original direction
+	Sources     []netip.Prefix // likewise, one of these; none means any
 	Destination netip.Prefix
 	Protocol    uint8
 	Port        uint16 // destination port of the original direction
@@ -116,10 +117,12 @@ func (t *Table) part(f EntryFilter) part {
 type matcher struct {
 	EntryFilter
 	limits, retimed *limits
+	sources         prefixSet
 }
 
 func newMatcher(f EntryFilter) *matcher {
-	return &matcher{EntryFilter: f, limits: newLimits(f.Timeouts), retimed: newLimits(f.Retimed)}
+	return &matcher{EntryFilter: f, limits: newLimits(f.Timeouts), retimed: newLimits(f.Retimed),
+		sources: newPrefixSet(f.Sources)}
 }
 
 // wants says whether the filter wants an entry: the cheap questions first.
@@ -137,7 +140,7 @@ func (m *matcher) wants(e *entry) bool {
 		m.Silent > 0 && m.silence(e) < m.Silent:
 		return false
 	}
-	return holds(m.Source, e.orig.src) && holds(m.Destination, e.orig.dst) && m.either(e)
+	return (len(m.Sources) == 0 || m.sources.contains(e.orig.src)) && holds(m.Source, e.orig.src) && holds(m.Destination, e.orig.dst) && m.either(e)
 }
 
 func holds(p netip.Prefix, a address) bool { return !p.IsValid() || p.Contains(a.netip()) }

@@ -31,13 +31,16 @@ const mostUnasked = 10
 func (p *program) evictCommand() *cobra.Command {
 	var f entryFlags
 	var dryRun, yes, asJSON bool
+	var over int
 	c := &cobra.Command{
 		Use:   "evict [PREFIX]",
 		Short: "delete entries now: those of a source, or those that the filters name",
 		Long: "Evict deletes the entries of a source, or those that the filters of ctguard flows name. Entries of\n" +
-			"allowlisted sources, of this host and of operators who are logged in stay.",
+			"allowlisted sources, of this host and of operators who are logged in stay. --over is for a table that was full\n" +
+			"before ctguard was started, which then takes nobody's conversation by itself: ctguard sources shows how much\n" +
+			"is far more than anybody should have.",
 		Example: "  ctguard evict 198.51.100.7\n  ctguard evict --state TIME_WAIT --dry-run\n" +
-			"  ctguard evict -p udp --port 53 --unreplied",
+			"  ctguard evict -p udp --port 53 --unreplied\n  ctguard evict --over 200 --dry-run",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			e := eviction{program: p, dryRun: dryRun, yes: yes, asJSON: asJSON}
@@ -48,7 +51,10 @@ func (p *program) evictCommand() *cobra.Command {
 				f.source = args[0]
 			}
 			filters := f.given(c)
-			if len(args)+filters == 0 {
+			if over < 0 {
+				return usage(fmt.Errorf("--over %d is below 0", over), "")
+			}
+			if len(args)+filters+over == 0 {
 				return usage(errors.New("say what to delete: a source or a filter"),
 					"ctguard evict 198.51.100.7, or ctguard evict --help")
 			}
@@ -56,11 +62,13 @@ func (p *program) evictCommand() *cobra.Command {
 			if e.filter, err = f.filter(c, ""); err != nil {
 				return err
 			}
-			e.wholeSource = len(args) == 1 && filters == 0
+			e.wholeSource = len(args) == 1 && filters+over == 0
+			e.over = over
 			return e.run(c)
 		},
 	}
 	f.add(c)
+	c.Flags().IntVar(&over, "over", 0, "only entries of sources that hold more than so many")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "only say how many entries would go")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "ask no question, however many entries go")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -73,6 +81,7 @@ type eviction struct {
 	filter      conntrack.EntryFilter
 	wholeSource bool // everything that one source has: the kernel may do that by itself
 	dryRun, yes bool
+	over        int // only of sources that hold more; 0 is any
 	asJSON      bool
 	total       int // entries in the table, where somebody counted
 }
@@ -94,6 +103,12 @@ func (e *eviction) run(c *cobra.Command) error {
 		return err
 	}
 	defer table.Close()
+	if e.over > 0 {
+		if e.filter.Sources, err = holdingOver(c.Context(), table, conf, e.over); err != nil || len(e.filter.Sources) == 0 {
+			fmt.Fprintf(c.ErrOrStderr(), "no source holds more than %d entries\n", e.over)
+			return err
+		}
+	}
 	if e.dryRun || !e.yes {
 		if err := e.preview(c, table, spare); err != nil || e.dryRun {
 			return err
@@ -111,6 +126,25 @@ func (e *eviction) run(c *cobra.Command) error {
 		fmt.Fprintf(w, "deleted %d entries%s\n", deleted, of)
 	}), err)
 }
+
+// holdingOver returns the sources that hold more entries than so many, of the whole table.
+func holdingOver(ctx context.Context, table *conntrack.Table, conf config.Config, over int) ([]netip.Prefix, error) {
+	census, err := table.Scan(ctx, conntrack.ScanOptions{V4Bits: conf.V4Bits, V6Bits: conf.V6Bits,
+		MaxSources: mostOver})
+	if err != nil {
+		return nil, err
+	}
+	var list []netip.Prefix
+	for _, s := range census.Sources {
+		if s.Entries > over {
+			list = append(list, s.Prefix)
+		}
+	}
+	return list, nil
+}
+
+// mostOver bounds the sources that --over takes, the largest.
+const mostOver = 1 << 16
 
 // preview says what would go, and asks where that is much. Counting costs as much as deleting, so a source of which a
 // sample says that it hasn't much is not counted.

@@ -97,11 +97,16 @@ When the table is full now ("nf_conntrack: table full, dropping packet"):
     ctguard sources           # who holds the table: needs no daemon
     ctguard events --follow   # what changes, why, and what it brought
 
-Clients are served again within seconds. Do not flush the table (conntrack -F): behind NAT that cuts everybody. If one
+Clients are served again within seconds, unless all of the table is conversations that were there before ctguard: it takes
+nobody's as long as it does not know who is usually here. Then ctguard sources shows how much is far too much, and
+
+    ctguard evict --over 200 --dry-run    # how many entries that are; without --dry-run they go
+
+makes room. Do not flush the table (conntrack -F): behind NAT that cuts everybody. If one
 source is to blame, hold it back first, then let what it holds go:
 
     ctguard limit 198.51.100.7 --for 1h --reason "scanner"
-    ctguard evict 198.51.100.7 --dry-run    # how many; without --dry-run they go
+    ctguard evict 198.51.100.7
 
 A level is how many steps may be engaged, in this order:
 
