@@ -140,7 +140,8 @@ func (m *matcher) wants(e *entry) bool {
 		m.Silent > 0 && m.silence(e) < m.Silent:
 		return false
 	}
-	return (len(m.Sources) == 0 || m.sources.contains(e.orig.src)) && holds(m.Source, e.orig.src) && holds(m.Destination, e.orig.dst) && m.either(e)
+	return (len(m.Sources) == 0 || m.sources.contains(e.orig.src)) && holds(m.Source, e.orig.src) &&
+		holds(m.Destination, e.orig.dst) && m.either(e)
 }
 
 func holds(p netip.Prefix, a address) bool { return !p.IsValid() || p.Contains(a.netip()) }

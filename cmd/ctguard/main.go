@@ -97,8 +97,8 @@ When the table is full now ("nf_conntrack: table full, dropping packet"):
     ctguard sources           # who holds the table: needs no daemon
     ctguard events --follow   # what changes, why, and what it brought
 
-Clients are served again within seconds, unless all of the table is conversations that were there before ctguard: it takes
-nobody's as long as it does not know who is usually here. Then ctguard sources shows how much is far too much, and
+Clients are served again within seconds, unless all of the table is conversations that were there before ctguard: it
+takes nobody's as long as it does not know who is usually here. Then ctguard sources shows how much is far too much, and
 
     ctguard evict --over 200 --dry-run    # how many entries that are; without --dry-run they go
 
