@@ -16,6 +16,7 @@ import (
 	"ctguard/agent/control"
 	"ctguard/agent/state"
 	"ctguard/agent/survey"
+	"ctguard/policy"
 )
 
 // evictionReport is what `ctguard evict --json` prints. Field names are stable.
@@ -68,7 +69,7 @@ func (p *program) evictCommand() *cobra.Command {
 		},
 	}
 	f.add(c)
-	c.Flags().IntVar(&over, "over", 0, "only entries of sources that hold more than so many")
+	c.Flags().IntVar(&over, "over", 0, "only entries of sources that hold more assured ones than so many")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "only say how many entries would go")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "ask no question, however many entries go")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -105,7 +106,7 @@ func (e *eviction) run(c *cobra.Command) error {
 	defer table.Close()
 	if e.over > 0 {
 		if e.filter.Sources, err = holdingOver(c.Context(), table, conf, e.over); err != nil || len(e.filter.Sources) == 0 {
-			fmt.Fprintf(c.ErrOrStderr(), "no source holds more than %d entries\n", e.over)
+			fmt.Fprintf(c.ErrOrStderr(), "no source holds more than %d assured entries\n", e.over)
 			return err
 		}
 	}
@@ -127,7 +128,8 @@ func (e *eviction) run(c *cobra.Command) error {
 	}), err)
 }
 
-// holdingOver returns the sources that hold more entries than so many, of the whole table.
+// holdingOver returns the sources that hold more assured entries than so many, of the whole table. What is closing, or
+// was never answered, goes by itself, and a busy client may have much of it.
 func holdingOver(ctx context.Context, table *conntrack.Table, conf config.Config, over int) ([]netip.Prefix, error) {
 	census, err := table.Scan(ctx, conntrack.ScanOptions{V4Bits: conf.V4Bits, V6Bits: conf.V6Bits,
 		MaxSources: mostOver})
@@ -136,7 +138,7 @@ func holdingOver(ctx context.Context, table *conntrack.Table, conf config.Config
 	}
 	var list []netip.Prefix
 	for _, s := range census.Sources {
-		if s.Entries > over {
+		if s.Classes[policy.Assured] > over {
 			list = append(list, s.Prefix)
 		}
 	}
@@ -163,18 +165,27 @@ func (e *eviction) preview(c *cobra.Command, table *conntrack.Table, spare []net
 	e.total = count
 	if e.dryRun {
 		return show(c.OutOrStdout(), e.asJSON, evictionReport{true, would, count}, func(w io.Writer) {
-			fmt.Fprintf(w, "would delete %d of %d entries\n", would, count)
+			fmt.Fprintf(w, "would delete %d of %d entries%s\n", would, count, e.ofSources())
 		})
 	}
 	if would*mostUnasked <= count || would < screenful {
 		return nil
 	}
-	fmt.Fprintf(c.ErrOrStderr(), "this deletes %d of %d entries; their connections may end. Go on? [y/N] ", would, count)
+	fmt.Fprintf(c.ErrOrStderr(), "this deletes %d of %d entries%s; their connections may end. Go on? [y/N] ", would, count,
+		e.ofSources())
 	answer, _ := bufio.NewReader(c.InOrStdin()).ReadString('\n') // no answer is a no
 	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
 		return usage(errors.New("nothing was deleted"), "--yes asks no question")
 	}
 	return nil
+}
+
+// ofSources says of how many sources the entries are, where --over has looked for them.
+func (e *eviction) ofSources() string {
+	if e.over == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", of %d sources", len(e.filter.Sources))
 }
 
 // fewSeen is how many entries a sample has: a fiftieth of what reading a million takes.
