@@ -119,13 +119,14 @@ func (m *exactReader) expression(name string, b []byte) {
 // connection reads what a rule asks of the connection. Untracked packets have none, and of all that can be asked for
 // only a state (nft_ct_get_eval in net/netfilter/nft_ct.c): a rule that asks for anything else doesn't match them.
 func (m *exactReader) connection(b []byte) {
-	m.vague()
 	m.held = [registers]field{}
 	switch {
 	case attribute(b, unix.NFTA_CT_DREG) == nil:
+		m.vague()
 	case number(b, unix.NFTA_CT_KEY) == unix.NFT_CT_STATE:
 		m.load(number(b, unix.NFTA_CT_DREG), field{what: stateField})
 	default:
+		m.vague()
 		m.tracked = true
 	}
 }
@@ -224,16 +225,30 @@ func (m *exactReader) compare(held field, op uint32, data []byte) {
 	}
 }
 
-// compareState reads "ct state" with one state or several.
+// compareState reads "ct state" with one state or several, and what is none of them: they are compared as one, or
+// the bits of several with 0.
 func (m *exactReader) compareState(held field, op uint32, data []byte) {
-	m.vague()
-	states := data
-	if held.mask != nil && op == unix.NFT_CMP_NEQ && !slices.ContainsFunc(data, func(x byte) bool { return x != 0 }) {
-		states = held.mask
-	} else if held.mask != nil || op != unix.NFT_CMP_EQ {
+	states, same := data, uint32(unix.NFT_CMP_EQ)
+	if held.mask != nil {
+		if states, same = held.mask, unix.NFT_CMP_NEQ; slices.ContainsFunc(data, func(x byte) bool { return x != 0 }) {
+			m.vague()
+			return
+		}
+	}
+	if len(states) != 4 || op != unix.NFT_CMP_EQ && op != unix.NFT_CMP_NEQ {
+		m.vague()
 		return
 	}
-	m.tracked = m.tracked || len(states) == 4 && binary.NativeEndian.Uint32(states)&stateUntracked == 0
+	m.inStates(binary.NativeEndian.Uint32(states), op != same)
+}
+
+// inStates takes into account that only packets of some states are matched, or of all others.
+func (m *exactReader) inStates(states uint32, others bool) {
+	const all = ctInvalid | ctEstablished | ctRelated | ctNew | ctUntracked
+	if others {
+		states = all &^ states
+	}
+	m.flowMatch = m.and(flowMatch{exact: true, states: states & all, never: states&all == 0})
 }
 
 // other notes an interface that is excluded.
@@ -386,7 +401,7 @@ func (m *exactReader) lookUp(b []byte) {
 
 // mayBeUntracked says whether an element of a set of states may stand for untracked packets.
 func mayBeUntracked(e element) bool {
-	return e.catchall || e.unclear || len(e.key) != 4 || binary.NativeEndian.Uint32(e.key)&stateUntracked != 0
+	return e.catchall || e.unclear || len(e.key) != 4 || binary.NativeEndian.Uint32(e.key)&ctUntracked != 0
 }
 
 func (m *exactReader) fib(b []byte) {

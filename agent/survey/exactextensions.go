@@ -28,19 +28,17 @@ func (m *exactReader) match(name string, revision uint32, info []byte) {
 		m.local, m.srcLocal = m.local || to == local, m.srcLocal || from == local
 		m.exact = m.exact && (from == 0 || from == local) && (to == 0 || to == local)
 	case "conntrack", "state":
-		m.vague()
-		m.tracked = m.tracked || !matchesUntracked(name, revision, info)
+		// Of untracked packets only the state is known: conntrack_mt in net/netfilter/xt_conntrack.c.
+		asked, ok := readStateMatch(name, revision, info)
+		if !ok || asked.others {
+			m.vague()
+		}
+		if m.tracked = m.tracked || asked.others; ok && asked.states != 0 {
+			m.inStates(asked.states, asked.inverted)
+		}
 	default:
 		m.vague()
 	}
-}
-
-// matchesUntracked says whether a match of iptables on connections may be true of untracked packets: only where it asks
-// for that state, or for others by inversion (conntrack_mt in net/netfilter/xt_conntrack.c).
-func matchesUntracked(name string, revision uint32, info []byte) bool {
-	var m reader
-	m.stateMatch(name, revision, info)
-	return !m.onlyTracked
 }
 
 // portMatch reads struct xt_tcp or xt_udp.
@@ -75,6 +73,10 @@ func (m *exactReader) portsMatch(info []byte) {
 func (m *exactReader) target(name string, revision uint32, info []byte) {
 	if slices.Contains(harmless, name) && name != "REJECT" && name != "NFQUEUE" && name != "STEAL" && name != "TARPIT" ||
 		name == "MARK" || name == "CONNMARK" {
+		return
+	}
+	if name == "REJECT" {
+		m.verdict, m.refuses = diverted, true
 		return
 	}
 	m.verdict, m.hides = scattered, name == "MASQUERADE" || name == "SNAT"

@@ -1,6 +1,7 @@
 package survey
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ type flowMatch struct {
 	local         bool   // the destination is an address of this host
 	srcLocal      bool   // the source is
 	tracked       bool   // no untracked packet
+	states        uint32 // only packets of connections in one of these; 0 means any. exact says nothing of that
 }
 
 // and is what both match.
@@ -30,6 +32,8 @@ func (m flowMatch) and(o flowMatch) flowMatch {
 	both.never = m.never || o.never
 	both.local, both.srcLocal = m.local || o.local, m.srcLocal || o.srcLocal
 	both.tracked = m.tracked || o.tracked
+	both.states = cmp.Or(m.states&o.states, m.states|o.states)
+	both.never = both.never || m.states != 0 && o.states != 0 && m.states&o.states == 0
 	both.ports = common(m.ports, o.ports)
 	if m.protocol == 0 {
 		both.protocol = o.protocol
@@ -77,8 +81,9 @@ func (m *flowMatch) other(a, b string) string {
 	return a
 }
 
-// meets says whether some packet of another host may be matched by both.
-func (m flowMatch) meets(o flowMatch) bool { return !m.srcLocal && !o.srcLocal && !m.and(o).never }
+// meets says whether some packet of o, which are another host's unless it says that they are this one's, may be matched
+// by m.
+func (m flowMatch) meets(o flowMatch) bool { return (o.srcLocal || !m.srcLocal) && !m.and(o).never }
 
 // verdictKind is what becomes of packets that a rule matches.
 type verdictKind uint8
@@ -138,7 +143,7 @@ const (
 	mostLooks = 1 << 17
 )
 
-// takesAll says whether a rule matches all packets that o does, for certain.
+// takesAll says whether a rule matches all packets that o does, for certain, if their state is one that it asks for.
 func (s exactRule) takesAll(o flowMatch) bool {
 	both := s.and(o)
 	return s.exact && !both.never && (s.protocol == 0 || o.protocol != 0) && !s.local && !s.srcLocal && s.notIn == "" &&
@@ -159,9 +164,35 @@ type filter struct {
 	where string
 }
 
-// filtersAt returns the filters at a hook, each by itself: a packet has to pass all of them.
-func (r *ruleset) filtersAt(at hook) (list []filter) {
-	for _, base := range r.basesAt(filterChain, at) {
+// blind says whether a filter asks nothing of the connection of a packet.
+func (f filter) blind() bool {
+	return !slices.ContainsFunc(f.steps, func(s exactRule) bool { return s.tracked || s.states != 0 })
+}
+
+// stops names the filter that untracked packets of a flow don't pass, for certain, where they may have passed all as
+// those of a connection in a state; empty where there is none.
+func stops(filters []filter, flow flowMatch, state uint32) string {
+	if slices.ContainsFunc(filters, func(f filter) bool { return f.stops(flow, state) }) {
+		return "" // nothing of it passes anyway
+	}
+	for _, f := range filters {
+		if f.stops(flow, ctUntracked) {
+			return f.where
+		}
+	}
+	return ""
+}
+
+// filtersAt returns the filters at some hooks, each by itself: a packet has to pass all of them.
+func (r *ruleset) filtersAt(hooks ...hook) (list []filter) {
+	var bases []chainKey
+	for _, at := range hooks {
+		bases = append(bases, r.basesAt(filterChain, at)...)
+	}
+	for _, base := range bases {
+		if base.table.family == nftables.TableFamilyBridge {
+			continue // what is routed never comes there
+		}
 		r.looks = 0
 		sees := seenBy(base.table.family)
 		list = append(list, filter{sees, r.flatten(base, sees, 0, nil), r.chains[base].drops, base.where()})
@@ -183,14 +214,14 @@ func seenBy(family nftables.TableFamily) flowMatch {
 	}
 }
 
-// stops says whether no untracked packet of a flow may pass, for certain.
-func (f filter) stops(flow flowMatch) bool {
+// stops says whether no packet of a flow may pass that conntrack calls by a state, for certain.
+func (f filter) stops(flow flowMatch, state uint32) bool {
 	if !f.sees.meets(flow) {
 		return false
 	}
 	for _, s := range f.steps {
 		switch {
-		case s.tracked || !s.meets(flow):
+		case s.tracked && state == ctUntracked || s.states != 0 && s.states&state == 0 || !s.meets(flow):
 		case !s.refuses:
 			return false
 		case s.takesAll(flow):

@@ -42,8 +42,8 @@ func (r *ruleset) forwards() []forward {
 		}
 	}
 	for _, s := range r.stepsAt(filterChain, forwarding) {
-		if s.verdict == accepted && s.exact && !s.local && s.dst.IsValid() && s.dst.IsSingleIP() && s.ports != nil &&
-			(s.protocol == unix.IPPROTO_TCP || s.protocol == unix.IPPROTO_UDP) {
+		if s.verdict == accepted && s.exact && s.states == 0 && !s.local && s.dst.IsValid() && s.dst.IsSingleIP() &&
+			s.ports != nil && (s.protocol == unix.IPPROTO_TCP || s.protocol == unix.IPPROTO_UDP) {
 			s.to = netip.AddrPortFrom(s.dst.Addr(), 0)
 			s.out, s.notOut = "", "" // where it leads is asked of the routing table
 			if !slices.ContainsFunc(steps, s.isTargetOf) {
@@ -119,7 +119,7 @@ func (f finder) judge(s policy.Selector, one forward, list Inside) {
 // stopped names a filter that lets a service in by the state of its connections alone; empty where none does.
 func (f finder) stopped(s policy.Selector) string {
 	for _, one := range f.found.filters {
-		if one.stops(goingIn(s)) {
+		if one.stops(goingIn(s), ctUntracked) {
 			return "its packets are let in by the state of their connections alone, in " + one.where
 		}
 	}
@@ -207,7 +207,7 @@ func (f finder) selectors(one forward) (list []policy.Selector) {
 
 // unlike says why what the host does with a service can't be repeated; empty if nothing speaks against it.
 func (f finder) unlike(s policy.Selector, one forward) string {
-	if !one.exact {
+	if !one.exact || one.states != 0 {
 		return "there is more to its rule than can be repeated: " + one.where
 	}
 	if reason := f.unroutable(s, one); reason != "" {

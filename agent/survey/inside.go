@@ -63,7 +63,7 @@ func (h *Host) Inside() ([]netip.Prefix, error) {
 	some, all := h.legacy("nat") != "", h.legacy("nat") != ""
 	for _, rule := range found.sources {
 		switch {
-		case !rule.hides || rule.never || rule.srcLocal || rule.out == "lo":
+		case !rule.hides || rule.never || rule.srcLocal || rule.out == loopback:
 		case rule.src.IsValid() && rule.src.Bits() > 0:
 			some, named = true, append(named, rule.src.Masked())
 		default:

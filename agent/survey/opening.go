@@ -8,19 +8,18 @@ import (
 
 // opening is what is known of a rule's packets as far as connections begin with them.
 type opening struct {
-	onlyNew bool // they are the first of tracked connections, perhaps among others, and never untracked
-	// they are never untracked, as far as the state that is asked for says
-	onlyTracked bool
-	narrow      bool // they are told apart by something else, too
-	noneOpen    bool // they are TCP segments that open nothing
+	onlyNew  bool // they are the first of tracked connections, perhaps among others, and never untracked
+	narrow   bool // they are told apart by something else, too
+	noneOpen bool // they are TCP segments that open nothing
 }
 
-// Bits of the state of a connection: include/uapi/linux/netfilter/nf_conntrack_common.h. xt_conntrack.h has another one
-// for what is untracked.
+// Bits of the state of a connection: include/uapi/linux/netfilter/nf_conntrack_common.h.
 const (
-	stateNew         = 1 << 3
-	stateUntracked   = 1 << 6
-	stateUntrackedXT = 1 << 8
+	ctInvalid     = 1 << 0
+	ctEstablished = 1 << 1
+	ctRelated     = 1 << 2
+	ctNew         = 1 << 3
+	ctUntracked   = 1 << 6
 )
 
 // judges notes that the rule decides on packets that come so far. A rule that accepts whatever is new is left to the
@@ -73,40 +72,64 @@ func (m *reader) compareState(held value, op uint32, data []byte) bool {
 		return false
 	case len(data) != 4:
 	case held.one == nil && op == unix.NFT_CMP_EQ:
-		m.isState(binary.NativeEndian.Uint32(data), stateUntracked)
+		m.isState(binary.NativeEndian.Uint32(data))
 	case len(held.one) == 1 && len(held.one[0]) == 4 && op == unix.NFT_CMP_NEQ && binary.NativeEndian.Uint32(data) == 0:
-		m.isState(binary.NativeEndian.Uint32(held.one[0]), stateUntracked)
+		m.isState(binary.NativeEndian.Uint32(held.one[0]))
 	}
 	return true
 }
 
 // isState takes into account that the state is one of several bits.
-func (m *reader) isState(bits, untracked uint32) {
-	m.onlyNew = m.onlyNew || bits&stateNew != 0 && bits&untracked == 0
-	m.onlyTracked = m.onlyTracked || bits&untracked == 0
+func (m *reader) isState(bits uint32) {
+	m.onlyNew = m.onlyNew || bits&ctNew != 0 && bits&ctUntracked == 0
 }
 
-// stateMatch reads the states of struct xt_conntrack_mtinfo1 to 3, or struct xt_state_info.
+// stateMatch takes the match of iptables on connections into account.
 func (m *reader) stateMatch(name string, revision uint32, info []byte) {
+	asked, _ := readStateMatch(name, revision, info)
+	m.narrow = m.narrow || asked.others
+	if asked.states != 0 && !asked.inverted {
+		m.isState(asked.states)
+	}
+}
+
+// stateMatch is what a match of iptables asks of the connection.
+type stateMatch struct {
+	states   uint32 // one of these, as nftables has them; 0 means any
+	inverted bool   // none of them
+	others   bool   // something else, too
+}
+
+// readStateMatch reads struct xt_conntrack_mtinfo1 to 3, or struct xt_state_info; ok is false for what is not known.
+func readStateMatch(name string, revision uint32, info []byte) (asked stateMatch, ok bool) {
 	const (
 		flagsAt, invertedAt, statesAt = 146, 148, 150
 		byState, alias                = 1 << 0, 1 << 13 // XT_CONNTRACK_STATE, XT_CONNTRACK_STATE_ALIAS
+		untracked                     = 1 << 8          // XT_CONNTRACK_STATE_UNTRACKED; all others are alike
 	)
+	var states uint32
 	switch {
 	case name == "state" && len(info) >= 4:
-		m.isState(binary.NativeEndian.Uint32(info), stateUntrackedXT)
+		states = binary.NativeEndian.Uint32(info)
 	case len(info) < statesAt+2 || revision == 0:
+		return stateMatch{}, false
 	default:
 		flags, inverted := binary.NativeEndian.Uint16(info[flagsAt:]), binary.NativeEndian.Uint16(info[invertedAt:])
-		m.narrow = m.narrow || flags&^(byState|alias) != 0
-		states := uint32(binary.NativeEndian.Uint16(info[statesAt:]))
+		asked.others = flags&^(byState|alias) != 0
+		asked.inverted = inverted&byState != 0
+		if flags&byState == 0 {
+			return asked, true
+		}
+		states = uint32(binary.NativeEndian.Uint16(info[statesAt:]))
 		if revision == 1 {
 			states = uint32(info[statesAt])
 		}
-		if flags&byState != 0 && inverted&byState == 0 {
-			m.isState(states, stateUntrackedXT)
-		}
 	}
+	asked.states = states & (ctInvalid | ctEstablished | ctRelated | ctNew)
+	if states&untracked != 0 {
+		asked.states |= ctUntracked
+	}
+	return asked, true
 }
 
 // flagsMatch reads the flags of struct xt_tcp: which of them are looked at, which are to be set, and what is inverted.

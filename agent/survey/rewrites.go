@@ -3,6 +3,7 @@ package survey
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,8 @@ type rewrites struct {
 	forwards []forward   // what leads to inside hosts
 	sources  []exactRule // what translates the source of forwarded packets
 	filters  []filter    // what forwarded packets have to pass
+	coming   []filter    // what packets for this host have to pass, where it asks for their connection
+	leaving  []filter    // what its own have to, likewise
 	strict   bool        // this host's own packets may be refused; see filtersOutput
 	proxied  string      // which rule hands packets to sockets that they are not addressed to; empty where none does
 }
@@ -166,6 +169,8 @@ func (r *ruleset) rewrites() rewrites {
 	if len(found.forwards) > 0 {
 		found.filters = r.filtersAt(forwarding)
 	}
+	found.coming = slices.DeleteFunc(r.filtersAt(prerouting, input), filter.blind)
+	found.leaving = slices.DeleteFunc(r.filtersAt(output, postrouting), filter.blind)
 	return found
 }
 
@@ -205,6 +210,26 @@ func (r rewrites) needOf(s policy.Selector, multicast bool, routesByMark func() 
 		}
 		if (e.everything || e.meets(s, e.hook, multicast)) && (e.kind != marks || routesByMark()) {
 			return e.reason()
+		}
+	}
+	return ""
+}
+
+// stoppedBy says why s must stay tracked for a filter that lets its packets pass as those of a connection only; empty
+// if there is none. A trial would find out as well, and would cost everybody a second.
+func (r rewrites) stoppedBy(s policy.Selector) string {
+	if s.Group || s.Port == 0 {
+		return ""
+	}
+	first, last := s.Ports()
+	asked := flowMatch{protocol: protocolNumber(s.Protocol), ports: []ports{{first, last}}, src: s.Remote, notIn: loopback}
+	answer := flowMatch{protocol: asked.protocol, dst: s.Remote, notOut: loopback, srcLocal: true}
+	for _, family := range []netip.Prefix{anyIPv4, anyIPv6} {
+		if where := stops(r.coming, asked.and(flowMatch{dst: family}), ctNew); where != "" {
+			return "untracked packets for it are stopped, and those of connections not, in " + where
+		}
+		if where := stops(r.leaving, answer.and(flowMatch{dst: family}), ctEstablished); where != "" {
+			return "its untracked answers are stopped, and those of connections not, in " + where
 		}
 	}
 	return ""

@@ -296,6 +296,9 @@ func (m *reader) compare(held value, op uint32, data []byte) {
 // loopbackIndex is the index of lo in every namespace: LOOPBACK_IFINDEX in include/net/flow.h.
 const loopbackIndex = 1
 
+// loopback is the name that it has unless somebody gave it another.
+const loopback = "lo"
+
 // ofPorts is what is known of packets whose source or destination port is in a range.
 func ofPorts(which subject, r ports) constraints {
 	if which == theSourcePort {

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
@@ -54,6 +55,7 @@ func TestScripts(t *testing.T) {
 			"keepmax":   keepMax,
 			"keys":      keys,
 			"listen":    listen,
+			"likewise":  likewise,
 			"listing":   listing,
 			"listings":  listings,
 			"metrics":   metrics,
@@ -311,6 +313,22 @@ func listing(ts *testscript.TestScript, neg bool, args []string) {
 // snapshot FILE writes down the whole ruleset without its counters, and every setting of conntrack
 // and of TCP that belongs to this namespace: those that are read-only here are another's, or counters.
 func snapshot(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(hostState(ts)), 0o600))
+}
+
+// likewise waits until the ruleset and the settings are as they were at a snapshot.
+func likewise(ts *testscript.TestScript, _ bool, args []string) {
+	want, state := ts.ReadFile(args[0]), ""
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if state = hostState(ts); state == want {
+			return
+		}
+	}
+	ts.Fatalf("ruleset and settings are not as they were (-was +is):\n%s", cmp.Diff(want, state))
+}
+
+// hostState is what snapshot writes down.
+func hostState(ts *testscript.TestScript) string {
 	ruleset, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
 	ts.Check(err)
 	text := counters.ReplaceAllString(string(ruleset), "counted")
@@ -330,5 +348,5 @@ func snapshot(ts *testscript.TestScript, _ bool, args []string) {
 			text += fmt.Sprintf("%s = %s", filepath.Base(path), value)
 		}
 	}
-	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+	return text
 }
