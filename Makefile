@@ -211,13 +211,14 @@ release-check: release ## a second release from a copy of this commit elsewhere:
 	diff $(RELEASE)/SHA256SUMS $$dir/copy/$(RELEASE)/SHA256SUMS && echo "two builds, one hash"
 
 RELEASES ?= bullseye bookworm trixie
-PARTS    ?= life docker firewalls tunnels vrf balancers openvswitch offload bridge module boot clock shrunk
+PARTS    ?= life life-rpm docker firewalls tunnels vrf balancers openvswitch offload bridge module boot clock shrunk
 .PHONY: vm
 vm: ## PARTS of what only real machines show, on Debian RELEASES, in virtual machines: skipped without QEMU
-	$(MAKE) --no-print-directory $(RELEASE)/amd64.deb PACKAGE_VERSION=0.0.1
-	$(MAKE) --no-print-directory $(RELEASE)/amd64.deb
+	$(MAKE) --no-print-directory $(RELEASE)/amd64.deb $(RELEASE)/amd64.rpm PACKAGE_VERSION=0.0.1
+	$(MAKE) --no-print-directory $(RELEASE)/amd64.deb $(RELEASE)/amd64.rpm
 	CGO_ENABLED=0 $(GO) test -c -o $(RELEASE)/ctguard.test ./cmd/ctguard
-	.package/vm $(RELEASE)/ctguard_0.0.1_amd64.deb $(RELEASE)/ctguard_$(PACKAGE_VERSION)_amd64.deb $(TOOLS)/vm "$(RELEASES)" "$(PARTS)"
+	.package/vm $(RELEASE)/ctguard_0.0.1_amd64.deb $(RELEASE)/ctguard_$(PACKAGE_VERSION)_amd64.deb \
+		$(RELEASE)/ctguard-0.0.1-1.x86_64.rpm $(RELEASE)/ctguard-$(PACKAGE_VERSION)-1.x86_64.rpm $(TOOLS)/vm "$(RELEASES)" "$(PARTS)"
 
 $(NFPM):
 	GOBIN=$(TOOLS) $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)

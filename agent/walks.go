@@ -282,6 +282,7 @@ func (l *loop) shortening() *conntrack.Retiming {
 		inForce = make(map[string]int)
 	}
 	maps.Copy(inForce, before)
+	l.trouble("note of timeouts", l.state.NoteRetimed(shorter, time.Now()))
 	return &conntrack.Retiming{Timeouts: shorter, Before: inForce, Spare: l.decision.Posture.Allow}
 }
 

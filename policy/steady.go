@@ -55,8 +55,8 @@ func (m *Machine) learns(s situation) (ordinary bool) {
 // DayStatus returns what is known of an ordinary day, and what it waits for where nothing is.
 func (m *Machine) DayStatus() DayStatus {
 	status := m.ordinary.Status()
-	if status.Known || m.ladder.level == 0 && m.last.pressure < m.ladder.lowestEnter() || m.steady.since.IsZero() {
-		return status
+	if status.Known || m.last.pressure < m.ladder.lowestEnter() || m.steady.since.IsZero() {
+		return status // what is over, or soon will be, takes only time
 	}
 	status.Waits = fmt.Sprintf("the table is fuller than the lowest mark (%g %%), so it has to be steady for %s first, "+
 		"and is for %s; a larger nf_conntrack_max (ctguard size) or higher marks let it be learnt in calm",

@@ -12,30 +12,32 @@ import (
 
 // Facts is what is known of a host, as far as its conntrack table goes.
 type Facts struct {
-	Unread    []string       // what could not be read, and why
-	NoRules   bool           // the rules of nftables are part of it
-	NoTable   bool           // the entries are
-	Loaded    bool           // this namespace has connection tracking
-	Shared    bool           // limit and buckets can't be changed from here: not the initial namespace
-	Settings  map[string]int // by name without net.netfilter.
-	Count     int            // entries before anything was listed
-	Left      int            // the count after that
-	Memory    survey.Memory
-	Elsewhere int                         // entries of other namespaces, asked for where there are none here
-	CPUs      []procfs.ConntrackStatEntry // counters of each CPU
-	Later     []procfs.ConntrackStatEntry // the same after Waited; nil if nobody waited
-	Waited    time.Duration               // between the two
-	Table     Table                       // what the entries say
-	OneWay    int                         // TCP flows seen one way that a packet renewed while waiting
-	Daemon    *Daemon                     // nil where none answers
-	Services  []policy.Selector           // what this host serves
-	Pinned    map[policy.Selector]string  // of them, what must stay tracked, and why
-	Files     []Assignment                // settings for the next boot, in the order in which they are applied
-	Module    Module                      // where the code of conntrack is
-	Helpers   []string                    // helper modules that somebody loaded
-	Rules     Rules                       // of nftables, iptables-nft's included
-	Legacy    []string                    // tables of iptables-legacy that have rules
-	Saved     []SavedTable                // ctguard's table in files that are loaded at boot
+	Unread       []string       // what could not be read, and why
+	NoRules      bool           // the rules of nftables are part of it
+	NoTable      bool           // the entries are
+	Loaded       bool           // this namespace has connection tracking
+	Shared       bool           // limit and buckets can't be changed from here: not the initial namespace
+	Settings     map[string]int // by name without net.netfilter.
+	Count        int            // entries before anything was listed
+	Left         int            // the count after that
+	Memory       survey.Memory
+	Elsewhere    int                         // entries of other namespaces, asked for where there are none here
+	CPUs         []procfs.ConntrackStatEntry // counters of each CPU
+	Later        []procfs.ConntrackStatEntry // the same after Waited; nil if nobody waited
+	Waited       time.Duration               // between the two
+	Table        Table                       // what the entries say
+	OneWay       int                         // TCP flows seen one way that a packet renewed while waiting
+	Daemon       *Daemon                     // nil where none answers
+	Services     []policy.Selector           // what this host serves
+	Forwarded    []policy.Selector           // services of inside hosts
+	Pinned       map[policy.Selector]string  // of them, what must stay tracked, and why
+	Files        []Assignment                // settings for the next boot, in the order in which they are applied
+	Module       Module                      // where the code of conntrack is
+	Helpers      []string                    // helper modules that somebody loaded
+	Rules        Rules                       // of nftables, iptables-nft's included
+	Legacy       []string                    // tables of iptables-legacy that have rules
+	LegacyChains []string                    // chains of theirs that somebody made
+	Saved        []SavedTable                // ctguard's table in files that are loaded at boot
 }
 
 // Table is what a pass over the entries counted.
@@ -46,13 +48,15 @@ type Table struct {
 	Older      int  // likewise, but with more time left than the timeout in force gives
 	HalfOpen   int  // TCP before the end of its handshake
 	Unreplied  int
-	Loopback   int            // from and to loopback addresses
-	Own        int            // from and to this host's own addresses, loopback's apart
-	Group      int            // multicast and broadcast
-	Translated int            // NAT
-	Helped     int            // followed by a helper
-	Helps      map[Port]int   // of those, by destination port
-	Local      map[Port]int   // to this host's own addresses, by destination port
+	Loopback   int          // from and to loopback addresses
+	Own        int          // from and to this host's own addresses, loopback's apart
+	Group      int          // multicast and broadcast
+	Segments   int          // between networks that this host forwards for
+	Translated int          // NAT
+	Helped     int          // followed by a helper
+	Helps      map[Port]int // of those, by destination port
+	Local      map[Port]int // to this host's own addresses, by destination port
+	Forwarded  map[policy.Selector]int
 	Overlays   map[string]int // tunnels, by their names
 	IdleTop    []Holder       // who holds the idle ones
 	Inside     []Holder       // sources whose address is translated
@@ -82,8 +86,10 @@ type PortUse struct {
 // Daemon is what a ctguard that runs here says.
 type Daemon struct {
 	Level int
-	Peak  int    // the most entries of its history
-	Waits string // why it knows no ordinary day; empty where it does or soon will
+	Peak  int // the most entries of its history
+	// how far back that goes
+	Watched time.Duration
+	Waits   string // why it knows no ordinary day; empty where it does or soon will
 }
 
 // Assignment is one line of a sysctl file.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/prometheus/procfs"
 )
@@ -49,12 +50,20 @@ func judgeFill(f *Facts) []Finding {
 	found := Finding{ID: Fill, Severity: Warning, Title: title, Sure: Certain,
 		Evidence: fmt.Sprintf("nf_conntrack_count %d, nf_conntrack_max %d", f.Count, f.limit()),
 		Why:      "a full table drops every new connection without an error, yours too; those that exist go on",
-		Do:       []string{"ctguard sources --full  # shows who holds it", f.raise()},
+		Do:       f.makeRoom(),
 		Settings: f.sizes("the table was nearly full")}
 	if fill >= fullNow {
 		found.Severity = Critical
 	}
 	return []Finding{found}
+}
+
+// makeRoom is what to do about a table that is full.
+func (f *Facts) makeRoom() (do []string) {
+	if f.Daemon == nil {
+		do = append(do, "systemctl start ctguard  # makes room, and keeps it")
+	}
+	return append(do, "ctguard sources --full  # shows who holds it", f.raise())
 }
 
 // judgePeak compares the most entries that were seen, and half as many again, with the limit.
@@ -131,7 +140,7 @@ func judgeRefused(f *Facts) Finding {
 		found.Severity, found.Sure = Critical, Certain
 		found.Title = fmt.Sprintf("the kernel is refusing connections now: %d within %s", now, f.Waited)
 		found.Why = "the table is full: every new connection fails"
-		found.Do = []string{"ctguard sources --full  # shows who holds it", f.raise()}
+		found.Do = f.makeRoom()
 	}
 	return found
 }
@@ -169,9 +178,13 @@ func judgeListing(f *Facts) []Finding {
 		Sure: Likely}}
 }
 
+// watchedLong is how long a daemon has to have been there before it is said that its table is always full: one that
+// was started in an attack knows nothing but that yet.
+const watchedLong = time.Hour
+
 // judgeDay says that the daemon has no calm to learn from.
 func judgeDay(f *Facts) []Finding {
-	if f.Daemon == nil || f.Daemon.Waits == "" {
+	if f.Daemon == nil || f.Daemon.Waits == "" || f.Daemon.Watched < watchedLong {
 		return nil
 	}
 	return []Finding{{ID: NoOrdinaryDay, Severity: Warning, Sure: Certain,

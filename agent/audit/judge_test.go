@@ -56,8 +56,12 @@ var cases = []struct {
 	{"elsewhere, and untracked here", func(f *Facts) {
 		f.Count, f.Elsewhere, f.Table.Listed, f.Rules.Notrack = 0, 75, 0, []string{"chain pre of table ip raw"}
 	}, "notrack:info"},
-	{"no ordinary day", func(f *Facts) { f.Daemon = &Daemon{Level: 1, Waits: "the table is fuller than the lowest mark"} },
-		"no-ordinary-day:warning"},
+	{"no ordinary day", func(f *Facts) {
+		f.Daemon = &Daemon{Level: 1, Waits: "the table is fuller than the lowest mark", Watched: time.Hour}
+	}, "no-ordinary-day:warning"},
+	{"started in an attack", func(f *Facts) {
+		f.Daemon = &Daemon{Level: 8, Waits: "the table is fuller than the lowest mark", Watched: time.Minute}
+	}, ""},
 	{"three quarters", func(f *Facts) { f.Count = 200000; f.Table.Listed = 200000 }, "fill:warning"},
 	{"full", func(f *Facts) { f.Count = 262144; f.Table.Listed = 262144 }, "fill:critical"},
 	{"no limit", func(f *Facts) { f.with("nf_conntrack_max", 0) }, ""},
@@ -112,7 +116,8 @@ var cases = []struct {
 	}, "module-late:warning"},
 	{"half-open", func(f *Facts) { f.Table.HalfOpen, f.Table.Unreplied = 1200, 1200 }, "half-open:warning"},
 	{"nobody answers", func(f *Facts) { f.Table.Unreplied = 1200 }, "unreplied:warning"},
-	{"own", func(f *Facts) { f.Table.Loopback, f.Table.Own = 20, 4 }, "own-traffic:info"},
+	{"own", func(f *Facts) { f.Table.Loopback, f.Table.Own = 2600, 400 }, "own-traffic:info"},
+	{"a little of its own", func(f *Facts) { f.Table.Loopback, f.Table.Own = 20, 4 }, ""},
 	{"much of its own", func(f *Facts) { f.Table.Loopback = 30000 }, "own-traffic:warning"},
 	{"INVALID", func(f *Facts) { f.Later[0].Invalid = 900 }, "invalid:warning"},
 	{"one way", func(f *Facts) { f.OneWay = 3; f.Rules.DropInvalid = []string{"chain input"} }, "one-way:warning"},

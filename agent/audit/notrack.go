@@ -49,6 +49,16 @@ func judgeNotrack(f *Facts) (all []Finding) {
 			saved = append(saved, saving{s.String(), n})
 		}
 	}
+	for s, n := range f.Table.Forwarded {
+		if reason := f.Pinned[s]; reason != "" {
+			stays[reason] += n
+		} else {
+			saved = append(saved, saving{s.String(), n})
+		}
+	}
+	if n := f.Table.Segments; n > 0 && len(f.Rules.Notrack) == 0 {
+		saved = append(saved, saving{"between inside networks, unless a filter there asks for a state", n})
+	}
 	if f.Table.Group > 0 {
 		saved = append(saved, saving{"multicast and broadcast", f.Table.Group})
 	}

@@ -39,7 +39,8 @@ func judgeOwners(f *Facts) (all []Finding) {
 	for _, p := range programs {
 		var seen []string
 		for kind, lists := range map[string][2][]string{
-			"table": {tableNames(f.Rules.Tables), p.tables}, "chain": {f.Rules.Chains, p.chains}, "set": {f.Rules.Sets, p.sets},
+			"table": {tableNames(f.Rules.Tables), p.tables}, "set": {f.Rules.Sets, p.sets},
+			"chain": {slices.Concat(f.Rules.Chains, f.LegacyChains), p.chains},
 		} {
 			for _, name := range lists[0] {
 				if slices.ContainsFunc(lists[1], func(pattern string) bool { return matches(pattern, name) }) {

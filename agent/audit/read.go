@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/prometheus/procfs"
 
 	"ctguard/agent/conntrack"
+	"ctguard/agent/state"
 	"ctguard/agent/survey"
 	"ctguard/agent/sysctl"
 	"ctguard/policy"
@@ -25,6 +27,7 @@ const lookAgain = 3 * time.Second
 type Reader struct {
 	Root  string // "/", except in tests
 	Quick bool   // look once only: nothing is known of rates and one-way routes
+	State string // the daemon's state directory
 }
 
 // Read returns the facts of the calling thread's network namespace. What can't be read is left out and named in
@@ -37,7 +40,7 @@ func (r Reader) Read(ctx context.Context) (*Facts, error) {
 	err := f.readRules()
 	f.NoRules = err != nil
 	f.note(err)
-	f.Legacy = r.legacy()
+	f.Legacy, f.LegacyChains = r.legacy(), host.LegacyChains()
 	f.Helpers = r.helpers()
 	if !f.Loaded {
 		return f, ctx.Err()
@@ -50,6 +53,10 @@ func (r Reader) Read(ctx context.Context) (*Facts, error) {
 	f.note(err)
 	if inside, err := host.Inside(); err == nil { // else the services told why
 		f.Rules.Inside = inside
+	}
+	if forwarded, err := host.Forwarded(); err == nil && f.Pinned != nil {
+		f.Forwarded = forwarded.Services
+		maps.Copy(f.Pinned, forwarded.Refused)
 	}
 	err = r.table(ctx, f, host)
 	f.NoTable = err != nil
@@ -104,7 +111,8 @@ func (r Reader) table(ctx context.Context, f *Facts, host *survey.Host) error {
 	}
 	own, err := host.Own()
 	f.note(err)
-	if f.Table, err = walk(ctx, table, f.Settings, own); err != nil {
+	here := place{own, f.Rules.Inside, f.Forwarded, f.Settings[established]}
+	if f.Table, err = walk(ctx, table, r.silence(f), here); err != nil {
 		return err
 	}
 	if f.Left, err = table.Count(); err != nil || r.Quick {
@@ -122,6 +130,16 @@ func (r Reader) table(ctx context.Context, f *Facts, host *survey.Host) error {
 	}
 	f.OneWay = renewed(first, second)
 	return nil
+}
+
+// silence returns what it is told from how long entries have been silent: the settings, and what a daemon gave to
+// entries that may be there still. Where that can't be read, nothing is.
+func (r Reader) silence(f *Facts) conntrack.EntryFilter {
+	given, err := state.At(r.State).Retimed(time.Now())
+	if f.note(err); err != nil {
+		return conntrack.EntryFilter{}
+	}
+	return conntrack.EntryFilter{Timeouts: f.Settings, Retimed: given}
 }
 
 // renewed counts the one-way flows that both have and that a packet came for between them: each packet sets an

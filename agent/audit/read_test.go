@@ -152,7 +152,9 @@ func TestRenewed(t *testing.T) {
 func TestDigest(t *testing.T) {
 	at := netip.MustParseAddrPort
 	own := netip.MustParseAddr("192.0.2.1")
-	d := newDigest([]netip.Addr{own}, map[string]int{established: 7200})
+	web := policy.Selector{Protocol: policy.TCP, Port: 8000, Local: netip.PrefixFrom(own, 32), Inside: at("10.0.0.9:80")}
+	d := newDigest(place{[]netip.Addr{own}, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")}, []policy.Selector{web},
+		oneDay})
 	entry := func(proto uint8, src, dst string, more ...func(*conntrack.Entry)) {
 		e := conntrack.Entry{Protocol: proto, Source: at(src), Destination: at(dst),
 			ReplySource: at(dst), ReplyDestination: at(src),
@@ -180,7 +182,9 @@ func TestDigest(t *testing.T) {
 	entry(6, "198.51.100.1:1001", "192.0.2.1:8000", dnat)
 	entry(6, "198.51.100.1:1001", "198.51.100.2:21", func(e *conntrack.Entry) { e.Helped = true })
 	entry(47, "198.51.100.1:0", "198.51.100.2:0")
-	want := Table{Listed: 13, Idle: 1, Older: 1, HalfOpen: 1, Unreplied: 1, Loopback: 1, Own: 1, Group: 1,
+	entry(6, "10.0.0.2:1002", "10.0.1.7:445")
+	want := Table{Listed: 14, Segments: 1, Forwarded: map[policy.Selector]int{web: 1}, Idle: 1, Older: 1,
+		HalfOpen: 1, Unreplied: 1, Loopback: 1, Own: 1, Group: 1,
 		Translated: 3, Helped: 1,
 		Helps: map[Port]int{{6, 21}: 1}, Local: map[Port]int{{6, 80}: 3, {17, 53}: 1, {17, 4789}: 1},
 		Overlays: map[string]int{"vxlan": 1, "gre": 1}, IdleTop: []Holder{{netip.MustParseAddr("198.51.100.1"), 1}},

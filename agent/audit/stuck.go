@@ -15,6 +15,7 @@ const (
 	manyIdle      = 25
 	muchOfLimit   = 5
 	ownOfLimit    = 10
+	littleOfLimit = 1 // less of its own traffic is not worth a rule
 )
 
 const flushCuts = "conntrack -F would cut everybody: every NAT mapping is lost, and with tcp_loose=0 every connection"
@@ -94,12 +95,16 @@ func judgeUnanswered(f *Facts) []Finding {
 // judgeOwn is about what this host says to itself.
 func judgeOwn(f *Facts) []Finding {
 	n := f.Table.Loopback + f.Table.Own
-	if n == 0 {
+	switch {
+	case n == 0:
 		return nil
+	case percent(n, f.limit()) < littleOfLimit:
+		return []Finding{fine(OwnTraffic, "%d entries are this host's own, to itself", n)}
 	}
 	found := Finding{ID: OwnTraffic, Severity: Info, Title: fmt.Sprintf("%d entries are this host's own, to itself", n),
 		Evidence: fmt.Sprintf("%d of loopback, %d between its other addresses", f.Table.Loopback, f.Table.Own),
-		Why:      "what never leaves the host needs no tracking, unless a rule redirects it",
+		Why: "what never leaves the host needs no tracking, unless a rule redirects it, and where the filter accepts lo " +
+			"without a ct state",
 		Do: []string{"nft 'table inet raw { chain pre { type filter hook prerouting priority raw; iif lo notrack; }; " +
 			"chain out { type filter hook output priority raw; oif lo notrack; }; }'"}, Sure: Certain}
 	if n >= many && percent(n, f.limit()) >= ownOfLimit {

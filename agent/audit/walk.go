@@ -10,18 +10,27 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ctguard/agent/conntrack"
+	"ctguard/policy"
 )
 
 // walkFor bounds a pass: a table of a million entries takes about this long, and a host in trouble has
 // better things to do.
 const walkFor = 10 * time.Second
 
-// walk counts what the entries of a table say.
-func walk(ctx context.Context, table *conntrack.Table, settings map[string]int, own []netip.Addr) (Table, error) {
-	d := newDigest(own, settings)
+// place is what has to be known of a host to tell what its entries are.
+type place struct {
+	own       []netip.Addr
+	networks  []netip.Prefix    // those that it forwards for
+	forwarded []policy.Selector // services of inside hosts
+	kept      int               // seconds that established connections are kept for
+}
+
+// walk counts what the entries of a table say. The filter has what silence is told from.
+func walk(ctx context.Context, table *conntrack.Table, f conntrack.EntryFilter, p place) (Table, error) {
+	d := newDigest(p)
 	end := time.Now().Add(walkFor)
 	d.table.Whole = true
-	err := table.Entries(ctx, conntrack.EntryFilter{Timeouts: settings}, func(e conntrack.Entry) bool {
+	err := table.Entries(ctx, f, func(e conntrack.Entry) bool {
 		d.add(e)
 		if d.table.Listed%4096 == 0 && time.Now().After(end) {
 			d.table.Whole = false
@@ -33,21 +42,28 @@ func walk(ctx context.Context, table *conntrack.Table, settings map[string]int, 
 
 // digest counts entries on bounded memory.
 type digest struct {
+	place
 	table   Table
 	own     map[netip.Addr]bool
+	served  map[netip.Addr][]policy.Selector // forwarded services by inside host
 	idle    leaders[netip.Addr]
 	inside  leaders[netip.Addr]
 	ports   leaders[PortUse]
 	longest time.Duration // that an established connection is kept for
 }
 
-func newDigest(own []netip.Addr, settings map[string]int) *digest {
-	d := &digest{own: make(map[netip.Addr]bool), idle: make(leaders[netip.Addr]), inside: make(leaders[netip.Addr]),
-		ports: make(leaders[PortUse]), longest: time.Duration(settings[established]) * time.Second}
-	for _, a := range own {
+func newDigest(p place) *digest {
+	d := &digest{place: p, served: make(map[netip.Addr][]policy.Selector), own: make(map[netip.Addr]bool),
+		idle: make(leaders[netip.Addr]), inside: make(leaders[netip.Addr]),
+		ports: make(leaders[PortUse]), longest: time.Duration(p.kept) * time.Second}
+	for _, a := range p.own {
 		d.own[a] = true
 	}
 	d.table.Helps, d.table.Local, d.table.Overlays = make(map[Port]int), make(map[Port]int), make(map[string]int)
+	d.table.Forwarded = make(map[policy.Selector]int)
+	for _, s := range p.forwarded {
+		d.served[s.Inside.Addr()] = append(d.served[s.Inside.Addr()], s)
+	}
 	return d
 }
 
@@ -90,7 +106,23 @@ func (d *digest) add(e conntrack.Entry) {
 		t.Helped++
 		t.Helps[port]++
 	}
+	if !e.Translated && d.isInside(src) && d.isInside(dst) {
+		t.Segments++
+	}
+	for _, s := range d.served[e.ReplySource.Addr()] {
+		at, last := e.ReplySource.Port(), s.Inside.Port()+max(s.Port, s.Last)-s.Port
+		if (s.Protocol == policy.TCP) == (e.Protocol == unix.IPPROTO_TCP) && at >= s.Inside.Port() && at <= last &&
+			s.Local.Contains(dst) {
+			t.Forwarded[s]++
+			break
+		}
+	}
 	d.translated(e)
+}
+
+// isInside says whether this host forwards for an address; its own are none of those.
+func (d *digest) isInside(a netip.Addr) bool {
+	return !d.own[a] && slices.ContainsFunc(d.networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // translated counts an entry with NAT.

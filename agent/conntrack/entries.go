@@ -30,8 +30,9 @@ type Entry struct {
 
 // EntryFilter says which entries are wanted. The zero value wants all; every field that is set narrows.
 type EntryFilter struct {
-	Either      netip.Prefix // source or destination, of either direction
-	Source      netip.Prefix // of the original direction
+	Either      netip.Prefix   // source or destination, of either direction
+	Source      netip.Prefix   // of the original direction
+	Sources     []netip.Prefix // likewise, one of these; none means any
 	Destination netip.Prefix
 	Protocol    uint8
 	Port        uint16 // destination port of the original direction
@@ -44,6 +45,9 @@ type EntryFilter struct {
 	Translated  *bool
 	Silent      time.Duration  // at least so long
 	Timeouts    map[string]int // seconds by sysctl name, as they are in force: needed for Silent
+	// likewise, what a [Retiming] gave to entries that may be there still; such an entry is taken for one that was given
+	// it, and spoke as late as it can have
+	Retimed map[string]int
 }
 
 // Entries calls visit with each entry that the filter wants, until visit returns false, the table ends or
@@ -112,11 +116,13 @@ func (t *Table) part(f EntryFilter) part {
 // matcher decides on entries for a filter.
 type matcher struct {
 	EntryFilter
-	limits *limits
+	limits, retimed *limits
+	sources         prefixSet
 }
 
 func newMatcher(f EntryFilter) *matcher {
-	return &matcher{EntryFilter: f, limits: newLimits(f.Timeouts)}
+	return &matcher{EntryFilter: f, limits: newLimits(f.Timeouts), retimed: newLimits(f.Retimed),
+		sources: newPrefixSet(f.Sources)}
 }
 
 // wants says whether the filter wants an entry: the cheap questions first.
@@ -131,10 +137,11 @@ func (m *matcher) wants(e *entry) bool {
 		m.Mark != nil && *m.Mark != e.mark,
 		m.Translated != nil && *m.Translated != e.translated(),
 		m.State != "" && m.State != e.stateName(),
-		m.Silent > 0 && !silentFor(e, m.limits, uint32(m.Silent/time.Second)):
+		m.Silent > 0 && m.silence(e) < m.Silent:
 		return false
 	}
-	return holds(m.Source, e.orig.src) && holds(m.Destination, e.orig.dst) && m.either(e)
+	return (len(m.Sources) == 0 || m.sources.contains(e.orig.src)) && holds(m.Source, e.orig.src) &&
+		holds(m.Destination, e.orig.dst) && m.either(e)
 }
 
 func holds(p netip.Prefix, a address) bool { return !p.IsValid() || p.Contains(a.netip()) }
@@ -166,10 +173,23 @@ func (m *matcher) describe(e *entry) Entry {
 	if e.timeout != noTimeout {
 		f.Left = time.Duration(e.timeout) * time.Second
 	}
-	if limit := m.limits.of(e); limit != noTimeout && e.timeout <= limit && !f.Offloaded {
-		f.Silent = time.Duration(limit-e.timeout) * time.Second
+	if !f.Offloaded {
+		f.Silent = m.silence(e)
 	}
 	return f
+}
+
+// silence returns how long ago the last packet of an entry came, at least; -1 where that is not known. The kernel sets
+// what an entry has left to the timeout in force with each packet; a retiming takes the silence off what it gives.
+func (m *matcher) silence(e *entry) time.Duration {
+	limit := m.limits.of(e)
+	if limit == noTimeout || e.timeout > limit {
+		return -1
+	}
+	if given := m.retimed.of(e); given != noTimeout && e.timeout <= given {
+		limit = min(limit, given)
+	}
+	return time.Duration(limit-e.timeout) * time.Second
 }
 
 // zone returns the zone in which the entry was opened, 0 for the default one.

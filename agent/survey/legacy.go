@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -42,13 +43,13 @@ func (h *Host) legacyNeeds() []effect {
 			}
 			c := chain{}
 			where := "table " + table + " of iptables-legacy"
-			err := v.read(table, &c)
+			err := v.read(table, &c, nil)
 			for range attempts {
 				if !errors.Is(err, unix.EAGAIN) { // the rules changed meanwhile
 					break
 				}
 				c = chain{}
-				err = v.read(table, &c)
+				err = v.read(table, &c, nil)
 			}
 			if err != nil {
 				c.effects = append(c.effects, effect{kind: unknown})
@@ -65,6 +66,21 @@ func (h *Host) legacyNeeds() []effect {
 	return distinct(sorted(all).needs)
 }
 
+// LegacyChains returns the names of the chains that somebody made in iptables-legacy. Tables that can't be read have
+// none.
+func (h *Host) LegacyChains() (names []string) {
+	for _, v := range []legacyVersion{legacyIPv4, legacyIPv6} {
+		for _, table := range append([]string{"nat"}, legacyTables...) {
+			if h.lists(v.file, table) {
+				c := chain{}
+				_ = v.read(table, &c, func(name string) { names = append(names, name) })
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
 // legacyVersion is where the two versions of iptables-legacy differ: struct ipt_entry and struct ip6t_entry in
 // include/uapi/linux/netfilter_ipv4/ip_tables.h and netfilter_ipv6/ip6_tables.h.
 type legacyVersion struct {
@@ -79,8 +95,8 @@ var (
 	legacyIPv6 = legacyVersion{"ip6_tables_names", unix.AF_INET6, unix.SOL_IPV6, 140, 168}
 )
 
-// read adds what the rules of a table do to c.
-func (v legacyVersion) read(table string, c *chain) error {
+// read adds what the rules of a table do to c, and calls begins, if there is one, for each chain that somebody made.
+func (v legacyVersion) read(table string, c *chain, begins func(name string)) error {
 	const (
 		getInfo, getEntries    = 64, 65 // IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES; those of IPv6 are the same
 		nameSize, infoSize     = 32, 84
@@ -124,7 +140,11 @@ func (v legacyVersion) read(table string, c *chain) error {
 			at += length
 		}
 		// A target without a name is a verdict or a jump; ERROR begins a chain and ends the table.
-		if name := legacyName(b[target+2 : target+2+nameBytes]); name != "" && name != "ERROR" {
+		name := legacyName(b[target+2 : target+2+nameBytes])
+		switch {
+		case name == "ERROR" && begins != nil && next < len(b): // struct xt_error_target has the chain's name
+			begins(legacyName(b[target+extensionAt : next]))
+		case name != "" && name != "ERROR":
 			m.target(name, uint32(b[target+2+nameBytes]), b[target+extensionAt:next])
 		}
 		b = b[next:]

@@ -34,9 +34,10 @@ func NewKeeper(proc, dir string) (*Keeper, error) {
 
 // Change is one setting that was written, or that was left alone because somebody else had.
 type Change struct {
-	Name     string
-	From, To int
-	Foreign  bool // somebody else wrote From since: it was left alone
+	Name    string `json:"name"` // without net.netfilter.
+	From    int    `json:"from"`
+	To      int    `json:"to"`
+	Foreign bool   `json:"foreign"` // somebody else wrote From since: it was left alone
 }
 
 // String says what happened to the setting.

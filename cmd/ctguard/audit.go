@@ -38,10 +38,11 @@ func (p *program) auditCommand() *cobra.Command {
 			"  ctguard audit --sysctl > /etc/sysctl.d/90-conntrack.conf",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if _, err := p.inside(c.Context()); err != nil {
+			conf, err := p.inside(c.Context())
+			if err != nil {
 				return err
 			}
-			facts, err := audit.Reader{Root: "/", Quick: quick}.Read(c.Context())
+			facts, err := audit.Reader{Root: "/", Quick: quick, State: conf.StateDir}.Read(c.Context())
 			if err != nil {
 				return err
 			}
@@ -89,7 +90,7 @@ func (p *program) daemonFacts(ctx context.Context) *audit.Daemon {
 	}
 	d := &audit.Daemon{Level: s.Level, Peak: s.Count, Waits: s.Ordinary.Waits}
 	if h, ok := p.highest(ctx); ok {
-		d.Peak = max(d.Peak, h.Count)
+		d.Peak, d.Watched = max(d.Peak, h.Count), h.since
 	}
 	return d
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net/netip"
 	"net/url"
 
 	"github.com/spf13/cobra"
@@ -9,8 +11,15 @@ import (
 	"ctguard/agent/config"
 )
 
+// explanation is what `ctguard explain --json` prints. Field names are stable.
+type explanation struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Lines  []string     `json:"lines"` // in words
+}
+
 func (p *program) explainCommand() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	c := &cobra.Command{
 		Use:   "explain PREFIX",
 		Short: "say why a source is, or is not, limited",
 		Long: "Explain says what operators said of a source, whether it is on the allowlist, what it usually holds here,\n" +
@@ -19,17 +28,21 @@ func (p *program) explainCommand() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: p.completeSources,
 		RunE: func(c *cobra.Command, args []string) error {
-			if _, err := config.ParsePrefix(args[0]); err != nil {
+			prefix, err := config.ParsePrefix(args[0])
+			if err != nil {
 				return usage(err, "ctguard explain 198.51.100.7")
 			}
-			var lines []string
-			if err := p.call(c.Context(), "explain?prefix="+url.QueryEscape(args[0]), nil, &lines); err != nil {
+			e := explanation{Prefix: prefix}
+			if err := p.call(c.Context(), "explain?prefix="+url.QueryEscape(args[0]), nil, &e.Lines); err != nil {
 				return err
 			}
-			for _, line := range lines {
-				fmt.Fprintln(c.OutOrStdout(), forPeople(line))
-			}
-			return nil
+			return show(c.OutOrStdout(), asJSON, e, func(w io.Writer) {
+				for _, line := range e.Lines {
+					fmt.Fprintln(w, forPeople(line))
+				}
+			})
 		},
 	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
 }

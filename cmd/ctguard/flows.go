@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 
 	"ctguard/agent/config"
 	"ctguard/agent/conntrack"
+	"ctguard/agent/state"
 	"ctguard/agent/sysctl"
 )
 
@@ -193,24 +195,29 @@ func (p *program) flowsCommand() *cobra.Command {
 	var f entryFlags
 	var n int
 	var asJSON, count bool
+	var order string
 	c := &cobra.Command{
 		Use:   "flows [PREFIX]",
 		Short: "show the entries of the table; PREFIX is one of their ends",
 		Example: "  ctguard flows 198.51.100.7\n  ctguard flows -p tcp --state TIME_WAIT --count\n" +
-			"  ctguard flows --silent 1h --assured --json",
+			"  ctguard flows --silent 1h --assured --json\n  ctguard flows --sort silent -n 20",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if n < 0 {
 				return usage(fmt.Errorf("-n %d is below 0", n), "")
 			}
+			if order != "" && orders[order] == nil {
+				return usage(fmt.Errorf("--sort %s is unknown", order), "write one of "+strings.Join(orderNames(), " "))
+			}
 			filter, err := f.filter(c, strings.Join(args, ""))
 			if err != nil {
 				return err
 			}
-			if _, err := p.inside(c.Context()); err != nil {
+			conf, err := p.inside(c.Context())
+			if err != nil {
 				return err
 			}
-			if filter.Timeouts, err = timeouts(); err != nil {
+			if err := tellSilence(&filter, conf); err != nil {
 				return err
 			}
 			table, err := conntrack.Open()
@@ -219,12 +226,22 @@ func (p *program) flowsCommand() *cobra.Command {
 			}
 			defer table.Close()
 			l := &lister{out: c.OutOrStdout(), most: n, asJSON: asJSON, silent: count}
-			err = table.Entries(c.Context(), filter, l.add)
+			if order == "" || count {
+				return l.end(table.Entries(c.Context(), filter, l.add))
+			}
+			first := &best{order: orders[order], n: cmp.Or(n, sortedUnasked)}
+			err = table.Entries(c.Context(), filter, func(e conntrack.Entry) bool { first.add(e); return true })
+			for _, e := range first.cut() {
+				l.add(e)
+			}
 			return l.end(err)
 		},
 	}
 	f.add(c)
-	c.Flags().IntVarP(&n, "number", "n", 0, "end after so many (default all)")
+	c.Flags().IntVarP(&n, "number", "n", 0,
+		fmt.Sprintf("end after so many (default all; sorted the first %d)", sortedUnasked))
+	c.Flags().StringVar(&order, "sort", "", "what to sort by: "+strings.Join(orderNames(), " ")+
+		"; the longest silent, or left, first")
 	c.Flags().BoolVar(&count, "count", false, "print only how many there are")
 	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object a line")
 	return c
@@ -237,6 +254,21 @@ func timeouts() (map[string]int, error) {
 		return nil, err
 	}
 	return s.All()
+}
+
+// tellSilence has a filter tell how long entries have been silent, from the settings in force and from what a daemon
+// gave to entries that may be there still. Without knowing that it tells nothing; whoever asks for it gets an error.
+func tellSilence(filter *conntrack.EntryFilter, conf config.Config) error {
+	given, fault := state.At(conf.StateDir).Retimed(time.Now())
+	switch {
+	case fault != nil && filter.Silent > 0:
+		return fmt.Errorf("how long entries have been silent can't be told: %w", fault)
+	case fault == nil:
+		inForce, err := timeouts()
+		filter.Timeouts, filter.Retimed = inForce, given
+		return err
+	}
+	return nil
 }
 
 // lister prints entries as they come, in columns as wide as the first screenful needs.

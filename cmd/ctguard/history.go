@@ -12,6 +12,7 @@ import (
 type highest struct {
 	control.Point               // its time is that of the highest fill
 	since         time.Duration // how far back it reaches
+	refused       time.Duration // how long ago new flows were refused last; meaningless where none were
 }
 
 // highest asks the daemon for the most that it has seen; ok is false where it does not tell.
@@ -43,11 +44,24 @@ func highestOf(points []control.Point) highest {
 		h.Pressure, h.Level = max(h.Pressure, p.Pressure), max(h.Level, p.Level)
 		h.Count, h.Drops = max(h.Count, p.Count), h.Drops+p.Drops
 	}
+	for _, p := range points {
+		if p.Drops > 0 {
+			end := p.Time.Add(time.Duration(p.Seconds * float64(time.Second)))
+			h.refused = max(0, last.Time.Sub(end))
+		}
+	}
 	return h
 }
 
 // String says it in a line.
 func (h highest) String() string {
-	return fmt.Sprintf("the last %s: fill up to %.1f %% (%s), level up to %d, %d new flows refused", short(h.since),
-		h.Fill, h.Time.Format(time.TimeOnly), h.Level, h.Drops)
+	refused := "no new flow refused"
+	switch {
+	case h.Drops > 0 && h.refused < time.Second:
+		refused = fmt.Sprintf("%d new flows refused, the last one just now", h.Drops)
+	case h.Drops > 0:
+		refused = fmt.Sprintf("%d new flows refused, the last one %s ago", h.Drops, short(h.refused))
+	}
+	return fmt.Sprintf("the last %s: fill up to %.1f %% (%s), level up to %d, %s", short(h.since),
+		h.Fill, h.Time.Format(time.TimeOnly), h.Level, refused)
 }

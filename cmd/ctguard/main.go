@@ -92,14 +92,36 @@ It needs root, and no configuration.
 
 When the table is full now ("nf_conntrack: table full, dropping packet"):
 
-    systemctl start ctguard   # or: ctguard run; it holds the table from the first second on
-    ctguard status            # how full, what it does about it, and why
-    ctguard sources           # who holds the table
+    systemctl start ctguard   # or: ctguard run in a terminal of its own, until Ctrl-C, which takes everything back
+    ctguard status            # how full, what it does about it and why; its second line has the last refused flow
+    ctguard sources           # who holds the table: needs no daemon
     ctguard events --follow   # what changes, why, and what it brought
+
+Clients are served again within seconds, unless all of the table is conversations that were there before ctguard: it
+takes nobody's as long as it does not know who is usually here. Then ctguard sources shows how much is far too much, and
+
+    ctguard evict --over 200 --dry-run    # how many entries that are; without --dry-run they go
+
+makes room. Do not flush the table (conntrack -F): behind NAT that cuts everybody. If one
+source is to blame, hold it back first, then let what it holds go:
+
+    ctguard limit 198.51.100.7 --for 1h --reason "scanner"
+    ctguard evict 198.51.100.7
+
+A level is how many steps may be engaged, in this order:
+
+    1 grow           a larger table, within a memory budget
+    2 drop-invalid   stray packets make no entries
+    3 closed-ports   packets that no socket waits for make none either
+    4 notrack        services that need no tracking go untracked, each on trial first
+    5 synproxy       SYN cookies before services that must stay tracked, in a SYN flood
+    6 tighten        what is finished goes, timeouts shrink
+    7 evict          who holds more than usual is limited; then the excess goes
+    8 admit          a flood that nobody answers gets a budget
 
 If you think that ctguard itself is in the way:
 
-    ctguard hold 0 --for 30m --reason "is it ctguard?"   # it only looks on; ctguard auto gives it back
+    ctguard hold 0 --for 30m --reason "is it ctguard?"   # it only looks on; ctguard auto ends that
     ctguard explain 198.51.100.7                         # why somebody is, or is not, limited
     ctguard release 198.51.100.7                         # leave them alone
     ctguard revert                                       # everything as it was, with or without the daemon
@@ -162,7 +184,8 @@ func wrongUsage(c *cobra.Command) {
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err, hint) })
 	if check := c.Args; check != nil {
 		c.Args = func(c *cobra.Command, args []string) error {
-			if err := check(c, args); err != nil {
+			// Flags that exclude each other are looked at here, for nothing else gives them an exit code.
+			if err := errors.Join(check(c, args), c.ValidateFlagGroups()); err != nil {
 				return usage(err, hint)
 			}
 			return nil

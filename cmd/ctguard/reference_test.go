@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,13 +21,7 @@ func TestReference(t *testing.T) {
 	want := "# Reference\n\n" +
 		"Made from the code by `go test ./cmd/ctguard -run TestReference -update`; a test keeps it true.\n\n" +
 		configurationKeys(t) + metricNames() + eventKinds(t) +
-		fields(t, "Fields of `ctguard status --json`", "agent/control/status.go",
-			"Status", "LimitedStatus", "HoldersStatus", "HolderStatus") +
-		fields(t, "Fields of an event (`ctguard events --json`)", "policy/event.go", "Event") +
-		fields(t, "Fields of `ctguard plan --json`", "agent/plan.go", "Plan") +
-		fields(t, "Fields of `ctguard sources --json`", "cmd/ctguard/sources.go",
-			"sourcesReport", "portReport", "sourceReport") +
-		findingKinds() + exitCodes(t)
+		jsonFields(t) + findingKinds() + exitCodes(t)
 	path := filepath.Join(top, "docs/reference.md")
 	if *update {
 		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
@@ -107,18 +102,93 @@ func eventKinds(t *testing.T) string {
 	return table("Events", "event,when", rows)
 }
 
+// jsonType is a type whose fields are in a command's JSON, below a path.
+type jsonType struct{ below, file, name string }
+
+// commandJSON is what a command's --json prints.
+type commandJSON struct {
+	command string
+	types   []jsonType
+}
+
+// documentedJSON is what each command's --json prints.
+var documentedJSON = []commandJSON{
+	{"status", []jsonType{
+		{"", "agent/control/status.go", "Status"},
+		{"steps[].", "policy/status.go", "StepStatus"},
+		{"selectors[].", "policy/notrack.go", "SelectorStatus"},
+		{"limited[].", "agent/control/status.go", "LimitedStatus"},
+		{"ordinary.", "policy/ordinaryday.go", "DayStatus"},
+		{"holders.", "agent/control/status.go", "HoldersStatus"},
+		{"holders.sources[].", "agent/control/status.go", "HolderStatus"},
+		{"override.", "policy/override.go", "Override"},
+		{"words[].", "policy/override.go", "Word"},
+	}},
+	{"events", []jsonType{{"", "agent/control/events.go", "NumberedEvent"}, {"", "policy/event.go", "Event"}}},
+	{"sources", []jsonType{
+		{"", "cmd/ctguard/sources.go", "sourcesReport"},
+		{"ports[].", "cmd/ctguard/sources.go", "portReport"},
+		{"sources[].", "cmd/ctguard/sources.go", "sourceReport"},
+	}},
+	{"sources --by", []jsonType{
+		{"", "cmd/ctguard/groups.go", "groupsReport"}, {"groups[].", "cmd/ctguard/groups.go", "groupReport"},
+	}},
+	{"flows", []jsonType{{"", "cmd/ctguard/flows.go", "flowReport"}}},
+	{"audit", []jsonType{
+		{"", "cmd/ctguard/audit.go", "auditReport"},
+		{"findings[].", "agent/audit/finding.go", "Finding"},
+		{"findings[].settings[].", "agent/audit/finding.go", "Setting"},
+	}},
+	{"size", []jsonType{{"", "cmd/ctguard/size.go", "sizeReport"}}},
+	{"plan", []jsonType{{"", "agent/plan.go", "Plan"}, {"settings[].", "agent/sysctl/keeper.go", "Change"}}},
+	{"explain", []jsonType{{"", "cmd/ctguard/explain.go", "explanation"}}},
+	{"hold", []jsonType{{"", "policy/override.go", "Override"}}},
+	{"auto", []jsonType{{"", "cmd/ctguard/override.go", "autoReport"}}},
+	{"limit", []jsonType{{"", "policy/override.go", "Word"}}},
+	{"release", []jsonType{{"", "policy/override.go", "Word"}}},
+	{"evict", []jsonType{{"", "cmd/ctguard/evict.go", "evictionReport"}}},
+	{"revert", []jsonType{{"", "cmd/ctguard/revert.go", "revertReport"}}},
+	{"check", []jsonType{{"", "cmd/ctguard/check.go", "checkReport"}}},
+	{"replay", []jsonType{{"", "cmd/ctguard/replay.go", "replayReport"}}},
+	{"version", []jsonType{{"", "cmd/ctguard/version.go", "versionReport"}}},
+}
+
+// jsonFields lists the fields of every command's JSON.
+func jsonFields(t *testing.T) (text string) {
+	for _, one := range documentedJSON {
+		text += fields(t, "Fields of `ctguard "+one.command+" --json`", one.types)
+	}
+	return text
+}
+
+// Every command prints JSON whose fields are documented, but for those that have nothing to tell a program.
+func TestJSONEverywhere(t *testing.T) {
+	without := []string{"run", "top", "completion", "help"} // run logs JSON, top is for eyes
+	for _, c := range newCommand().Commands() {
+		if slices.Contains(without, c.Name()) || !c.IsAvailableCommand() {
+			continue
+		}
+		if c.Flags().Lookup("json") == nil {
+			t.Errorf("ctguard %s has no --json", c.Name())
+		}
+		if !slices.ContainsFunc(documentedJSON, func(one commandJSON) bool { return one.command == c.Name() }) {
+			t.Errorf("nobody says what ctguard %s --json prints", c.Name())
+		}
+	}
+}
+
 // fields reads the JSON fields of some types, and what is said of each, from their source.
-func fields(t *testing.T, title, file string, types ...string) string {
-	text := read(t, file)
-	field := regexp.MustCompile("(?m)^\t(?:// (.*)\n\t)?\\w+ +(\\S+) +`json:\"(\\w+)[^`]*`(?: *// (.*))?$")
+func fields(t *testing.T, title string, types []jsonType) string {
+	field := regexp.MustCompile("(?m)((?:^\t// .*\n)*)^\t\\w+ +(\\S+) +`json:\"(\\w+)[^`]*`(?: *// (.*))?$")
 	var rows [][]string
-	for _, name := range types {
-		body := regexp.MustCompile(`(?s)\ntype ` + name + ` struct \{\n(.*?)\n\}`).FindStringSubmatch(text)
+	for _, one := range types {
+		body := regexp.MustCompile(`(?s)\ntype ` + one.name + ` struct \{\n(.*?)\n\}`).FindStringSubmatch(read(t, one.file))
 		if body == nil {
-			t.Fatalf("%s has no type %s", file, name)
+			t.Fatalf("%s has no type %s", one.file, one.name)
 		}
 		for _, m := range field.FindAllStringSubmatch(body[1], -1) {
-			rows = append(rows, []string{"`" + m[3] + "`", "`" + m[2] + "`", m[1] + m[4]})
+			said := strings.ReplaceAll(m[1], "// ", "") + m[4]
+			rows = append(rows, []string{"`" + one.below + m[3] + "`", "`" + m[2] + "`", said})
 		}
 	}
 	return table(title, "field,type in Go,meaning", rows)

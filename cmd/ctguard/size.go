@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
 
+	"ctguard/agent/record"
 	"ctguard/agent/survey"
 )
 
@@ -31,24 +34,30 @@ const mostMemory = 25
 
 func (p *program) sizeCommand() *cobra.Command {
 	var users, flows, peak int
+	var recording string
 	var headroom float64
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "size",
 		Short: "work out how large the table should be, and what it costs",
 		Long: "Size multiplies users and flows, or takes the most entries that you have seen, adds headroom and says\n" +
-			"which settings that makes and what a full table costs on this machine.",
-		Example: "  ctguard size --users 500 --flows 300\n  ctguard size --peak 180000 --headroom 100",
-		Args:    cobra.NoArgs,
+			"which settings that makes and what a full table costs on this machine. Without either it takes the most that\n" +
+			"the daemon has seen, or with --recording the most of a recording.",
+		Example: "  ctguard size --users 500 --flows 300\n  ctguard size --peak 180000 --headroom 100\n  ctguard size\n" +
+			"  ctguard size --recording attack.gz",
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			switch {
-			case peak == 0 && users == 0:
-				return usage(errors.New("say how many users there are, or how many entries you have seen"),
-					"ctguard size --users 500 --flows 300, or ctguard size --peak 180000")
 			case users < 0 || flows < 1 || peak < 0 || headroom < 0 || headroom > 1000:
 				return usage(errors.New("numbers must be above 0, and --headroom at most 1000"), c.CommandPath()+" --help")
 			case users > 1<<30/flows:
 				return usage(fmt.Errorf("%d users with %d flows each are more than a table can have", users, flows), "")
+			}
+			if peak == 0 && users == 0 {
+				var err error
+				if peak, err = p.seen(c.Context(), recording); err != nil {
+					return err
+				}
 			}
 			r, err := newSizeReport(survey.New("/"), max(peak, users*flows), headroom)
 			if err != nil {
@@ -63,9 +72,29 @@ func (p *program) sizeCommand() *cobra.Command {
 	fs.IntVar(&flows, "flows", 300,
 		"flows that one of them has at a time: a browser 100 to 300, a peer-to-peer client 1 000")
 	fs.IntVar(&peak, "peak", 0, "the most entries that were seen, instead of users and flows")
+	fs.StringVar(&recording, "recording", "", "take the most entries of what ctguard run --record wrote")
+	c.MarkFlagsMutuallyExclusive("users", "peak", "recording")
 	fs.Float64Var(&headroom, "headroom", 50, "percent on top of that")
 	fs.BoolVar(&asJSON, "json", false, "print JSON")
 	return c
+}
+
+// seen returns the most entries of a recording or, without one, the most that the daemon has seen.
+func (p *program) seen(ctx context.Context, recording string) (peak int, err error) {
+	if recording != "" {
+		f, err := os.Open(recording)
+		if err != nil {
+			return 0, usage(err, "ctguard run --record FILE makes one")
+		}
+		defer f.Close()
+		err = record.Replay(f, nil, func(t record.Tick) { peak = max(peak, t.Observation.Count) })
+		return peak, err
+	}
+	if h, ok := p.highest(ctx); ok && h.Count > 0 {
+		return h.Count, nil
+	}
+	return 0, usage(errors.New("say how many users there are, or how many entries you have seen: no daemon tells"),
+		"ctguard size --users 500 --flows 300, or ctguard size --peak 180000")
 }
 
 // newSizeReport works a size out. Entries are rounded up to a power of two, as the kernel's own defaults are, and

@@ -88,6 +88,10 @@ func printStatus(w io.Writer, s control.Status, past string, full bool) {
 		fmt.Fprintf(w, "override: %s, until %s\n", s.Override, s.Override.Until.Format(time.DateTime))
 	}
 	fmt.Fprintf(w, "ordinary day: %s\n", s.Ordinary)
+	if adviceIsNeeded(s) {
+		fmt.Fprintln(w, "the table stays full with what was there before: ctguard sources shows who holds it, "+
+			"ctguard evict ADDRESS or ctguard evict --over N lets it go")
+	}
 	printRoles(w, s)
 	for _, text := range s.Degraded {
 		fmt.Fprintf(w, "degraded: %s\n", forPeople(text))
@@ -124,6 +128,15 @@ func printStatus(w io.Writer, s control.Status, past string, full bool) {
 			printEvent(w, e)
 		}
 	}
+}
+
+// stuckAt is the fill in percent at which a table that nothing is known of needs an operator.
+const stuckAt = 95
+
+// adviceIsNeeded reports whether the table is full with conversations that ctguard takes from nobody, for it does not
+// know who was here before.
+func adviceIsNeeded(s control.Status) bool {
+	return s.Fill >= stuckAt && len(s.Limited) > 0 && !s.Ordinary.Known
 }
 
 // how says how a source is limited.

@@ -63,8 +63,9 @@ func TestShort(t *testing.T) {
 func TestHighest(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	h := highestOf([]control.Point{{Time: at, Fill: 10, Level: 3, Count: 100, Drops: 1},
-		{Time: at.Add(time.Minute), Fill: 93, Count: 930, Pressure: 100}, {Time: at.Add(time.Hour), Fill: 5, Drops: 2}})
-	const want = "the last 1h: fill up to 93.0 % (03:05:05), level up to 3, 3 new flows refused"
+		{Time: at.Add(time.Minute), Fill: 93, Count: 930, Pressure: 100, Drops: 2, Seconds: 60},
+		{Time: at.Add(time.Hour), Fill: 5}})
+	const want = "the last 1h: fill up to 93.0 % (03:05:05), level up to 3, 3 new flows refused, the last one 58m ago"
 	if got := h.String(); got != want || h.Count != 930 || h.Pressure != 100 {
 		t.Errorf("%s, %+v, want %s", got, h, want)
 	}
