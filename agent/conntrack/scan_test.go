@@ -86,12 +86,13 @@ func TestScanWhole(t *testing.T) {
 	}
 }
 
-// What an eviction has let run out a moment ago is there, and nobody's: a scan that follows at once would else take it for
-// what its source has opened anew.
+// What an eviction has let run out a moment ago is there, and nobody's: a scan that follows at once would else take it
+// for what its source has opened anew.
 func TestScanAfterEviction(t *testing.T) {
 	table := openTable(t)
 	fill(t, tcp("192.0.2.1", 50, tcpTimeWait, busy, 60)...)
-	if n, err := table.Evict(t.Context(), Eviction{Caps: []policy.Cap{{Prefix: prefix("192.0.2.1/32"), Keep: 10}}}); n != 40 {
+	caps := []policy.Cap{{Prefix: prefix("192.0.2.1/32"), Keep: 10}}
+	if n, err := table.Evict(t.Context(), Eviction{Caps: caps}); n != 40 {
 		t.Fatalf("evicted %d entries, want 40 (%v)", n, err)
 	}
 	c, err := table.Scan(t.Context(), ScanOptions{})

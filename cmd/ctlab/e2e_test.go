@@ -111,8 +111,8 @@ func TestGuardBeatsEarlyDrop(t *testing.T) {
 	}
 }
 
-// Connections to the host itself are over in a moment, and what they leave in the table, three times what is free of it,
-// goes in time: no flow is refused. What is served is not asked for: where the machine is busy, 3 000 connections a
+// Connections to the host itself are over in a moment, and what they leave in the table, three times what is free of
+// it, goes in time: no flow is refused. What is served is not asked for: where the machine is busy, 3 000 connections a
 // second are more than it has time for. Neither is it without notrack: there a busy machine lets finished entries go
 // too late still.
 func TestLoopbackFillsNoTable(t *testing.T) {
