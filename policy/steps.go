@@ -12,20 +12,29 @@ type listing struct {
 	enter, leave float64       // the default marks, in percent of pressure
 	settle       time.Duration // the default of how long pressure must stay below leave
 	stopsSYNs    bool          // it helps against handshakes that nobody finishes; see halfopen.go
+	summary      string        // what it does, in a few words
 	build        func() step
 }
 
 // catalogue lists every step in the order of the ladder. It is the only such list: names, default marks, keys of
 // the configuration and labels of metrics come from it, and a test compares the tables in the docs with it.
 var catalogue = []listing{
-	{Grow, 50, 35, 30 * time.Second, false, func() step { return &grow{} }},
-	{DropInvalid, 60, 45, 10 * time.Second, false, func() step { return &dropInvalid{} }},
-	{ClosedPorts, 65, 50, 10 * time.Second, false, func() step { return &closedPorts{} }},
-	{Notrack, 70, 55, 10 * time.Second, true, func() step { return &notrack{} }},
-	{Synproxy, 75, 60, 10 * time.Second, true, func() step { return &synproxy{} }},
-	{Tighten, 80, 65, 10 * time.Second, true, func() step { return &tighten{} }},
-	{Evict, 90, 75, 10 * time.Second, false, func() step { return &evict{} }},
-	{Admit, 95, 80, 10 * time.Second, false, func() step { return &admit{} }},
+	{Grow, 50, 35, 30 * time.Second, false,
+		"a larger table, within a memory budget", func() step { return &grow{} }},
+	{DropInvalid, 60, 45, 10 * time.Second, false,
+		"stray packets make no entries", func() step { return &dropInvalid{} }},
+	{ClosedPorts, 65, 50, 10 * time.Second, false,
+		"packets that no socket waits for make none either", func() step { return &closedPorts{} }},
+	{Notrack, 70, 55, 10 * time.Second, true,
+		"services that need no tracking go untracked, each on trial first", func() step { return &notrack{} }},
+	{Synproxy, 75, 60, 10 * time.Second, true,
+		"SYN cookies before services that must stay tracked, in a SYN flood", func() step { return &synproxy{} }},
+	{Tighten, 80, 65, 10 * time.Second, true,
+		"what is finished goes, timeouts shrink", func() step { return &tighten{} }},
+	{Evict, 90, 75, 10 * time.Second, false,
+		"who holds more than usual is limited; then the excess goes", func() step { return &evict{} }},
+	{Admit, 95, 80, 10 * time.Second, false,
+		"a flood that nobody answers gets a budget", func() step { return &admit{} }},
 }
 
 // StepNames lists every step in the order of the ladder.
@@ -35,6 +44,15 @@ func StepNames() []StepName {
 		names[i] = l.name
 	}
 	return names
+}
+
+// Summary says in a few words what a step does; it is empty where there is no such step.
+func (n StepName) Summary() string {
+	i := slices.IndexFunc(catalogue, func(l listing) bool { return l.name == n })
+	if i < 0 {
+		return ""
+	}
+	return catalogue[i].summary
 }
 
 // defaultSteps is the ladder without a configuration file.

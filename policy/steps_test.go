@@ -248,7 +248,7 @@ func (*counting) brought(_ situation, done uint64, _ outcome) string {
 func TestAStepThatOnlyCounts(t *testing.T) {
 	before := catalogue
 	defer func() { catalogue = before }()
-	count := listing{"count", 97, 85, 10 * time.Second, false, func() step { return &counting{} }}
+	count := listing{"count", 97, 85, 10 * time.Second, false, "a step of a test", func() step { return &counting{} }}
 	catalogue = append(slices.Clone(before), count)
 	m := New(Defaults(Server))
 	o := Observation{Time: time.Unix(1000, 0), Count: 98, Capacity: 100}

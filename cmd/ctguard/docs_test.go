@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -10,8 +9,6 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
-
-	"ctguard/policy"
 )
 
 // top is where the repository begins, seen from this package.
@@ -102,20 +99,6 @@ func accepted(args []string) error {
 		check = cobra.ArbitraryArgs
 	}
 	return check(c, c.Flags().Args())
-}
-
-// What is read first names the steps as they are, in their order.
-func TestLevelsInHelp(t *testing.T) {
-	var got, want []string
-	for _, m := range regexp.MustCompile(`(?m)^    (\d) ([a-z-]+)  `).FindAllStringSubmatch(about, -1) {
-		got = append(got, m[1]+" "+m[2])
-	}
-	for i, step := range policy.Defaults(policy.Auto).Steps {
-		want = append(want, fmt.Sprintf("%d %s", i+1, step.Name))
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("help has the levels %q, the ladder is %q", got, want)
-	}
 }
 
 // Every ctguard command in the documents is one that this program takes.

@@ -13,6 +13,7 @@ import (
 
 	"ctguard/agent/config"
 	"ctguard/agent/control"
+	"ctguard/policy"
 )
 
 // Exit codes.
@@ -85,8 +86,17 @@ func (p *program) config() (config.Config, error) {
 // everywhere reports whether a command is about all namespaces that the configuration has.
 func (p *program) everywhere(c config.Config) bool { return p.netns == "" && len(c.Namespaces) > 0 }
 
+// levels lists the steps of the whole ladder, a line each.
+func levels() string {
+	var b strings.Builder
+	for i, name := range policy.StepNames() {
+		fmt.Fprintf(&b, "    %d %-14s %s\n", i+1, name, name.Summary())
+	}
+	return b.String()
+}
+
 // about is what somebody reads first, maybe with a full table: the manual page takes it as Markdown.
-const about = `ctguard keeps a Linux host's connection-tracking table from filling up. It watches how full the table is
+var about = `ctguard keeps a Linux host's connection-tracking table from filling up. It watches how full the table is
 and who fills it, climbs a ladder of reversible steps while pressure lasts, and takes every step back when it subsides.
 It needs root, and no configuration.
 
@@ -110,15 +120,7 @@ source is to blame, hold it back first, then let what it holds go:
 
 A level is how many steps may be engaged, in this order:
 
-    1 grow           a larger table, within a memory budget
-    2 drop-invalid   stray packets make no entries
-    3 closed-ports   packets that no socket waits for make none either
-    4 notrack        services that need no tracking go untracked, each on trial first
-    5 synproxy       SYN cookies before services that must stay tracked, in a SYN flood
-    6 tighten        what is finished goes, timeouts shrink
-    7 evict          who holds more than usual is limited; then the excess goes
-    8 admit          a flood that nobody answers gets a budget
-
+` + levels() + `
 If you think that ctguard itself is in the way:
 
     ctguard hold 0 --for 30m --reason "is it ctguard?"   # it only looks on; ctguard auto ends that

@@ -111,7 +111,7 @@ func TestGuardBeatsEarlyDrop(t *testing.T) {
 	}
 }
 
-// Connections to the host itself are over in a moment, and what they leave in the table, three times what is free of
+// Connections to the host itself are over in a moment, and what they leave in the table, more than what is free of
 // it, goes in time: no flow is refused. What is served is not asked for: where the machine is busy, 3 000 connections a
 // second are more than it has time for. Neither is it without notrack: there a busy machine lets finished entries go
 // too late still.
@@ -122,7 +122,7 @@ func TestLoopbackFillsNoTable(t *testing.T) {
 	}
 	binary := guardBinary(t)
 	res, err := lab.Run(t.Context(), lab.Scenario{Topology: "loopback", Attack: "quiet", Guard: "ctguard",
-		CTGuard: binary, AttackFor: 30 * time.Second})
+		CTGuard: binary, AttackFor: 16 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
