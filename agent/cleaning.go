@@ -107,7 +107,7 @@ func (l *loop) retirement(now time.Time) *conntrack.Retirement {
 			proxied = append(proxied, outside(s))
 		}
 	}
-	return &conntrack.Retirement{Timeouts: l.inForce(), Silent: wanted.Silent, Ports: wanted.Ports,
+	return &conntrack.Retirement{Timeouts: l.inForce(), Retimed: l.given(now), Silent: wanted.Silent, Ports: wanted.Ports,
 		Dead: wanted.Dead, Most: wanted.Most, Services: services, Proxied: proxied,
 		Local: func(addr netip.Addr) bool { return slices.Contains(own, addr) }}
 }

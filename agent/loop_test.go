@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -426,6 +427,29 @@ func TestRetimeOnlyShorter(t *testing.T) {
 		if diff := cmp.Diff(step.want, got); diff != "" || len(k.retimings) > 1 {
 			t.Errorf("%s: %d passes (-want +got):\n%s", step.name, len(k.retimings), diff)
 		}
+	}
+}
+
+// What existing entries were given is known to the walks that ask how long they have been silent, also when the
+// settings are back.
+func TestWalksKnowWhatEntriesWereGiven(t *testing.T) {
+	const udp = "nf_conntrack_udp_timeout"
+	k := newKernel(t)
+	a := newAgent(k, parse(t, ""), false)
+	l := a.loop
+	l.decision.Posture.Settings = map[string]int{udp: 20}
+	l.shortening()
+	l.decision.Posture.Settings = nil
+	l.decision.Posture.Retire.Silent = time.Second
+	l.census = &policy.Census{Time: time.Now()}
+	l.caps, l.capsOf = []policy.Cap{{Keep: 1}}, l.census
+	want := map[string]int{udp: 20}
+	if w, evicts := l.eviction(time.Now()).(evictWalk); !evicts || !maps.Equal(w.eviction.Retimed, want) {
+		t.Errorf("an eviction knows of %v, want %v", w.eviction.Retimed, want)
+	}
+	l.finished.at = time.Time{}
+	if r := l.retirement(time.Now()); r == nil || !maps.Equal(r.Retimed, want) {
+		t.Errorf("a retirement knows of %+v", r)
 	}
 }
 

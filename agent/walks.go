@@ -159,7 +159,7 @@ func (l *loop) eviction(now time.Time) walk {
 		return nil // what a newer census says is decided at the next tick
 	}
 	l.evictedFor = l.census
-	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce(),
+	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce(), Retimed: l.given(now),
 		OneSided: l.decision.Posture.OneSided, Own: l.facts.Local, Besides: l.besides(now)}
 	return evictWalk{e, l.census, policy.Evict,
 		fmt.Sprintf("%%d entries of %d heavy sources above their fair share", len(caps))}
@@ -182,6 +182,18 @@ func (l *loop) inForce() map[string]int {
 	}
 	maps.Copy(all, l.decision.Posture.Settings)
 	return all
+}
+
+// given returns the shortest timeouts that existing entries were given and may have still. Where the note of them can't
+// be read, until the next one, they may have been given the least that is ever given: then nobody is taken for idle
+// wrongly.
+func (l *loop) given(now time.Time) map[string]int {
+	given, err := l.state.Retimed(now)
+	if err != nil {
+		l.trouble("note of timeouts", err)
+		return l.config.Policy.Floors
+	}
+	return given
 }
 
 // freeing takes the entries of selectors out of the table that were untracked for good.

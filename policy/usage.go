@@ -58,9 +58,9 @@ func (f *offenders) shareOut(s situation) ([]usage, float64) {
 	}
 	// Connections that close go first, whoever owns them: others need not make room for those of who is left alone, such
 	// as a proxy on this host.
-	lasting := rest.transient - rest.closing
-	ofTransient := divide(transient, lasting, room, floor, known)
-	ofOpens := f.opens(usages, s, lasting)
+	open := rest.transient - rest.closing
+	ofTransient := divide(transient, open, room, floor, known)
+	ofOpens := f.opens(usages, s, open)
 
 	f.suspects = suspects{}
 	for i := range usages {

@@ -57,12 +57,7 @@ type pipe struct{ here, there net.Conn }
 // peer: an idle and a busy one over each family.
 func strictHost(t *testing.T) (*Table, map[string]pipe) {
 	t.Helper()
-	table := openTable(t)
-	peer, err := conntracktest.NewPeer()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(peer.Close)
+	table, peer := openTable(t), newPeer(t)
 	rules := filepath.Join(t.TempDir(), "rules")
 	if err := os.WriteFile(rules, []byte(strict), 0o600); err != nil {
 		t.Fatal(err)

@@ -45,9 +45,7 @@ type EntryFilter struct {
 	Translated  *bool
 	Silent      time.Duration  // at least so long
 	Timeouts    map[string]int // seconds by sysctl name, as they are in force: needed for Silent
-	// likewise, what a [Retiming] gave to entries that may be there still; such an entry is taken for one that was given
-	// it, and spoke as late as it can have
-	Retimed map[string]int
+	Retimed     map[string]int // likewise, what a [Retiming] gave to entries that may be there still
 }
 
 // Entries calls visit with each entry that the filter wants, until visit returns false, the table ends or
@@ -116,13 +114,12 @@ func (t *Table) part(f EntryFilter) part {
 // matcher decides on entries for a filter.
 type matcher struct {
 	EntryFilter
-	limits, retimed *limits
-	sources         prefixSet
+	silence silence
+	sources prefixSet
 }
 
 func newMatcher(f EntryFilter) *matcher {
-	return &matcher{EntryFilter: f, limits: newLimits(f.Timeouts), retimed: newLimits(f.Retimed),
-		sources: newPrefixSet(f.Sources)}
+	return &matcher{EntryFilter: f, silence: newSilence(f.Timeouts, f.Retimed), sources: newPrefixSet(f.Sources)}
 }
 
 // wants says whether the filter wants an entry: the cheap questions first.
@@ -137,7 +134,7 @@ func (m *matcher) wants(e *entry) bool {
 		m.Mark != nil && *m.Mark != e.mark,
 		m.Translated != nil && *m.Translated != e.translated(),
 		m.State != "" && m.State != e.stateName(),
-		m.Silent > 0 && m.silence(e) < m.Silent:
+		m.Silent > 0 && !m.silence.atLeast(e, uint32(m.Silent/time.Second)):
 		return false
 	}
 	return (len(m.Sources) == 0 || m.sources.contains(e.orig.src)) && holds(m.Source, e.orig.src) &&
@@ -173,23 +170,10 @@ func (m *matcher) describe(e *entry) Entry {
 	if e.timeout != noTimeout {
 		f.Left = time.Duration(e.timeout) * time.Second
 	}
-	if !f.Offloaded {
-		f.Silent = m.silence(e)
+	if silent, known := m.silence.of(e); known && !f.Offloaded {
+		f.Silent = time.Duration(silent) * time.Second
 	}
 	return f
-}
-
-// silence returns how long ago the last packet of an entry came, at least; -1 where that is not known. The kernel sets
-// what an entry has left to the timeout in force with each packet; a retiming takes the silence off what it gives.
-func (m *matcher) silence(e *entry) time.Duration {
-	limit := m.limits.of(e)
-	if limit == noTimeout || e.timeout > limit {
-		return -1
-	}
-	if given := m.retimed.of(e); given != noTimeout && e.timeout <= given {
-		limit = min(limit, given)
-	}
-	return time.Duration(limit-e.timeout) * time.Second
 }
 
 // zone returns the zone in which the entry was opened, 0 for the default one.

@@ -26,6 +26,7 @@ type Eviction struct {
 	Own       []netip.Prefix        // what is this host's own; needed for Cap.SpareForward
 	Spare     []netip.Prefix        // the allowlist: entries with such an original source are never evicted
 	Timeouts  map[string]int        // seconds by sysctl name, as they are in force: needed for Cap.SpareRecent
+	Retimed   map[string]int        // likewise, what a [Retiming] gave to entries that may be there still
 	// deletions per second, nil for no bound; Evict waits for it, in batches up to its burst
 	Rate     *rate.Limiter
 	Progress *atomic.Uint64 // grows with each entry deleted while Evict runs; nil if nobody watches
@@ -148,7 +149,7 @@ type evictor struct {
 	bySource  prefixMap
 	spare     prefixSet
 	own       prefixSet
-	timeouts  *limits
+	silence   silence
 	selection selection
 	queue     *changes
 	comebacks *comebacks // nil where nobody looks what comes back
@@ -158,7 +159,7 @@ type evictor struct {
 }
 
 func newEvictor(v Eviction) *evictor {
-	x := &evictor{spare: newPrefixSet(v.Spare), own: newPrefixSet(v.Own), timeouts: newLimits(v.Timeouts),
+	x := &evictor{spare: newPrefixSet(v.Spare), own: newPrefixSet(v.Own), silence: newSilence(v.Timeouts, v.Retimed),
 		besides: newBesides(v.Besides), atOnce: v.AtOnce, selection: newSelection(v.Selectors, v.Local)}
 	caps := slices.Clone(v.Caps)
 	slices.SortStableFunc(caps, func(a, b policy.Cap) int { return a.Keep - b.Keep })
@@ -190,7 +191,7 @@ func (x *evictor) passes(e *entry) bool { return e.goes() && !x.atOnce }
 // stays says whether an entry of a target may not be touched.
 func (x *evictor) stays(q *target, e *entry, at rank) bool {
 	if at>>32 == rank(policy.Assured) &&
-		(q.cap.SpareAssured || q.cap.SpareRecent && !silentFor(e, x.timeouts, recent) ||
+		(q.cap.SpareAssured || q.cap.SpareRecent && !x.silence.atLeast(e, recent) ||
 			q.cap.SpareForward && roleOf(e, x.own, prefixSet{}).Forwarded()) {
 		return true
 	}

@@ -352,6 +352,20 @@ func TestEvictSparesRecent(t *testing.T) {
 	}
 }
 
+// After pressure entries have what tighten gave them, and the settings are back: who spoke lately is not taken for
+// idle.
+func TestEvictSparesRetimed(t *testing.T) {
+	table := openTable(t)
+	held := func(n int, left uint32) []flow { return tcp("192.0.2.1", n, tcpEstablished, busy, left) }
+	fill(t, slices.Concat(held(5, 990), held(9, 900)[5:])...)
+	const established = "nf_conntrack_tcp_timeout_established"
+	e := Eviction{Caps: []policy.Cap{{Prefix: prefix("192.0.2.1/32"), Keep: 1, SpareRecent: true}},
+		Timeouts: map[string]int{established: 432_000}, Retimed: map[string]int{established: 1000}}
+	if n, err := table.Evict(t.Context(), e); err != nil || n != 4 {
+		t.Errorf("evicted %d, want the 4 that were silent for long (%v)", n, err)
+	}
+}
+
 // A cap is for the entries of its zone, whichever way that was given. Who names no zone means all of them.
 func TestEvictInZone(t *testing.T) {
 	guest := prefix("192.0.2.1/32")

@@ -32,18 +32,24 @@ func openTable(tb testing.TB) *Table {
 // openTracking is openTable where what this host says to a peer is tracked.
 func openTracking(tb testing.TB) (*Table, *conntracktest.Peer) {
 	tb.Helper()
-	table := openTable(tb)
-	peer, err := conntracktest.NewPeer()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(peer.Close)
+	table, peer := openTable(tb), newPeer(tb)
 	if err := conntracktest.Run("nft add table inet track",
 		"nft add chain inet track out {type filter hook output priority 0;}",
 		"nft add rule inet track out ct state new accept"); err != nil {
 		tb.Fatal(err)
 	}
 	return table, peer
+}
+
+// newPeer makes a peer for the test.
+func newPeer(tb testing.TB) *conntracktest.Peer {
+	tb.Helper()
+	peer, err := conntracktest.NewPeer()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(peer.Close)
+	return peer
 }
 
 func fill(tb testing.TB, flows ...flow) {

@@ -16,7 +16,8 @@ import (
 type Retirement struct {
 	// seconds by sysctl name, as they are in force: how long an entry has been silent is told from them
 	Timeouts map[string]int
-	Silent   time.Duration // how long an entry must have been silent; whole seconds count
+	Retimed  map[string]int // likewise, what a [Retiming] gave to entries that may be there still
+	Silent   time.Duration  // how long an entry must have been silent; whole seconds count
 	// the same for a closed connection whose far end still remembers the source port that NAT gave it; not less
 	Ports time.Duration
 	// this host's own services: an answered UDP question to one of them needs no entry
@@ -111,7 +112,7 @@ func (x *retirer) may(e *entry) bool { return x.over(e) || x.wantsDead && x.dead
 
 // finished recognizes entries of conversations that are over.
 type finished struct {
-	limits   *limits
+	silence  silence
 	silent   uint32 // seconds
 	ports    uint32 // seconds
 	services selection
@@ -128,19 +129,19 @@ func newFinished(r Retirement) *finished {
 	for _, s := range r.Proxied {
 		proxied[s] = true
 	}
-	return &finished{limits: newLimits(r.Timeouts), silent: uint32(r.Silent / time.Second),
+	return &finished{silence: newSilence(r.Timeouts, r.Retimed), silent: uint32(r.Silent / time.Second),
 		ports: uint32(r.Ports / time.Second), services: newSelection(r.Services, local), local: local, proxied: proxied}
 }
 
 // over says whether the conversation of an answered entry is over.
 func (f *finished) over(e *entry) bool {
-	if e.helped || e.status&statusSeenReply == 0 || e.status&statusKept != 0 || !silentFor(e, f.limits, f.silent) {
+	if e.helped || e.status&statusSeenReply == 0 || e.status&statusKept != 0 || !f.silence.atLeast(e, f.silent) {
 		return false
 	}
 	switch e.orig.proto {
 	case protoTCP:
 		return e.protoInfo == protoInfoTCP && (f.takenOver(e) || e.state == tcpClose ||
-			e.state == tcpTimeWait && (!e.farEndWaits() || silentFor(e, f.limits, f.ports)))
+			e.state == tcpTimeWait && (!e.farEndWaits() || f.silence.atLeast(e, f.ports)))
 	case protoICMP:
 		return e.orig.icmpType == echoRequest
 	case protoICMPv6:
@@ -170,5 +171,5 @@ func (e *entry) farEndWaits() bool {
 // dead says whether e is a SYN of this host's own that nobody answers.
 func (f *finished) dead(e *entry) bool {
 	return e.orig.proto == protoTCP && e.protoInfo == protoInfoTCP && e.state == tcpSynSent && !e.helped &&
-		e.status&(statusKept|statusSeenReply) == 0 && silentFor(e, f.limits, f.silent) && f.local(e.orig.src.netip())
+		e.status&(statusKept|statusSeenReply) == 0 && f.silence.atLeast(e, f.silent) && f.local(e.orig.src.netip())
 }

@@ -114,10 +114,33 @@ func (l *limits) ofTCP(e *entry) uint32 {
 	return limit
 }
 
-// silentFor says whether no packet of an entry has come for so many seconds. The kernel sets the timeout of
-// an entry's state anew with each packet, so what is missing is how long it has been silent. One that has
-// more left than that was set under a longer timeout: nothing is known about it, and it counts as recent.
-func silentFor(e *entry, inForce *limits, seconds uint32) bool {
-	limit := inForce.of(e)
-	return limit != noTimeout && e.timeout <= limit && limit-e.timeout >= seconds
+// silence tells how long entries have been silent.
+type silence struct{ inForce, retimed *limits }
+
+// newSilence takes the timeouts in force and those that a [Retiming] gave to entries that may be there still, both in
+// seconds by sysctl name.
+func newSilence(inForce, retimed map[string]int) silence {
+	return silence{newLimits(inForce), newLimits(retimed)}
+}
+
+// of returns how long ago the last packet of an entry came, at least. The kernel sets the timeout of an entry's state
+// anew with each packet, so what is missing is how long it has been silent. A retiming takes the silence off what it
+// gives: an entry with no more left than that is taken for one that was given it, and spoke as late as it can have.
+// Of one that has more left than the timeout in force nothing is known: it was set under a longer one.
+func (s silence) of(e *entry) (seconds uint32, known bool) {
+	limit := s.inForce.of(e)
+	if limit == noTimeout || e.timeout > limit {
+		return 0, false
+	}
+	if given := s.retimed.of(e); given != noTimeout && e.timeout <= given {
+		limit = min(limit, given)
+	}
+	return limit - e.timeout, true
+}
+
+// atLeast says whether no packet of an entry has come for so many seconds. One of which nothing is known counts as
+// recent.
+func (s silence) atLeast(e *entry, seconds uint32) bool {
+	silent, known := s.of(e)
+	return known && silent >= seconds
 }

@@ -2,6 +2,7 @@ package state
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 	"testing"
 	"time"
@@ -31,6 +32,7 @@ func TestClockIsSet(t *testing.T) {
 			before.KeepDay(&policy.OrdinaryDay{Updated: now, Sources: map[policy.Source]*policy.Usual{source: {Assured: 40}},
 				Silent:   map[policy.FlowClass]time.Time{class: now},
 				Silences: map[string]policy.Silence{"x": {Seconds: 1, Seen: now}}}, now),
+			before.NoteRetimed(map[string]int{"over": int(passed.Seconds()) / 2, "there": int(left.Seconds())}, now),
 			before.Remember(Words{&policy.Override{Kind: policy.Pin, Until: now.Add(left), Reason: "x"},
 				[]policy.Word{{Prefix: source.Prefix, Release: true, Until: now.Add(left), Reason: "x"}}}),
 		); err != nil {
@@ -58,6 +60,10 @@ func TestClockIsSet(t *testing.T) {
 		words, err := after.Words(now)
 		if err != nil || words.Override == nil || len(words.Words) != 1 {
 			t.Fatalf("the clock set by %s: words %+v, %v", jump, words, err)
+		}
+		given, err := after.Retimed(now)
+		if err != nil || !maps.Equal(given, map[string]int{"there": int(left.Seconds())}) {
+			t.Errorf("the clock set by %s: entries were given %v, %v", jump, given, err)
 		}
 		same("the hold", words.Override.Until, passed-left)
 		same("the release", words.Words[0].Until, passed-left)

@@ -27,6 +27,7 @@ type Dir struct {
 
 	newer      map[string]int // versions of files that a newer ctguard wrote
 	keptLogins keptLogins     // the last that were written; the surveyor's
+	given      *retimedNote   // the last that was read or written; the loop's
 	uptime     uptime         // tests have their own
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -17,6 +18,7 @@ const versionRetimed = 1
 // from what it has left, and of one that was retimed that is little: whoever asks must know, also when no daemon runs.
 type retimedNote struct {
 	Version  int                `json:"version"`
+	Written  moment             `json:"written"`
 	Timeouts map[string]retimed `json:"timeouts"` // by sysctl name
 }
 
@@ -33,10 +35,7 @@ func (d *Dir) NoteRetimed(given map[string]int, now time.Time) error {
 	if d == nil || len(given) == 0 {
 		return nil
 	}
-	note, err := d.readRetimed(now)
-	if err != nil {
-		note.Timeouts = make(map[string]retimed) // what can't be read is written anew
-	}
+	note, _ := d.readRetimed(now) // what can't be read is written anew
 	for name, seconds := range given {
 		was, known := note.Timeouts[name]
 		is := retimed{seconds, now.Add(time.Duration(seconds) * time.Second)}
@@ -48,6 +47,8 @@ func (d *Dir) NoteRetimed(given map[string]int, now time.Time) error {
 		}
 		note.Timeouts[name] = is
 	}
+	note.Version, note.Written = versionRetimed, d.moment(now)
+	d.given = &note
 	text, err := json.Marshal(note)
 	if err == nil {
 		err = d.replace(d.retimed(), append(text, '\n'))
@@ -58,8 +59,12 @@ func (d *Dir) NoteRetimed(given map[string]int, now time.Time) error {
 	return nil
 }
 
-// Retimed returns the shortest timeouts that entries were given which may be there still, in seconds by sysctl name.
+// Retimed returns the shortest timeouts that entries were given which may be there still, in seconds by sysctl name. A
+// dry run gives none.
 func (d *Dir) Retimed(now time.Time) (map[string]int, error) {
+	if d == nil {
+		return nil, nil
+	}
 	note, err := d.readRetimed(now)
 	given := make(map[string]int, len(note.Timeouts))
 	for name, one := range note.Timeouts {
@@ -68,24 +73,24 @@ func (d *Dir) Retimed(now time.Time) (map[string]int, error) {
 	return given, err
 }
 
-// readRetimed reads what still counts of the note.
+// readRetimed returns what still counts of the note: of this process's last one, or of the file.
 func (d *Dir) readRetimed(now time.Time) (retimedNote, error) {
-	note := retimedNote{versionRetimed, make(map[string]retimed)}
-	text, err := os.ReadFile(d.retimed())
-	if errors.Is(err, fs.ErrNotExist) {
-		return note, nil
-	}
-	if err == nil {
-		err = d.read(d.retimed(), text, &note, versionRetimed)
-	}
-	for name, one := range note.Timeouts {
-		if !now.Before(one.Until) {
-			delete(note.Timeouts, name)
+	if d.given == nil {
+		var kept retimedNote
+		text, err := os.ReadFile(d.retimed())
+		if err == nil {
+			err = d.read(d.retimed(), text, &kept, versionRetimed)
 		}
+		note := retimedNote{Timeouts: make(map[string]retimed, len(kept.Timeouts))}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return note, err
+		}
+		here := d.since(kept.Written, now)
+		for name, one := range kept.Timeouts {
+			note.Timeouts[name] = retimed{one.Seconds, here(one.Until)}
+		}
+		d.given = &note
 	}
-	if note.Timeouts == nil {
-		note.Timeouts = make(map[string]retimed)
-	}
-	note.Version = versionRetimed
-	return note, err
+	maps.DeleteFunc(d.given.Timeouts, func(_ string, one retimed) bool { return !now.Before(one.Until) })
+	return *d.given, nil
 }

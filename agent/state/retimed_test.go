@@ -44,6 +44,7 @@ func TestRetimed(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(d.path, "retimed.json"), []byte("nonsense"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	d = At(d.path) // as the next process finds it
 	if _, err := d.Retimed(now); err == nil {
 		t.Error("nonsense was read")
 	}

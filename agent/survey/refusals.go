@@ -60,8 +60,8 @@ func (h *Host) Refused(services []policy.Selector) (map[policy.Selector]string, 
 			refused[s] = need
 		case found.openedBy(s, multicast) != "":
 			refused[s] = found.openedBy(s, multicast)
-		case found.stoppedBy(s) != "":
-			refused[s] = found.stoppedBy(s)
+		case found.stopped.of(s, found.stoppedBy) != "":
+			refused[s] = found.stopped.of(s, found.stoppedBy)
 		case announced(s) != "":
 			refused[s] = "a conntrack helper may expect connections to this ephemeral port: " + announced(s)
 		case module != "":

@@ -23,6 +23,7 @@ type rewrites struct {
 	filters  []filter    // what forwarded packets have to pass
 	coming   []filter    // what packets for this host have to pass, where it asks for their connection
 	leaving  []filter    // what its own have to, likewise
+	stopped  *memory     // what stoppedBy found
 	strict   bool        // this host's own packets may be refused; see filtersOutput
 	proxied  string      // which rule hands packets to sockets that they are not addressed to; empty where none does
 }
@@ -171,8 +172,37 @@ func (r *ruleset) rewrites() rewrites {
 	}
 	found.coming = slices.DeleteFunc(r.filtersAt(prerouting, input), filter.blind)
 	found.leaving = slices.DeleteFunc(r.filtersAt(output, postrouting), filter.blind)
+	found.stopped = &memory{reasons: make(map[policy.Selector]string)}
 	return found
 }
+
+// memory keeps what was found out about services for as long as the rules are the same: to look through thousands of
+// rules for each service takes a millisecond, and each survey asks.
+type memory struct {
+	sync.Mutex
+	reasons map[policy.Selector]string
+}
+
+// of returns what is known of s, or finds it out.
+func (m *memory) of(s policy.Selector, find func(policy.Selector) string) string {
+	if m == nil {
+		return find(s) // nothing was read that it could be looked for in
+	}
+	m.Lock()
+	defer m.Unlock()
+	reason, known := m.reasons[s]
+	if !known {
+		if len(m.reasons) >= mostReasons {
+			clear(m.reasons)
+		}
+		reason = find(s)
+		m.reasons[s] = reason
+	}
+	return reason
+}
+
+// mostReasons bounds what strangers on this host could make it remember, with a listener after the other.
+const mostReasons = 4096
 
 func sorted(all []effect) (found rewrites) {
 	written := make(map[kind]bool)

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ctguard/policy"
 )
 
 // A filter that lets the packets of a service pass by their connection alone keeps it tracked, without a trial that
@@ -63,5 +65,26 @@ func TestRefusedByState(t *testing.T) {
 	want := slices.Concat(each(tcp, leaving("OUTPUT of table filter")), each(udp, coming("INPUT of table filter")))
 	if diff := cmp.Diff(want, refusals(t, h, list)); diff != "" {
 		t.Errorf("iptables: refused (-want +got):\n%s", diff)
+	}
+}
+
+// Each service is looked for in the rules once, for as long as they are the same.
+func TestStoppedIsFoundOutOnce(t *testing.T) {
+	m := &memory{reasons: make(map[policy.Selector]string)}
+	looks := 0
+	find := func(s policy.Selector) string { looks++; return s.String() }
+	for range 3 {
+		for port := range uint16(mostReasons) {
+			s := policy.Selector{Protocol: policy.TCP, Port: port + 1}
+			if got := m.of(s, find); got != s.String() {
+				t.Fatalf("%s: %q", s, got)
+			}
+		}
+	}
+	if looks != mostReasons {
+		t.Errorf("%d looks at %d services", looks, mostReasons)
+	}
+	if m.of(policy.Selector{Protocol: policy.UDP, Port: 1}, find); len(m.reasons) != 1 {
+		t.Errorf("%d services are remembered", len(m.reasons))
 	}
 }

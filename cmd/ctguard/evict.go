@@ -105,9 +105,13 @@ func (e *eviction) run(c *cobra.Command) error {
 	}
 	defer table.Close()
 	if e.over > 0 {
-		if e.filter.Sources, err = holdingOver(c.Context(), table, conf, e.over); err != nil || len(e.filter.Sources) == 0 {
-			fmt.Fprintf(c.ErrOrStderr(), "no source holds more than %d assured entries\n", e.over)
+		if e.filter.Sources, err = holdingOver(c.Context(), table, conf, e.over); err != nil {
 			return err
+		}
+		if len(e.filter.Sources) == 0 { // which would mean all of them
+			return show(c.OutOrStdout(), e.asJSON, evictionReport{DryRun: e.dryRun}, func(w io.Writer) {
+				fmt.Fprintf(w, "no source holds more than %d assured entries\n", e.over)
+			})
 		}
 	}
 	if e.dryRun || !e.yes {

@@ -14,9 +14,12 @@ import (
 	"ctguard/nft"
 )
 
-// gapAllowed is how long nobody may be guarded while one process follows another. The best of several is judged, for
-// this machine does other things.
-const gapAllowed = 100 * time.Millisecond
+// How long nobody may be guarded while one process follows another, at the best of several times and in the middle of
+// them, for this machine does other things.
+const (
+	gapAllowed   = 100 * time.Millisecond
+	usualAllowed = 200 * time.Millisecond
+)
 
 // Between the last rule of a daemon that is asked to end and the first one of the next, which comes back to its level,
 // little time passes.
@@ -41,8 +44,8 @@ func TestUpgradeGap(t *testing.T) {
 	h.stop()
 	slices.Sort(gaps)
 	t.Log("unguarded for", gaps)
-	if best := gaps[0]; best > gapAllowed {
-		t.Errorf("unguarded for %s, want %s at most", best, gapAllowed)
+	if best, usual := gaps[0], gaps[len(gaps)/2]; best > gapAllowed || usual > usualAllowed {
+		t.Errorf("unguarded for %s, in the middle %s; want %s and %s at most", best, usual, gapAllowed, usualAllowed)
 	}
 }
 

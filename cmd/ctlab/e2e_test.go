@@ -30,7 +30,7 @@ const evictLeave = 75
 func TestGuardKeepsClientsServed(t *testing.T) {
 	conntracktest.Privileged(t, "nft", "go")
 	if testing.Short() {
-		t.Skip("takes two minutes")
+		t.Skip("takes six minutes")
 	}
 	binary := guardBinary(t)
 	for _, sc := range []lab.Scenario{
@@ -50,6 +50,7 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 		{Topology: "mixed", Attack: "sweep", Guard: "ctguard"},
 		{Topology: "zones", Attack: "tenant", Guard: "ctguard"},
 		{Topology: "uplinks", Attack: "handshake", Guard: "ctguard"},
+		{Attack: "handshake", Guard: "ctguard-evict", RestartAt: 4 * time.Second}, // makes no difference
 	} {
 		t.Run(sc.Attack+"/"+sc.Guard, func(t *testing.T) {
 			sc.CTGuard, sc.AttackFor = binary, 9*time.Second
@@ -118,7 +119,7 @@ func TestGuardBeatsEarlyDrop(t *testing.T) {
 func TestLoopbackFillsNoTable(t *testing.T) {
 	conntracktest.Privileged(t, "nft", "go")
 	if testing.Short() {
-		t.Skip("takes a minute")
+		t.Skip("takes half a minute")
 	}
 	binary := guardBinary(t)
 	res, err := lab.Run(t.Context(), lab.Scenario{Topology: "loopback", Attack: "quiet", Guard: "ctguard",
