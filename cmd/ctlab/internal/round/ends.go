@@ -110,7 +110,8 @@ func dial(kind int, from, to netip.Addr, port uint16) (int, error) {
 	if err := unix.Bind(fd, address(from, 0)); err != nil {
 		return -1, errors.Join(os.NewSyscallError("bind", err), unix.Close(fd))
 	}
-	if err := unix.Connect(fd, address(to, port)); err != nil {
+	// Once more is right here too: it goes on to wait for the same connection.
+	if err := uninterrupted(func() error { return unix.Connect(fd, address(to, port)) }); err != nil {
 		return -1, errors.Join(os.NewSyscallError("connect", err), unix.Close(fd))
 	}
 	return fd, nil
@@ -118,4 +119,40 @@ func dial(kind int, from, to netip.Addr, port uint16) (int, error) {
 
 func address(a netip.Addr, port uint16) *unix.SockaddrInet4 {
 	return &unix.SockaddrInet4{Port: int(port), Addr: a.As4()}
+}
+
+// uninterrupted makes a call until no signal interrupts it. The Go runtime sends its threads signals, and calls on a
+// socket with a timeout are never restarted (signal(7)).
+func uninterrupted(call func() error) error {
+	for {
+		if err := call(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+func write(fd int, data []byte) (n int, err error) {
+	err = uninterrupted(func() (err error) { n, err = unix.Write(fd, data); return err })
+	return n, err
+}
+
+func read(fd int, data []byte) (n int, err error) {
+	err = uninterrupted(func() (err error) { n, err = unix.Read(fd, data); return err })
+	return n, err
+}
+
+func accept(listener, flags int) (fd int, err error) {
+	err = uninterrupted(func() (err error) { fd, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC|flags); return err })
+	return fd, err
+}
+
+// poll waits until there is something to read; false if there is nothing within wait, in milliseconds.
+func poll(fd, wait int) (ready bool, err error) {
+	waiting := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	err = uninterrupted(func() error {
+		n, err := unix.Poll(waiting, wait)
+		ready = n > 0
+		return err
+	})
+	return ready, err
 }

@@ -88,17 +88,18 @@ var errShort = errors.New("less than expected came")
 
 // ask is a round over UDP.
 func (e *Ends) ask() error {
-	if _, err := unix.Write(e.question, e.data[:64]); err != nil {
+	if _, err := write(e.question, e.data[:64]); err != nil {
 		return err
 	}
-	_, from, err := unix.Recvfrom(e.answer, e.data[:], 0)
+	var from unix.Sockaddr
+	err := uninterrupted(func() (err error) { _, from, err = unix.Recvfrom(e.answer, e.data[:], 0); return err })
 	if err != nil {
 		return err
 	}
-	if err := unix.Sendto(e.answer, e.data[:64], 0, from); err != nil {
+	if err := uninterrupted(func() error { return unix.Sendto(e.answer, e.data[:64], 0, from) }); err != nil {
 		return err
 	}
-	_, err = unix.Read(e.question, e.data[:])
+	_, err = read(e.question, e.data[:])
 	return err
 }
 
@@ -110,7 +111,7 @@ func (e *Ends) request() error {
 	if err != nil {
 		return err
 	}
-	server, _, err := unix.Accept4(e.web, unix.SOCK_CLOEXEC)
+	server, err := accept(e.web, 0)
 	if err != nil {
 		return errors.Join(err, unix.Close(client))
 	}
@@ -121,12 +122,11 @@ func (e *Ends) request() error {
 
 // drain ends the connections that a listener has and nobody waits for any more.
 func drain(listener int) {
-	waiting := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}
 	for {
-		if n, err := unix.Poll(waiting, 0); err != nil || n == 0 {
+		if ready, err := poll(listener, 0); err != nil || !ready {
 			return
 		}
-		if fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC); err == nil {
+		if fd, err := accept(listener, 0); err == nil {
 			_ = unix.Close(fd)
 		}
 	}
@@ -134,10 +134,10 @@ func drain(listener int) {
 
 // pass writes data, no more than fits a segment, to one end and reads it at the other.
 func pass(from, to int, data []byte) error {
-	if _, err := unix.Write(from, data); err != nil {
+	if _, err := write(from, data); err != nil {
 		return err
 	}
-	n, err := unix.Read(to, data)
+	n, err := read(to, data)
 	if err == nil && n != len(data) {
 		err = errShort
 	}
@@ -149,7 +149,7 @@ func (e *Ends) connect() (err error) {
 	if e.stream[0], err = dial(unix.SOCK_STREAM, e.from[0], e.to[0], service.SinkPort); err != nil {
 		return err
 	}
-	if e.stream[1], _, err = unix.Accept4(e.sink, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK); err != nil {
+	if e.stream[1], err = accept(e.sink, unix.SOCK_NONBLOCK); err != nil {
 		return os.NewSyscallError("accept", err)
 	}
 	return os.NewSyscallError("fcntl", unix.SetNonblock(e.stream[0], true))
@@ -167,19 +167,18 @@ func (e *Ends) disconnect() {
 
 // send is a round of the stream. Neither end may wait for the other while it is the other.
 func (e *Ends) send() error {
-	for sent, read := 0, 0; read < piece; {
+	for sent, got := 0, 0; got < piece; {
 		if sent < piece {
-			n, err := unix.Write(e.stream[0], e.data[sent:])
+			n, err := write(e.stream[0], e.data[sent:])
 			if err != nil && !errors.Is(err, unix.EAGAIN) {
 				return err
 			}
 			sent += max(n, 0)
 		}
-		n, err := unix.Read(e.stream[1], e.data[:])
+		n, err := read(e.stream[1], e.data[:])
 		switch {
 		case errors.Is(err, unix.EAGAIN):
-			waiting := []unix.PollFd{{Fd: int32(e.stream[1]), Events: unix.POLLIN}}
-			if n, err := unix.Poll(waiting, patience*1000); err != nil || n == 0 {
+			if ready, err := poll(e.stream[1], patience*1000); err != nil || !ready {
 				return errors.Join(err, errShort)
 			}
 		case err != nil:
@@ -187,7 +186,7 @@ func (e *Ends) send() error {
 		case n == 0:
 			return errShort // the end of the stream
 		}
-		read += max(n, 0)
+		got += max(n, 0)
 	}
 	return nil
 }

@@ -2,6 +2,8 @@ package round
 
 import (
 	"net/netip"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,6 +41,25 @@ func TestRounds(t *testing.T) {
 			t.Errorf("%s: %+v, %v", kind, res, err)
 		}
 	}
+	done := make(chan struct{})
+	var interrupting sync.WaitGroup
+	interrupting.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				runtime.GC()
+			}
+		}
+	})
+	for _, kind := range []Kind{UDP, TCP, Bulk} {
+		if res, err := e.Do(kind, 0, 300*time.Millisecond); err != nil || res.Done == 0 || res.Failed > 0 {
+			t.Errorf("%s, while signals interrupt it: %+v, %v", kind, res, err)
+		}
+	}
+	close(done)
+	interrupting.Wait()
 	if _, err := e.Do("smoke", 0, time.Millisecond); err == nil {
 		t.Error("an unknown kind is no error")
 	}
