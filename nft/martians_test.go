@@ -9,8 +9,8 @@ import (
 )
 
 // What comes by a link with a source that can't be there, seen before anything of the host drops it: by the client all
-// but the gateway's outer address, by the inside host its own and the gateway's outer one, by the gateway, as the packet
-// is when it is routed, its own addresses and what it would send elsewhere. All of these are martians.
+// but the gateway's outer address, by the inside host its own and the gateway's outer one, by the gateway, as the
+// packet is when it is routed, its own addresses and what it would send elsewhere. All of these are martians.
 var (
 	fromOutside = fmt.Sprintf(`table inet martians { counter seen { }; chain in {
 		type filter hook prerouting priority -450

@@ -372,3 +372,28 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 		}
 	}
 }
+
+// Where one service may go untracked and another could have cookies only, the second is told why it has none.
+func TestWhyNoCookiesBesideUntracked(t *testing.T) {
+	free := Selector{Protocol: TCP, Port: 80}
+	inside, err := ParseSelector("tcp/443 at 203.0.113.1/32 on wan0 to 10.0.0.2:8443 by wan0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := New(Defaults(Auto))
+	m.Tick(Observation{Time: dayStart, Capacity: 10_000, Host: Host{Admin: map[string]int{tcpLoose: 1},
+		Services: []Selector{free, inside}, Refused: map[Selector]string{inside: "by state"},
+		Listeners: []Selector{free, inside}, Unproxied: map[Selector]string{free: "a helper"}},
+		Work: Work{InsideMSS: map[Selector]uint16{inside: 1460}}})
+	const want = "tcp/80 may go untracked, and its connections must not meet tcp_loose=0, which cookies need"
+	for _, s := range m.Steps() {
+		if s.Name == Synproxy && s.Skipped != inside.String()+" could be proxied, but "+want {
+			t.Errorf("synproxy is skipped: %q", s.Skipped)
+		}
+	}
+	for _, s := range m.Selectors() {
+		if s.Selector == inside.String() && s.Cookies != want {
+			t.Errorf("cookies of %s: %q", s.Selector, s.Cookies)
+		}
+	}
+}
