@@ -88,7 +88,7 @@ func (u *purger) take(class FlowClass, why string) Event {
 // administrator's.
 func (u *purger) handshake(s situation, p *Posture) []Event {
 	before := u.handshakes
-	u.handshakes = (before || s.synFlood && s.shared.crowded) && s.Admin[tcpLoose] != 0 && exposed(s, *p)
+	u.handshakes = (before || s.synFlood && s.shared.crowded) && s.Admin[tcpLoose] != 0 && !s.oneSided() && exposed(s, *p)
 	s.shared.loose.purged = u.handshakes
 	if u.handshakes && s.shared.crowded {
 		long := unfinishedFor
