@@ -71,6 +71,7 @@ func TestScripts(t *testing.T) {
 			"signal":    sendSignal,
 			"slowline":  slowline,
 			"snapshot":  snapshot,
+			"sources":   sources,
 			"terminal":  terminal,
 			"traffic":   traffic,
 			"wrote":     wrote,

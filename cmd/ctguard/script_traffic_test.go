@@ -33,6 +33,7 @@ type script struct {
 	places map[string]*os.File // namespaces by name; "host" is the script's own
 	lines  []*line
 	notify *net.UnixConn // where systemd would listen
+	watch  []string      // peers that count what can't be there
 }
 
 // ofScript is where setUp puts a script's own.
@@ -113,10 +114,13 @@ func peer(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(conntracktest.Settle())
 }
 
-// listen [-in PEER] ADDR... opens TCP sockets that listen until the script ends, and answer with what
-// they are sent.
+// listen [-speaks] [-in PEER] ADDR... opens TCP sockets that listen until the script ends, and answer with what
+// they are sent. With -speaks they are the ones who speak, and read nothing.
 func listen(ts *testscript.TestScript, _ bool, args []string) {
-	where := "host"
+	where, serve := "host", echo
+	if len(args) > 1 && args[0] == "-speaks" {
+		serve, args = speak, args[1:]
+	}
 	if len(args) > 2 && args[0] == "-in" {
 		where, args = args[1], args[2:]
 	}
@@ -132,7 +136,7 @@ func listen(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Check(inside(place(ts, where), open))
 		}
 		ts.Defer(func() { l.Close() })
-		go echo(l)
+		go serve(l)
 	}
 }
 
@@ -146,6 +150,25 @@ func echo(l net.Listener) {
 		go func() {
 			defer c.Close()
 			_, _ = io.Copy(c, c)
+		}()
+	}
+}
+
+// speak greets on each connection, again and again, until it or the listener is closed.
+func speak(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			for {
+				if _, err := c.Write([]byte("who is there?\n")); err != nil {
+					return
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
 		}()
 	}
 }
@@ -194,6 +217,26 @@ func (l *line) lasting(addr string, end <-chan struct{}) error {
 	}
 }
 
+// listening only hears what a service says on one connection until the script ends.
+func (l *line) listening(addr string, end <-chan struct{}) error {
+	c, err := net.DialTimeout("tcp", addr, stallAfter)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for heard := make([]byte, 100); ; l.done.Add(1) {
+		_ = c.SetDeadline(time.Now().Add(stallAfter))
+		if _, err := c.Read(heard); err != nil {
+			return err
+		}
+		select {
+		case <-end:
+			return nil
+		default:
+		}
+	}
+}
+
 // fresh opens one connection after the other until the script ends.
 func (l *line) fresh(addr string, end <-chan struct{}) error {
 	for {
@@ -215,11 +258,16 @@ func (l *line) fresh(addr string, end <-chan struct{}) error {
 	}
 }
 
-// traffic FROM ADDR... has clients at FROM, a peer or "host", talk to services until the script ends:
-// for each address on two connections that last and on ever new ones.
+// traffic [-listens] FROM ADDR... has clients at FROM, a peer or "host", talk to services until the script ends:
+// for each address on two connections that last and on ever new ones. With -listens they only hear what the services
+// say, on ten connections.
 func traffic(ts *testscript.TestScript, neg bool, args []string) {
+	kinds := []string{"lasting", "lasting", "fresh"}
+	if len(args) > 0 && args[0] == "-listens" {
+		kinds, args = slices.Repeat([]string{"listening"}, 10), args[1:]
+	}
 	if neg || len(args) < 2 {
-		ts.Fatalf("usage: traffic FROM ADDR...")
+		ts.Fatalf("usage: traffic [-listens] FROM ADDR...")
 	}
 	from := place(ts, args[0])
 	s := ts.Value(ofScript{}).(*script)
@@ -227,12 +275,10 @@ func traffic(ts *testscript.TestScript, neg bool, args []string) {
 	var running sync.WaitGroup
 	ts.Defer(func() { close(end); running.Wait() })
 	for _, addr := range args[1:] {
-		for _, kind := range []string{"lasting", "lasting", "fresh"} {
+		for _, kind := range kinds {
 			l := &line{name: fmt.Sprintf("%s %s to %s", kind, args[0], addr)}
-			talk := l.lasting
-			if kind == "fresh" {
-				talk = l.fresh
-			}
+			talk := map[string]func(string, <-chan struct{}) error{
+				"lasting": l.lasting, "fresh": l.fresh, "listening": l.listening}[kind]
 			s.lines = append(s.lines, l)
 			running.Go(func() {
 				if err := inside(from, func() error { return talk(addr, end) }); err != nil {
@@ -268,6 +314,55 @@ func served(ts *testscript.TestScript, neg bool, _ []string) {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}
+}
+
+// sources PEER ADDR... has a peer count from now on what comes to it from any source but these, and TCP resets.
+// Without arguments it sees that no peer has counted any. It says where a packet leaves with an address that is not
+// to be seen there, before anything drops it as a martian.
+func sources(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 1 {
+		ts.Fatalf("usage: sources [PEER ADDR...]")
+	}
+	s := ts.Value(ofScript{}).(*script)
+	if len(args) == 0 {
+		for _, name := range s.watch {
+			ts.Check(inside(place(ts, name), func() error {
+				out, err := exec.Command("nft", "list", "counters", "table", "inet", "sources").CombinedOutput()
+				if err == nil && strings.Count(string(out), "packets 0 ") != 2 {
+					err = fmt.Errorf("seen at %s: %s", name, out)
+				}
+				return err
+			}))
+		}
+		return
+	}
+	four, six := []string{"127.0.0.1"}, []string{"fe80::/10", "::"}
+	for _, addr := range args[1:] {
+		if strings.Contains(addr, ":") {
+			six = append(six, addr)
+		} else {
+			four = append(four, addr)
+		}
+	}
+	rules := fmt.Sprintf(`table inet sources {
+		counter martians { }
+		counter resets { }
+		chain in {
+			type filter hook prerouting priority -450
+			iifname uplink ip saddr != { %s } counter name martians
+			iifname uplink ip6 saddr != { %s } counter name martians
+			iifname uplink tcp flags & rst == rst counter name resets
+		}
+	}`, strings.Join(four, ", "), strings.Join(six, ", "))
+	s.watch = append(s.watch, args[0])
+	ts.Check(inside(place(ts, args[0]), func() error {
+		load := exec.Command("nft", "-f", "-")
+		load.Stdin = strings.NewReader(rules)
+		if out, err := load.CombinedOutput(); err != nil {
+			return fmt.Errorf("nft: %w\n%s", err, out)
+		}
+		return nil
+	}))
 }
 
 // flood FROM ADDR PER_SECOND sends UDP packets from ever new addresses of 198.18.0.0/15 until the
