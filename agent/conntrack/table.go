@@ -163,7 +163,7 @@ func (t *Table) Counters() (policy.KernelCounters, error) {
 	var sum policy.KernelCounters
 	s := t.stats
 	s.seq++
-	b := appendMessage(nil, msgGetStatsCPU, unix.NLM_F_DUMP, s.seq, unix.AF_UNSPEC, 0)
+	b := appendMessage(nil, msgGetStatsCPU, unix.NLM_F_DUMP, s.seq, unix.AF_UNSPEC)
 	if err := s.send(b); err != nil {
 		return sum, err
 	}
