@@ -39,11 +39,15 @@ func (m *Machine) stepReason(w *worker, r rung, s situation) string {
 	if !s.engaged {
 		return fmt.Sprintf("enters at %g %% of pressure, now %.0f %%", r.Enter, m.decision.Pressure)
 	}
+	work := fmt.Sprintf("at work: %.0f a second", w.pace.Rate)
+	if w.pace.Rate < 0.5 {
+		work = "nothing to do at the moment"
+	}
 	switch status := w.step.status(s); {
 	case r.quiet.IsZero() && status != "":
-		return fmt.Sprintf("at work: %.0f a second; %s", w.pace.Rate, status)
+		return work + "; " + status
 	case r.quiet.IsZero():
-		return fmt.Sprintf("at work: %.0f a second", w.pace.Rate)
+		return work
 	case status != "":
 		return status
 	case r.belowLeave.IsZero():

@@ -112,6 +112,41 @@ func TestGuardBeatsEarlyDrop(t *testing.T) {
 	}
 }
 
+// Who starts the guard when the table is full and nobody new gets in, without anything known of an ordinary day, has
+// clients served within seconds and loses no connection.
+func TestGuardStartedLate(t *testing.T) {
+	conntracktest.Privileged(t, "nft", "go")
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	sc := lab.Scenario{Attack: "handshake", Guard: "ctguard", CTGuard: guardBinary(t), Calm: 2 * time.Second,
+		StartAt: 9 * time.Second, AttackFor: 18 * time.Second}
+	res, err := lab.Run(t.Context(), sc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const (
+		patience = 5 // seconds until everybody is served: one takes a second, the rest is the machine's
+		served   = 99.5
+	)
+	start, asked, got := (sc.Calm + sc.StartAt).Seconds(), 0, 0
+	for _, b := range res.HTTP.Buckets {
+		if b.Seconds >= start-1 && b.Seconds < start && b.Served > b.Asked/2 {
+			t.Errorf("before the start clients were served: %+v", b)
+		}
+		if b.Seconds >= start+patience {
+			asked, got = asked+b.Asked, got+b.Served
+		}
+	}
+	if asked == 0 || float64(got) < served/100*float64(asked) {
+		t.Errorf("from %d seconds after the start on %d of %d were served; events: %v", patience, got, asked, res.Events)
+	}
+	if res.Lasting.Lost > 0 || !res.Lasting.SessionAlive || len(res.LeftBehind) > 0 {
+		t.Errorf("lost %d connections, session alive %t, left behind %q", res.Lasting.Lost, res.Lasting.SessionAlive,
+			res.LeftBehind)
+	}
+}
+
 // Connections to the host itself are over in a moment, and what they leave in the table, more than what is free of
 // it, goes in time: no flow is refused. What is served is not asked for: where the machine is busy, 3 000 connections a
 // second are more than it has time for. Neither is it without notrack: there a busy machine lets finished entries go

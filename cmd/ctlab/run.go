@@ -25,6 +25,7 @@ func (f *scenarioFlags) add(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.sc.Calm, "calm", 0, "time before the attack (default 5s)")
 	fs.DurationVar(&f.sc.AttackFor, "attack-for", 0, "time of the attack (default 8s)")
 	fs.DurationVar(&f.sc.After, "after", 0, "time after the attack (default 3s)")
+	fs.DurationVar(&f.sc.StartAt, "start-at", 0, "start the guard so long after the attack began, 0 for before the calm")
 	fs.DurationVar(&f.sc.RestartAt, "restart-at", 0, "restart the guard so long after the attack began, 0 for never")
 	fs.DurationVar(&f.sc.Settle, "settle", 0, "how much longer to wait for the baseline to return")
 	fs.IntVar(&f.sc.Capacity, "capacity", 0, "entries of the table (default 65536)")

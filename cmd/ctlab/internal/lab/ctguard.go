@@ -222,6 +222,9 @@ func (g *ctguard) log(r *run) string {
 }
 
 func (g *ctguard) cost() Cost {
+	if g.cmd == nil || g.cmd.Process == nil {
+		return Cost{} // it was not started yet
+	}
 	c := processCost(g.cmd.Process.Pid)
 	return Cost{CPUSeconds: g.spent.CPUSeconds + c.CPUSeconds, PeakRSSKiB: max(g.spent.PeakRSSKiB, c.PeakRSSKiB)}
 }

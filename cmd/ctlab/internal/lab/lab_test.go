@@ -25,6 +25,8 @@ func TestScenarioIsChecked(t *testing.T) {
 		"unknown guard":    {Guard: "dog"},
 		"a phase of":       {AttackFor: time.Hour},
 		"capacity must":    {Capacity: 2048, Background: 4096},
+		"not within the":   {Attack: "handshake", Guard: "ctguard", StartAt: time.Minute},
+		"not after the":    {Attack: "handshake", Guard: "ctguard", StartAt: 3 * time.Second, RestartAt: 2 * time.Second},
 	} {
 		_, err := Run(context.Background(), sc)
 		if err == nil || !strings.Contains(err.Error(), want) {

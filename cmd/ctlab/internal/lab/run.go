@@ -158,8 +158,10 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.leaks, err = s.watchLeaks(); err != nil {
 		return err
 	}
-	if err := r.guard.start(ctx, r); err != nil {
-		return fmt.Errorf("guard %s: %w", r.sc.Guard, err)
+	if r.sc.StartAt == 0 {
+		if err := r.startGuard(ctx); err != nil {
+			return err
+		}
 	}
 	spec := workload.Spec{
 		Sources: s.clientAddrs, Session: s.session, Targets: s.clientTargets,
@@ -172,6 +174,13 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	return r.invite(spec)
+}
+
+func (r *run) startGuard(ctx context.Context) error {
+	if err := r.guard.start(ctx, r); err != nil {
+		return fmt.Errorf("guard %s: %w", r.sc.Guard, err)
+	}
+	return nil
 }
 
 // invite starts what the site's parties do: what clients do, with numbers of their own.
@@ -272,7 +281,7 @@ func (r *run) phases(ctx context.Context, onset role.Instant) error {
 		return err
 	}
 	r.sc.Log("attack: %s, for %v", r.attack.Summary, r.sc.AttackFor)
-	if err := r.restart(ctx, onset); err != nil {
+	if err := errors.Join(r.startLate(ctx, onset), r.restart(ctx, onset)); err != nil {
 		return err
 	}
 	if err := role.WaitUntil(ctx, onset.Add(r.sc.AttackFor)); err != nil {
@@ -288,6 +297,18 @@ func (r *run) phases(ctx context.Context, onset role.Instant) error {
 		return err
 	}
 	return r.settle(ctx, over.Add(r.sc.Settle))
+}
+
+// startLate starts the guard in the middle of the attack, where that is asked for.
+func (r *run) startLate(ctx context.Context, onset role.Instant) error {
+	if r.sc.StartAt == 0 {
+		return nil
+	}
+	if err := role.WaitUntil(ctx, onset.Add(r.sc.StartAt)); err != nil {
+		return err
+	}
+	r.sc.Log("the guard is started")
+	return r.startGuard(ctx)
 }
 
 // restart restarts the guard in the middle of the attack, where that is asked for.

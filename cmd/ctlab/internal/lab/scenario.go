@@ -26,6 +26,9 @@ type Scenario struct {
 	// Settle is how much longer than After to wait for the baseline to return.
 	Settle time.Duration `json:"settle"`
 
+	// StartAt is when the guard is started, from the beginning of the attack, as by an operator who comes to a full
+	// table; before the calm where it is 0.
+	StartAt time.Duration `json:"start_at,omitempty"`
 	// RestartAt is when the guard is restarted, from the beginning of the attack; never where it is 0.
 	RestartAt time.Duration `json:"restart_at,omitempty"`
 
@@ -126,8 +129,13 @@ func (s Scenario) check() error {
 	if g, _ := guardNamed(s.Guard); s.RestartAt != 0 && !g.agent {
 		return fmt.Errorf("guard %s can't be restarted", s.Guard)
 	}
-	if s.RestartAt < 0 || s.RestartAt > 0 && s.RestartAt >= s.AttackFor {
-		return fmt.Errorf("a restart at %v is not within the attack of %v", s.RestartAt, s.AttackFor)
+	for _, at := range []time.Duration{s.StartAt, s.RestartAt} {
+		if at < 0 || at > 0 && at >= s.AttackFor {
+			return fmt.Errorf("a start at %v is not within the attack of %v", at, s.AttackFor)
+		}
+	}
+	if s.RestartAt > 0 && s.RestartAt <= s.StartAt {
+		return fmt.Errorf("a restart at %v is not after the start at %v", s.RestartAt, s.StartAt)
 	}
 	for _, d := range []time.Duration{s.Calm, s.AttackFor, s.After, s.Settle} {
 		if d < 0 || d > maxPhase {
