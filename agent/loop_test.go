@@ -83,8 +83,8 @@ func TestShrunkTableGrows(t *testing.T) {
 	k.max, k.admin["nf_conntrack_max"] = 16_384, 16_384
 	k.count = 16_384
 	l.tick()
-	if got := k.settings["nf_conntrack_max"]; got != 8*16_384 {
-		t.Errorf("16 384 entries: it grows to %d, want %d", got, 8*16_384)
+	if got := k.settings["nf_conntrack_max"]; got != 8*16_384-1 {
+		t.Errorf("16 384 entries: it grows to %d, want %d", got, 8*16_384-1)
 	}
 }
 

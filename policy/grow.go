@@ -20,13 +20,15 @@ const (
 
 type grow struct{ plain }
 
-// largest returns how many entries the table may grow to; 0 where it has no bound, or none that is known.
+// largest returns how many entries the table may grow to; 0 where it has no bound, or none that is known. It is one
+// less than a round number: an administrator who puts his table right meanwhile writes one of those, and what looked
+// like ctguard's own would be taken back with it.
 func (*grow) largest(o Observation) int {
 	before := o.Admin[tableMax]
 	if before == 0 {
 		return 0
 	}
-	return min(o.MaxEntries, max(mostGrowth*before, smallTable))
+	return min(o.MaxEntries, max(mostGrowth*before, smallTable)-1)
 }
 
 func (g *grow) skipped(s situation) string {
