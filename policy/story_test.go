@@ -259,6 +259,10 @@ func (b *groupBuilder) set(key, value string) (err error) {
 		g.random = true
 	case "stray":
 		g.stray = true
+	case "one-way":
+		g.oneWay = true
+	case "every":
+		g.every, err = time.ParseDuration(value)
 	case "over":
 		g.over = true
 	case "speaks":

@@ -41,6 +41,7 @@ type world struct {
 	total       float64 // entries in the table
 	unlisted    float64 // of them, that a dump does not list
 	settings    map[string]int
+	floors      map[string]int
 }
 
 // group is sources that do the same.
@@ -51,12 +52,14 @@ type group struct {
 	life    float64 // seconds that an entry lasts at the administrator's timeouts
 	rate    float64 // new flows per second of each source
 	to      Selector
-	timeout string // the setting that its entries' life scales with
-	random  bool   // every flow comes from an address of its own (spoofed)
-	closed  bool   // no socket waits for it
-	over    bool   // finished with its answer
-	speaks  bool   // what is evicted goes on: the next packet makes its entry again
-	stray   bool   // ACKs without a connection: with tcp_loose=0 they make no entry
+	timeout string        // the setting that its entries' life scales with
+	random  bool          // every flow comes from an address of its own (spoofed)
+	closed  bool          // no socket waits for it
+	over    bool          // finished with its answer
+	speaks  bool          // what is evicted goes on: the next packet makes its entry again
+	stray   bool          // ACKs without a connection: with tcp_loose=0 they make no entry
+	oneWay  bool          // connections of which this host sees one direction: unanswered, and renewed all the time
+	every   time.Duration // each conversation is silent for so long, then goes on; 0 for never that long
 	pulse   [2]time.Duration
 	began   time.Time
 	stopped bool
@@ -68,7 +71,8 @@ type source struct {
 	entries   float64
 	untracked float64 // connections without an entry
 	lost      float64 // conversations that were evicted and speak in a moment
-	flushed   float64 // conversations whose entries went with all others: they are picked up where tcp_loose allows it
+	flushed   float64 // conversations whose entries are gone: they are picked up where tcp_loose allows it
+	cut       float64 // conversations that are lost: an entry expired in a silence, or is not made for the middle of one
 	came      Comeback
 }
 
@@ -159,6 +163,7 @@ func (w *world) advance(d Decision) {
 		}
 	}
 	w.retime(p)
+	w.silences()
 	w.retire(p)
 	w.free(p)
 	w.evict(p)
@@ -198,6 +203,17 @@ func (w *world) retime(p Posture) {
 	w.settings = p.Settings
 }
 
+// silences cuts the conversations that are silent for longer than their entries last.
+func (w *world) silences() {
+	for _, g := range w.groups {
+		if timeout, set := w.settings[g.timeout]; set && float64(timeout) < g.every.Seconds() {
+			for _, s := range g.sources {
+				s.entries, s.cut = 0, s.cut+s.entries
+			}
+		}
+	}
+}
+
 // passLimit returns how many of the flows that a source opens in dt seconds its limit lets through.
 func (w *world) passLimit(g *group, s *source, p Posture, limited map[netip.Prefix]Limit, flows, dt float64) float64 {
 	l, ok := limited[s.prefix]
@@ -221,6 +237,9 @@ func (w *world) open(g *group, s *source, p Posture, limited map[netip.Prefix]Li
 	flows := g.flows(w.now) * dt
 	if flows == 0 {
 		return
+	}
+	if g.oneWay && strict(p) {
+		s.cut += flows
 	}
 	flows = w.passLimit(g, s, p, limited, flows, dt)
 	if flows = w.passBefore(g, p, flows, dt); flows == 0 {
@@ -286,7 +305,7 @@ func (w *world) passBefore(g *group, p Posture, flows, dt float64) float64 {
 		w.work.ClosedDropped += uint64(math.Ceil(flows - pass))
 		return pass
 	}
-	if loose, set := p.Settings[tcpLoose]; g.stray && set && loose == 0 {
+	if (g.stray || g.oneWay) && strict(p) {
 		w.kernel.Invalid += uint64(math.Ceil(flows))
 		w.work.InvalidDropped += uint64(math.Ceil(flows))
 		return 0
@@ -398,6 +417,9 @@ func (w *world) evict(p Posture) {
 func (w *world) take(g *group, s *source, n float64) {
 	w.work.Evicted += uint64(n)
 	s.entries, g.taken = s.entries-n, g.taken+n
+	if g.oneWay {
+		s.flushed += n
+	}
 	if g.class != Assured {
 		return
 	}
@@ -413,7 +435,7 @@ func (w *world) take(g *group, s *source, n float64) {
 func (w *world) flush() {
 	for _, g := range w.groups {
 		for _, s := range g.sources {
-			if g.class == Assured {
+			if g.class == Assured || g.oneWay {
 				s.flushed += s.entries
 			}
 			s.entries = 0
@@ -421,9 +443,15 @@ func (w *world) flush() {
 	}
 }
 
+// strict reports whether the kernel knows no connection that it did not see begin.
+func strict(p Posture) bool {
+	loose, set := p.Settings[tcpLoose]
+	return set && loose == 0
+}
+
 // pickUp lets the kernel make the entries of flushed conversations again, as far as there is room.
 func (w *world) pickUp(s *source, p Posture) {
-	if loose, set := p.Settings[tcpLoose]; set && loose == 0 {
+	if strict(p) {
 		return
 	}
 	n := min(s.flushed, max(0, float64(w.bound(p))-w.total))
@@ -447,7 +475,9 @@ func (w *world) purge(p Posture) {
 			continue
 		}
 		for _, s := range g.sources {
-			w.work.Evicted += uint64(s.entries)
+			if w.work.Evicted += uint64(s.entries); g.oneWay {
+				s.flushed += s.entries
+			}
 			s.entries = 0
 		}
 	}

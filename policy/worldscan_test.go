@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"encoding/binary"
 	"math"
 	"net/netip"
 	"slices"
@@ -29,7 +30,9 @@ func (w *world) scan(d Decision) {
 			if s.came.Watched > 0 {
 				tally.c.Comebacks = append(tally.c.Comebacks, s.came)
 			}
+			tally.oneWay(g, s)
 		}
+		tally.silence(g, WatchedFloors(w.floors, w.admin))
 	}
 	w.census = tally.census()
 }
@@ -66,6 +69,33 @@ func (y *tally) ports(g *group, n int) {
 	}
 	y.byPort[class].Entries += n
 	y.byPort[class].Replied += replied
+}
+
+// oneWay lists the one-way flows of a source. A packet has renewed each a moment ago, but those of strays.
+func (y *tally) oneWay(g *group, s *source) {
+	for i := range int(math.Round(s.entries)) {
+		if !g.oneWay && !g.stray || len(y.c.OneWay) == mostOneWay {
+			return
+		}
+		left := 300.0 // nf_conntrack_tcp_timeout_unacknowledged
+		if g.stray {
+			left -= math.Mod(y.c.Time.Sub(g.began).Seconds(), left)
+		}
+		a := s.prefix.Addr().As16()
+		id := binary.BigEndian.Uint32(a[12:])<<8 + uint32(i)
+		y.c.OneWay = append(y.c.OneWay, OneWayFlow{ID: id, Left: uint32(left)})
+	}
+}
+
+// silence tells how long conversations of a group were silent before they went on, where a scan looks for that.
+func (y *tally) silence(g *group, watched map[string]int) {
+	floor, looked := watched[g.timeout]
+	if seconds := int(g.every.Seconds()); looked && seconds > floor && y.c.Time.Sub(g.began) > g.every {
+		if y.c.Silences == nil {
+			y.c.Silences = make(map[string]int)
+		}
+		y.c.Silences[g.timeout] = max(y.c.Silences[g.timeout], seconds)
+	}
 }
 
 // source counts n entries of one source by whose they are.
