@@ -86,7 +86,8 @@ func tryTable() error {
 	if _, err := table.Adopt(context.Background(), []conntrack.Flow{{Local: here, Remote: there}}, nil); err != nil {
 		return err
 	}
-	if _, err := table.EvictPrefix(context.Background(), netip.PrefixFrom(there.Addr(), 32), nil); err != nil {
+	of := conntrack.EntryFilter{Source: netip.PrefixFrom(there.Addr(), 32)}
+	if _, err := table.Remove(context.Background(), of, nil, false, nil); err != nil {
 		return err
 	}
 	n, err := table.Count()

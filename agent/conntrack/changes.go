@@ -119,7 +119,7 @@ func (c *changes) addAs(kind uint16, family uint8, attributes ...[]byte) (more b
 	}
 	b := c.current
 	start := len(b.messages)
-	b.messages = appendMessage(b.messages, kind, c.flags, uint32(b.n), family, 0)
+	b.messages = appendMessage(b.messages, kind, c.flags, uint32(b.n), family)
 	for _, a := range attributes {
 		b.messages = append(b.messages, a...)
 	}

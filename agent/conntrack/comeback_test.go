@@ -65,7 +65,8 @@ func TestComebackOnTheWire(t *testing.T) {
 	if got := scan(); !slices.Equal(got, want) {
 		t.Errorf("they go on: %+v, want %+v", got, want)
 	}
-	if n, err := table.EvictPrefix(t.Context(), prefix("192.0.2.0/24"), nil); err != nil || n != 3 {
+	all := EntryFilter{Source: prefix("192.0.2.0/24")}
+	if n, err := table.Remove(t.Context(), all, nil, false, nil); err != nil || n != 3 {
 		t.Fatalf("%d evicted, %v", n, err)
 	}
 	if got := scan(); !slices.Equal(got, want) {

@@ -30,8 +30,7 @@
 //   - A [Table] belongs to the network namespace of the thread that opened it, not of the one that
 //     uses it. Lock the thread (runtime.LockOSThread) around a switch of namespace and [Open].
 //   - A dump is not atomic. An entry may be missed or seen twice; [policy.Census] says when the
-//     kernel noticed. Counts of what was deleted are exact, for the kernel reports each failure;
-//     only that of [Table.EvictPrefix] may be off by what came and went meanwhile.
+//     kernel noticed. Counts of what was deleted are exact, for the kernel reports each failure.
 //   - Evict after blocking, never before: the next packet makes the entry again.
 //   - The count of the table includes expired entries that nobody has collected yet; any dump
 //     collects those it meets, so a scan may lower the count by itself.

@@ -64,7 +64,7 @@ func TestEvictOrder(t *testing.T) {
 		for _, way := range []string{"ranked", "counted"} {
 			func() { // not a subtest: those have threads, and so namespaces, of their own
 				name := c.name + ", " + way
-				if _, err := table.EvictPrefix(t.Context(), prefix("0.0.0.0/0"), nil); err != nil {
+				if _, err := table.Remove(t.Context(), EntryFilter{Source: prefix("0.0.0.0/0")}, nil, false, nil); err != nil {
 					t.Fatal(err)
 				}
 				fill(t, ladder("192.0.2.1")...)
@@ -394,7 +394,7 @@ func TestEvictInZone(t *testing.T) {
 			if want := map[uint16]int{0: 10, 1: 4, 2: 10, 3: 2}; err != nil || n != 14 || !maps.Equal(left, want) {
 				t.Errorf("%d evicted (%v), %v left, want %v", n, err, left, want)
 			}
-			if n, err := table.EvictPrefix(t.Context(), guest, nil); err != nil || n != 26 {
+			if n, err := table.Remove(t.Context(), EntryFilter{Source: guest}, nil, false, nil); err != nil || n != 26 {
 				t.Errorf("%d evicted of every zone (%v), want 26", n, err)
 			}
 			if left := dump(t, table); len(left) > 0 {

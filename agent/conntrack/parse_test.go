@@ -69,7 +69,7 @@ func FuzzDatagram(f *testing.F) {
 
 // wrap makes a netlink message around a payload.
 func wrap(kind, flags uint16, payload []byte) []byte {
-	b := appendMessage(nil, kind, flags, dumpSeq, 0, 0)[:headerLen]
+	b := appendMessage(nil, kind, flags, dumpSeq, 0)[:headerLen]
 	b = append(b, payload...)
 	closeMessage(b, 0)
 	return b

@@ -15,14 +15,14 @@ import (
 // Capabilities is what this kernel can do beyond what every kernel can. Everything works without
 // them, only slower.
 type Capabilities struct {
-	FilteredDump  Families // sends the entries of one source only: Linux 5.8
-	FilteredFlush Families // deletes all entries of one source by one request: merged in 2024, and ported back
+	FilteredDump Families // sends the entries of one source only: Linux 5.8
 }
 
 // Families says for which family a capability does what it should. The kernel's filter compares IPv6
 // addresses the wrong way round (ctnetlink_filter_match_tuple in
 // net/netfilter/nf_conntrack_netlink.c, from its first version to Linux 6.18 at least): it takes
-// every source but the one that was asked for, so a filtered flush would empty the table.
+// every source but the one that was asked for. So does the filter of a flush (merged in 2024), and kernels that do not
+// know that one flush everything: ctguard flushes nothing, a filtered dump with deletions beside it is as fast.
 type Families struct{ IPv4, IPv6 bool }
 
 // of says whether f covers the family of an address.
@@ -42,11 +42,8 @@ func (c Capabilities) Missing() []string {
 		}
 	}
 	const readsAll = "evicting few sources reads the whole table"
-	const oneByOne = "evicting one source reads the table and deletes one by one"
 	name(c.FilteredDump.IPv4, "filtered dump of an IPv4 source", readsAll)
 	name(c.FilteredDump.IPv6, "filtered dump of an IPv6 source", readsAll)
-	name(c.FilteredFlush.IPv4, "filtered flush of an IPv4 source", oneByOne)
-	name(c.FilteredFlush.IPv6, "filtered flush of an IPv6 source", oneByOne)
 	return missing
 }
 
@@ -84,9 +81,9 @@ func startProbe() (wait func() (Capabilities, error), again func()) {
 }
 
 // Probe tries what this kernel can do, in a network namespace that it makes for that and throws
-// away: a kernel that does not know a filter flushes everything, so nothing is ever tried on a table
-// in use. Versions say nothing, for distributions port features back. What was found is remembered;
-// an error means that nothing was found out (making a namespace needs CAP_SYS_ADMIN), and the next
+// away, so nothing is ever tried on a table in use. For each family the kernel walks over the hash of all namespaces
+// once: a fifth of an unread dump. Versions say nothing, for distributions port features back. What was found is
+// remembered; an error means that nothing was found out (making a namespace needs CAP_SYS_ADMIN), and the next
 // call tries again. Until then treat every capability as missing, as the returned value does.
 func Probe() (Capabilities, error) {
 	wait, again := startProbe()
@@ -115,34 +112,28 @@ func probeHere() (found Capabilities, err error) {
 	defer t.Close()
 	one4, other4 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	one6, other6 := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
-	found.FilteredDump.IPv4, found.FilteredFlush.IPv4, err = t.probe(one4, other4)
-	if err != nil {
+	if found.FilteredDump.IPv4, err = t.probe(one4, other4); err != nil {
 		return found, err
 	}
-	found.FilteredDump.IPv6, found.FilteredFlush.IPv6, err = t.probe(one6, other6)
+	found.FilteredDump.IPv6, err = t.probe(one6, other6)
 	return found, err
 }
 
-// probe fills the table with an entry of each source and asks for the first one's only.
-func (t *Table) probe(wanted, other netip.Addr) (dumps, flushes bool, err error) {
+// probe makes an entry of each source and says whether a dump has the first one's only. Then it deletes them: for a
+// namespace that goes with entries the kernel walks over the hash of all, and has others wait for that.
+func (t *Table) probe(wanted, other netip.Addr) (dumps bool, err error) {
 	for _, source := range []netip.Addr{wanted, other} {
-		if err := t.create(source); err != nil {
-			return false, false, err
+		if err := t.ask(msgNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL, source); err != nil {
+			return false, fmt.Errorf("create an entry to probe with: %w", err)
 		}
 	}
 	dumped, err := t.sourcesOf(part{source: wanted})
-	if err != nil {
-		return false, false, err
+	for _, source := range []netip.Addr{wanted, other} {
+		if err := t.ask(msgDelete, 0, source); err != nil {
+			return false, fmt.Errorf("delete an entry that was probed with: %w", err)
+		}
 	}
-	// A kernel that knows the filter in dumps only refuses (EOPNOTSUPP), an older one flushes all.
-	refused := t.flushSource(wanted)
-	left, err := t.sourcesOf(part{})
-	if err != nil {
-		return false, false, err
-	}
-	dumps = len(dumped) == 1 && dumped[wanted] == 1
-	flushes = refused == nil && left[wanted] == 0 && left[other] == 1
-	return dumps, flushes, nil
+	return len(dumped) == 1 && dumped[wanted] == 1, err
 }
 
 // sourcesOf counts the entries of a part of the table by source address.
@@ -156,14 +147,14 @@ func (t *Table) sourcesOf(p part) (map[netip.Addr]int, error) {
 	return counts, err
 }
 
-// create makes one UDP entry from source to itself, a minute long.
-func (t *Table) create(source netip.Addr) error {
+// ask makes or deletes one UDP entry from source to itself, a minute long.
+func (t *Table) ask(what uint16, flags uint16, source netip.Addr) error {
 	s, err := t.dial()
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	b := appendMessage(nil, msgNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK, 0, familyOf(source), 0)
+	b := appendMessage(nil, what, flags|unix.NLM_F_ACK, 0, familyOf(source))
 	b = appendUDPTuple(b, attrTupleOrig, source, 1, 2)
 	b = appendUDPTuple(b, attrTupleReply, source, 2, 1)
 	b = appendAttr(b, attrTimeout, 0, 0, 0, 60)
@@ -171,10 +162,7 @@ func (t *Table) create(source netip.Addr) error {
 	if err := s.send(b); err != nil {
 		return err
 	}
-	if err := s.acknowledged(); err != nil {
-		return fmt.Errorf("create an entry to probe with: %w", err)
-	}
-	return nil
+	return s.acknowledged()
 }
 
 func appendUDPTuple(b []byte, kind uint16, both netip.Addr, srcPort, dstPort uint16) []byte {

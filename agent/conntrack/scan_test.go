@@ -190,7 +190,8 @@ func TestScanWhileChanging(t *testing.T) {
 	go func() {
 		deleted := 0
 		for i := range sources {
-			n, err := other.EvictPrefix(context.Background(), netip.PrefixFrom(nth(addr("192.0.2.0"), i), 32), []netip.Prefix{})
+			of := EntryFilter{Source: netip.PrefixFrom(nth(addr("192.0.2.0"), i), 32)}
+			n, err := other.Remove(context.Background(), of, nil, false, nil)
 			if err != nil {
 				t.Error(err)
 			}

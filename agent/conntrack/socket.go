@@ -143,12 +143,12 @@ func align(n int) int { return (n + 3) &^ 3 }
 
 // appendMessage appends the header of a request; closeMessage sets its length when the attributes
 // have followed.
-func appendMessage(b []byte, kind, flags uint16, seq uint32, family, version uint8) []byte {
+func appendMessage(b []byte, kind, flags uint16, seq uint32, family uint8) []byte {
 	b = binary.NativeEndian.AppendUint32(b, headerLen+familyLen)
 	b = binary.NativeEndian.AppendUint16(b, kind)
 	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|flags)
 	b = binary.NativeEndian.AppendUint32(b, seq)
-	return append(b, 0, 0, 0, 0 /* to the kernel */, family, version, 0, 0)
+	return append(b, 0, 0, 0, 0 /* to the kernel */, family, 0, 0, 0)
 }
 
 func closeMessage(b []byte, start int) {

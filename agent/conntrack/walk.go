@@ -122,7 +122,7 @@ func dumpRequest(p part) []byte {
 	if p.source.IsValid() {
 		family = familyOf(p.source)
 	}
-	b := appendMessage(nil, msgGet, unix.NLM_F_DUMP, dumpSeq, family, 0)
+	b := appendMessage(nil, msgGet, unix.NLM_F_DUMP, dumpSeq, family)
 	if p.source.IsValid() {
 		b = appendSourceFilter(b, p.source)
 	}

@@ -262,7 +262,7 @@ func (m *matrix) empty() {
 	m.Helper()
 	table, err := conntrack.Open()
 	if err == nil {
-		_, err = table.EvictPrefix(m.Context(), crowd, nil)
+		_, err = table.Remove(m.Context(), conntrack.EntryFilter{Source: crowd}, nil, false, nil)
 		err = errors.Join(err, table.Close())
 	}
 	if err != nil {

@@ -80,7 +80,7 @@ func (p *program) evictCommand() *cobra.Command {
 type eviction struct {
 	*program
 	filter      conntrack.EntryFilter
-	wholeSource bool // everything that one source has: the kernel may do that by itself
+	wholeSource bool // everything that one source has
 	dryRun, yes bool
 	over        int // only of sources that hold more; 0 is any
 	asJSON      bool
@@ -120,13 +120,10 @@ func (e *eviction) run(c *cobra.Command) error {
 		}
 	}
 	of := ""
-	var deleted int
 	if e.wholeSource {
 		of = " of " + control.ShortPrefix(e.filter.Source)
-		deleted, err = table.EvictPrefix(c.Context(), e.filter.Source, spare)
-	} else {
-		deleted, err = table.Remove(c.Context(), e.filter, spare, false, nil)
 	}
+	deleted, err := table.Remove(c.Context(), e.filter, spare, false, nil)
 	return errors.Join(show(c.OutOrStdout(), e.asJSON, evictionReport{false, deleted, e.total}, func(w io.Writer) {
 		fmt.Fprintf(w, "deleted %d entries%s\n", deleted, of)
 	}), err)

@@ -234,7 +234,8 @@ func (h *host) evictAll(s spared) {
 	defer table.Close()
 	listed, own := netip.PrefixFrom(s.listed, 24).Masked(), netip.PrefixFrom(s.own, 24).Masked()
 	for _, prefix := range []netip.Prefix{crowd, listed, own} {
-		if _, err := table.EvictPrefix(h.Context(), prefix, nil); err != nil {
+		of := conntrack.EntryFilter{Source: prefix}
+		if _, err := table.Remove(h.Context(), of, nil, false, nil); err != nil {
 			h.Fatal(err)
 		}
 	}

@@ -37,6 +37,6 @@ func rootCommand() *cobra.Command {
 	}
 	root.AddCommand(demoCommand(), listCommand(), matrixCommand(), runCommand(), benchTableCommand(),
 		benchTableChildCommand(),
-		benchDataCommand())
+		benchDataCommand(), benchScaleCommand())
 	return root
 }

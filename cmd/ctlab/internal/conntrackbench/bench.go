@@ -27,6 +27,7 @@ type Options struct {
 	Rounds  int      // pairs behind each median; 0 means 5
 	Trials  int      // sources that a sampled scan must find, in rounds of fifty; 0 means 1 000
 	Child   []string // the command line that runs [Child] in a process of its own; without it, memory is not measured
+	CTGuard string   // the program whose evict is measured; without it, it is not
 	Only    []string // the parts to run: whole, sample, retime, evict, one, memory, find; none means all
 }
 
@@ -43,6 +44,12 @@ func Run(ctx context.Context, w io.Writer, o Options) error {
 		return fmt.Errorf("the bound of the table must be raised, from the initial namespace: %w", err)
 	}
 	defer limit.Close()
+	// All the time: the kernel takes what it may from a table above its bound, a little every minute.
+	restore, err := raiseMax(limit, room(o.Entries))
+	if err != nil {
+		return err
+	}
+	defer restore()
 	done := make(chan error, 1)
 	go func() { done <- run(ctx, w, o, limit) }() // on a thread that ends with its namespace
 	return <-done
@@ -54,6 +61,9 @@ func orElse(n, otherwise int) int {
 	}
 	return n
 }
+
+// room is the bound under which so many entries are made and stay.
+func room(entries int) int { return entries + entries/2 }
 
 // raiseMax lets namespaces have so many entries and returns what undoes that, unless somebody else
 // has set another value meanwhile.
@@ -133,17 +143,15 @@ func (b *bench) fill(n int, flows iter.Seq[conntrackfill.Flow]) error {
 	return b.complete(n, flows)
 }
 
-// complete makes those flows that are not in the table yet. The bound is raised only meanwhile: it
-// holds when entries are made, and others on this host may count on it.
+// complete makes those flows that are not in the table yet.
 func (b *bench) complete(n int, flows iter.Seq[conntrackfill.Flow]) error {
 	have := 0
 	for range 5 { // somebody else may set the bound meanwhile
-		restore, err := raiseMax(b.limit, n+n/2)
-		if err != nil {
+		if _, err := raiseMax(b.limit, room(b.Entries)); err != nil {
 			return err
 		}
 		_, _ = conntrackfill.Fill(flows) // those that exist are refused
-		restore()
+		var err error
 		if have, err = b.table.Count(); err != nil || have == n {
 			return err
 		}

@@ -2,6 +2,7 @@ package conntrackbench
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -207,13 +208,13 @@ func (b *bench) program() error {
 	return nil
 }
 
-// evictOne: everything of one source.
+// evictOne: everything of one source, and the same by the operator's command, from its start to its end.
 func (b *bench) evictOne() error {
 	if err := b.fill(b.Entries, b.mixed()); err != nil {
 		return err
 	}
 	evict := func() error {
-		n, err := b.table.EvictPrefix(b.ctx, heavySource(0), nil)
+		n, err := b.table.Remove(b.ctx, conntrack.EntryFilter{Source: heavySource(0)}, nil, false, nil)
 		if err == nil && n != heavyEntries {
 			err = fmt.Errorf("evicted %d entries of one source, want %d", n, heavyEntries)
 		}
@@ -225,7 +226,30 @@ func (b *bench) evictOne() error {
 	}
 	b.report.row("evict one source, against an unread dump", fmt.Sprintf("%.2f ×", ratio(ours, dump)), "≤ 0.30 ×",
 		median(ours), median(dump))
+	if b.CTGuard == "" {
+		return nil
+	}
+	if ours, dump, err = b.pairs(b.evictCommand, b.unread, b.refill); err != nil {
+		return err
+	}
+	b.report.row("`ctguard evict ADDRESS`, the whole command, against an unread dump",
+		fmt.Sprintf("%.2f ×", ratio(ours, dump)), "≤ 0.30 ×", median(ours), median(dump))
 	return nil
+}
+
+// evictCommand has the program evict the first heavy source, and tell how much that was.
+func (b *bench) evictCommand() error {
+	cmd := exec.CommandContext(b.ctx, b.CTGuard, "evict", heavySource(0).Addr().String(), "--json", "--config", os.DevNull)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("ctguard evict: %w", err)
+	}
+	var said struct{ Entries int }
+	if err = json.Unmarshal(out, &said); err == nil && said.Entries != heavyEntries {
+		err = fmt.Errorf("ctguard evict deleted %d entries, want %d", said.Entries, heavyEntries)
+	}
+	return err
 }
 
 // memory: the peak of a process that does nothing but one scan.
