@@ -339,19 +339,21 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		loose  int
+		bySYN  string
 		proxy  bool
 		purged bool
 	}{
-		{"nothing else helps", 1, false, true},
-		{"the administrator has tcp_loose=0", 0, false, false},
-		{"synproxy stands in front", 1, true, false},
+		{"nothing else helps", 1, "", false, true},
+		{"the administrator has tcp_loose=0", 0, "", false, false},
+		{"the filter drops what is new and no SYN", 1, "chain input", false, false},
+		{"synproxy stands in front", 1, "", true, false},
 	} {
 		m := New(Defaults(Server))
 		o := Observation{Capacity: 10_000, Host: Host{Admin: map[string]int{tcpLoose: c.loose}, Listeners: []Selector{web},
 			Refused: map[Selector]string{web: "a mark"}, Services: []Selector{web},
 			Unproxied: map[Selector]string{web: "a mark"},
 			Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true}}}
-		if c.proxy {
+		if o.BySYN = c.bySYN; c.proxy {
 			o.Unproxied = nil
 		}
 		purged, strict := false, false
@@ -362,7 +364,10 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 				Ports: []PortCount{{Protocol: tcp, Port: 80, Entries: o.Count, Replied: o.Count}}, Rest: Holding{Entries: o.Count}}
 			o.Census.Classes[HalfOpen], o.Census.Classes[Assured], o.Census.Rest.Classes[HalfOpen] = n, 500, n
 			p := m.Tick(o).Posture
-			if slices.ContainsFunc(p.Purges, func(u Purge) bool { return u.Unfinished > 0 }) {
+			if i := slices.IndexFunc(p.Purges, func(u Purge) bool { return u.Unfinished > 0 }); i >= 0 {
+				if !p.Purges[i].Local {
+					t.Errorf("%s: what this host asks others for is purged", c.name)
+				}
 				loose, set := p.Settings[tcpLoose]
 				purged, strict = true, strict || set && loose == 0
 			}

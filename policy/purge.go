@@ -88,14 +88,15 @@ func (u *purger) take(class FlowClass, why string) Event {
 // administrator's.
 func (u *purger) handshake(s situation, p *Posture) []Event {
 	before := u.handshakes
-	u.handshakes = (before || s.synFlood && s.shared.crowded) && s.Admin[tcpLoose] != 0 && !s.oneSided() && exposed(s, *p)
+	u.handshakes = (before || s.synFlood && s.shared.crowded) && picksUp(s) && !s.oneSided() && exposed(s, *p)
 	s.shared.loose.purged = u.handshakes
 	if u.handshakes && s.shared.crowded {
 		long := unfinishedFor
 		if s.pressure >= 100 {
 			long = unfinishedForInNeed
 		}
-		p.purge(Purge{Class: FlowClass{Protocol: tcp}, Local: s.cfg.Profile == Auto, Unfinished: long})
+		// What this host asks others for itself is not picked up: an answer without an entry is INVALID.
+		p.purge(Purge{Class: FlowClass{Protocol: tcp}, Local: true, Unfinished: long})
 	}
 	if before || !u.handshakes {
 		return nil
@@ -103,6 +104,10 @@ func (u *purger) handshake(s situation, p *Posture) []Event {
 	return []Event{{Kind: StepEvent, Step: Evict, Reason: fmt.Sprintf("handshakes under way hold %.0f %% of the "+
 		"capacity, or are about to: those that nobody finishes are purged while the table is crowded", s.halfOpen)}}
 }
+
+// picksUp reports whether a connection that lost its entry before it was finished gets another one: the kernel makes
+// it, and the host's filter lets a segment through that is no SYN.
+func picksUp(s situation) bool { return s.Admin[tcpLoose] != 0 && s.BySYN == "" }
 
 // exposed reports whether this host has TCP services whose handshakes make entries.
 func exposed(s situation, p Posture) bool {
