@@ -47,7 +47,7 @@ func (h *host) close() {
 	for _, fd := range h.files {
 		_ = unix.Close(fd) // only held
 	}
-	h.Namespace.Close()
+	h.Close()
 }
 
 func (h *host) fill(z Size) error {
