@@ -23,8 +23,14 @@ func (l *loop) purging(now time.Time) walk {
 	if !l.purged.due(now, purgePause) || l.purged.at.After(l.last.Time) {
 		return nil
 	}
+	classes = slices.DeleteFunc(slices.Clone(classes), func(p policy.Purge) bool {
+		return p.Unfinished > 0 && now.Sub(l.unfinished) < max(p.Unfinished, purgeShare*l.unfinishedCost)
+	})
+	if len(classes) == 0 {
+		return nil
+	}
 	l.purged.at = now
-	return purgeWalk{classes, l.facts.Local, l.decision.Posture.Allow}
+	return purgeWalk{classes, l.facts.Local, l.decision.Posture.Allow, now}
 }
 
 // purgeWalk deletes entries of classes.
@@ -32,17 +38,27 @@ type purgeWalk struct {
 	classes []policy.Purge
 	local   []netip.Prefix // what is this host's own
 	spare   []netip.Prefix
+	at      time.Time // when it sets out
 }
 
 func (p purgeWalk) do(ctx context.Context, w walker) func(*loop) {
 	var err error
 	all := 0
+	useful := false
+	cost := time.Duration(-1) // of what is purged at a pace of its own
 	for _, class := range p.classes {
+		before := cpuTime()
 		n, fault := w.mover.purge(ctx, class, p.local, p.spare)
 		all, err = all+n, errors.Join(err, fault)
+		if class.Unfinished > 0 {
+			useful, cost = true, cpuTime()-before
+		}
 	}
 	return func(l *loop) {
-		l.purged.worked(time.Now(), all >= worthAWalk, purgePause, purgeRest)
+		if cost >= 0 {
+			l.unfinished, l.unfinishedCost = p.at, cost
+		}
+		l.purged.worked(time.Now(), useful || all >= worthAWalk, purgePause, purgeRest)
 		l.due = true // what is left shows at the next tick
 		l.trouble("purge", err)
 	}

@@ -7,8 +7,8 @@ import (
 )
 
 // On a calm day a whole tick four times a second finds what the one before found. Between two of them, a second apart,
-// the loop only glances at how many entries there are: nothing else can begin that is not seen there, and reading one
-// number costs a twentieth of a tick.
+// the loop only glances at how many entries there are, and may be: nothing else can begin that is not seen there, and
+// reading two numbers costs a tenth of a tick.
 const glanceFor = time.Second
 
 // stirring is the part of the capacity, one entry in so many, by which the table may have changed since the last whole
@@ -24,7 +24,11 @@ func (l *loop) glance(now time.Time) bool {
 		return false
 	}
 	count, err := l.sensors.table.Count()
-	return err == nil && !stirs(l.last, count)
+	if err != nil || stirs(l.last, count) {
+		return false
+	}
+	capacity, err := l.sensors.capacity(l.config.Capacity)
+	return err == nil && capacity == l.last.Capacity
 }
 
 // stirs reports whether a table has changed since an observation.

@@ -7,8 +7,8 @@ import (
 	"ctguard/policy"
 )
 
-// Between two whole ticks of a calm day a glance is enough, unless the table changes or something else is new; in
-// trouble it never is.
+// Between two whole ticks of a calm day a glance is enough, unless the table or its size changes, or something else is
+// new; in trouble it never is.
 func TestGlance(t *testing.T) {
 	now := time.Unix(1000, 0)
 	calm := policy.Observation{Time: now, Count: 1000, Capacity: 65536}
@@ -27,10 +27,11 @@ func TestGlance(t *testing.T) {
 		{"news", func(l *loop, _ *kernel) { l.news = true }, glanceFor / 2, false},
 		{"level 1", func(l *loop, _ *kernel) { l.decision.Posture.Level = 1 }, glanceFor / 2, false},
 		{"pressure", func(l *loop, _ *kernel) { l.decision.Pressure = calmBelow }, glanceFor / 2, false},
+		{"a smaller table", func(_ *loop, k *kernel) { k.max = 64 }, glanceFor / 2, false},
 		{"growth", func(l *loop, _ *kernel) { l.decision.Growing = true }, glanceFor / 2, false},
 	} {
 		k := &kernel{}
-		k.count = calm.Count
+		k.count, k.max = calm.Count, calm.Capacity
 		l := &loop{last: calm, sensors: sensors{table: k}}
 		l.learnt = eagerScans
 		c.change(l, k)

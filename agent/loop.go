@@ -282,6 +282,11 @@ func (l *loop) learn(f survey.Facts) {
 	f.Admin = l.facts.Admin
 	l.facts = f
 	l.trouble("survey", errors.Join(f.Faults...))
+	l.readSettings()
+}
+
+// readSettings finds out how the administrator has the settings now.
+func (l *loop) readSettings() {
 	admin, err := l.settings.Admin()
 	if l.trouble("read settings", err); err == nil {
 		l.facts.Admin = admin

@@ -71,6 +71,23 @@ func TestCapacity(t *testing.T) {
 	}
 }
 
+// Who makes the table smaller has it grow from there in the same tick, and not from what it was at the last survey: a
+// second later it would have to shrink.
+func TestShrunkTableGrows(t *testing.T) {
+	k := newKernel(t)
+	k.count, k.max = 483, 262_144
+	k.admin["nf_conntrack_max"], k.admin["nf_conntrack_buckets"] = k.max, k.max
+	l := newAgent(k, parse(t, ""), false).loop
+	l.facts.MaxEntries = 1 << 20
+	l.tick()
+	k.max, k.admin["nf_conntrack_max"] = 16_384, 16_384
+	k.count = 16_384
+	l.tick()
+	if got := k.settings["nf_conntrack_max"]; got != 8*16_384-1 {
+		t.Errorf("16 384 entries: it grows to %d, want %d", got, 8*16_384-1)
+	}
+}
+
 // A part that fails is told of when it begins and when it ends, not at each tick between, and the
 // rest goes on.
 func TestDegraded(t *testing.T) {

@@ -68,13 +68,17 @@ type stack interface {
 
 // observe reads everything that one tick needs.
 func (l *loop) observe(now time.Time) (policy.Observation, error) {
-	o := policy.Observation{Time: now, Host: l.facts.Host, Adopted: l.adopted, Foreign: l.actuator.foreign(),
+	o := policy.Observation{Time: now, Adopted: l.adopted, Foreign: l.actuator.foreign(),
 		Kernel: l.last.Kernel, Arrivals: l.last.Arrivals, Sockets: l.last.Sockets, Work: l.last.Work}
 	blind, err := l.sensors.read(&o, l.config.Capacity, l.actuator.work)
 	if err != nil {
 		return o, err
 	}
 	l.trouble("counters", blind)
+	if o.Capacity != l.last.Capacity {
+		l.readSettings() // what the table may grow to goes by what it is now
+	}
+	o.Host = l.facts.Host
 	o.Work.Retimed, o.Work.Retired = l.retimed, l.retired
 	if l.fresh {
 		o.Census, l.fresh = l.census, false

@@ -30,6 +30,7 @@ const (
 	samplePause    = 2 * time.Second
 	purgePause     = 20 * time.Millisecond
 	purgeRest      = 2 * time.Second // the longest pause of purges that bring nothing
+	purgeShare     = 2               // one part in this many of a core goes into purges of handshakes at most
 	retirePause    = time.Second
 	retireShare    = 60               // one part in this many of a core goes into retiring finished entries at most
 	retireHurry    = 10               // the same while the table is about to be full
@@ -89,7 +90,10 @@ type walks struct {
 	freed      map[policy.Selector]bool
 	loosened   map[policy.Selector]bool // forwarded services whose entries check no windows
 	purged     backoff
+	unfinished time.Time // when the newest purge of handshakes set out
 	finished   backoff
+	// what that purge cost in CPU time
+	unfinishedCost time.Duration
 	// of the newest pass over finished entries: what it cost in CPU time, and after which silence they were wanted
 	finishedCost, finishedAfter time.Duration
 

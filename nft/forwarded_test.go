@@ -62,6 +62,8 @@ var forwards = []string{
 type gateway struct {
 	t              *testing.T
 	client, server chan func()
+	seen           func() []string // martians
+	insideOut      bool            // the test itself has inside addresses outside
 }
 
 // noDetection has link-local addresses usable at once: nobody else is on these links.
@@ -80,6 +82,12 @@ func newGateway(t *testing.T, rules string) *gateway {
 	for _, network := range []string{"tcp4", "tcp6", "udp4", "udp6"} {
 		g.in(g.server, func() { serveOn(t, network, map[string]int{"tcp": 8443, "udp": 5353}[network[:3]]) })
 	}
+	g.seen = g.martians()
+	t.Cleanup(func() {
+		if found := g.seen(); len(found) > 0 && !g.insideOut {
+			t.Errorf("martians: %q", found)
+		}
+	})
 	return g
 }
 
@@ -415,6 +423,7 @@ func TestForwardedRefused(t *testing.T) {
 // TestForwardedBesides counts what comes to the inside host's port by its own address.
 func TestForwardedBesides(t *testing.T) {
 	g := newGateway(t, fmt.Sprintf(hostRules, ""))
+	g.insideOut = true
 	table := open(t)
 	apply(t, table, stages(policy.Watched, forwards...))
 	mustEcho(t, g.mustDial("tcp4"))
@@ -490,6 +499,7 @@ func TestForwardedWithoutChecksum(t *testing.T) {
 func TestRouted(t *testing.T) {
 	g := newGateway(t, "table inet host {\n chain forward {\n type filter hook forward priority filter\n"+
 		" ct state invalid drop\n }\n}\n")
+	g.insideOut = true
 	table := open(t)
 	g.in(g.client, func() {
 		run(t, "ip route add 10.0.0.0/24 via "+public4)

@@ -463,6 +463,7 @@ func TestCookiesSpareTheAllowlist(t *testing.T) {
 // own address, though the host's filter would let it.
 func TestStrayAnswersStay(t *testing.T) {
 	g := newProxied(t)
+	g.insideOut = true
 	run(t, "nft insert rule inet host forward ct state invalid accept")
 	var listener net.Listener
 	g.in(g.server, func() { listener = listenOn(t, "tcp4", 25) })

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 )
 
 // Evict is the step that limits heavy sources and takes their excess out of the table.
@@ -37,6 +38,10 @@ func (e *evict) want(s situation, p *Posture) []Event {
 	}
 	s.shared.suspects = f.suspects
 	events = append(events, e.purger.want(s, p)...)
+	if e.purger.purges() && s.Census != nil && !s.Census.Whole {
+		// To a sample of such a flood each of its addresses seems to hold a dozen entries: a pass would find next to none.
+		p.Caps = slices.DeleteFunc(p.Caps, func(c Cap) bool { return c.SpareAssured })
+	}
 	p.Limits = f.limits(s.Time, *s.cfg)
 	p.LimitRate = max(1, f.rate)
 	p.LimitBurst = burstSeconds * p.LimitRate
@@ -57,7 +62,7 @@ func (e *evict) ask(s situation) {
 	f := &e.offenders
 	first := f.judged < 2 && s.forwards() && s.growing()
 	crowded := s.shared.crowded || first
-	if len(e.purger.classes) == 0 && (crowded || f.found && s.fill > s.cfg.Target) || f.blind {
+	if !e.purger.purges() && (crowded || f.found && s.fill > s.cfg.Target) || f.blind {
 		s.shared.asks.wantScan(WholeScan)
 	}
 	s.shared.asks.hurry = crowded && s.pressure >= s.marks.Enter && (f.last == nil || f.found || first) || f.blind

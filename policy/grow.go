@@ -12,13 +12,24 @@ const (
 )
 
 // mostGrowth is how many times its size the table may grow to, whatever the memory: what a scan costs
-// grows with it.
-const mostGrowth = 8
+// grows with it. It costs next to nothing up to smallTable entries: a table that was made tiny may grow to that.
+const (
+	mostGrowth = 8
+	smallTable = 65_536
+)
 
 type grow struct{ plain }
 
-// largest returns how many entries the table may grow to.
-func (*grow) largest(o Observation) int { return min(o.MaxEntries, mostGrowth*o.Admin[tableMax]) }
+// largest returns how many entries the table may grow to; 0 where it has no bound, or none that is known. It is one
+// less than a round number: an administrator who puts his table right meanwhile writes one of those, and what looked
+// like ctguard's own would be taken back with it.
+func (*grow) largest(o Observation) int {
+	before := o.Admin[tableMax]
+	if before == 0 {
+		return 0
+	}
+	return min(o.MaxEntries, max(mostGrowth*before, smallTable)-1)
+}
 
 func (g *grow) skipped(s situation) string {
 	if before := s.Admin[tableMax]; g.largest(s.Observation) <= before {
@@ -28,7 +39,7 @@ func (g *grow) skipped(s situation) string {
 }
 
 // want wants the largest table that the memory budget has room for. The buckets grow with it: entries per
-// bucket stay what they are, and so does the cost of a look-up.
+// bucket stay what they are, and so does the cost of a look-up. More of them than entries are of no use.
 func (g *grow) want(s situation, p *Posture) []Event {
 	if !s.works {
 		return nil
@@ -36,7 +47,8 @@ func (g *grow) want(s situation, p *Posture) []Event {
 	before, largest := s.Admin[tableMax], g.largest(s.Observation)
 	p.Settings[tableMax] = largest
 	if buckets := s.Admin[tableBuckets]; buckets > 0 && before > 0 {
-		p.Settings[tableBuckets] = int(float64(buckets) * float64(largest) / float64(before))
+		inProportion := int(float64(buckets) * float64(largest) / float64(before))
+		p.Settings[tableBuckets] = min(inProportion, max(buckets, largest))
 	}
 	return nil
 }

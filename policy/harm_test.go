@@ -332,3 +332,73 @@ func TestOthersDoNotPayForLoopback(t *testing.T) {
 		}
 	}
 }
+
+// Handshakes are purged only where nothing else deals with a flood of them and who is purged too soon is picked up.
+func TestWhoseHandshakesArePurged(t *testing.T) {
+	web := Selector{Protocol: TCP, Port: 80}
+	for _, c := range []struct {
+		name   string
+		loose  int
+		bySYN  string
+		proxy  bool
+		purged bool
+	}{
+		{"nothing else helps", 1, "", false, true},
+		{"the administrator has tcp_loose=0", 0, "", false, false},
+		{"the filter drops what is new and no SYN", 1, "chain input", false, false},
+		{"synproxy stands in front", 1, "", true, false},
+	} {
+		m := New(Defaults(Server))
+		o := Observation{Capacity: 10_000, Host: Host{Admin: map[string]int{tcpLoose: c.loose}, Listeners: []Selector{web},
+			Refused: map[Selector]string{web: "a mark"}, Services: []Selector{web},
+			Unproxied: map[Selector]string{web: "a mark"},
+			Handshake: Handshake{MSS4: 1460, MSS6: 1440, WindowScale: 7, SACK: true, Timestamps: true}}}
+		if o.BySYN = c.bySYN; c.proxy {
+			o.Unproxied = nil
+		}
+		purged, strict := false, false
+		for i := range 30 {
+			o.Time, o.Count = dayStart.Add(time.Duration(i)*250*time.Millisecond), min(1000+500*i, 9900)
+			n := o.Count - 500
+			o.Census = &Census{Time: o.Time, Whole: true, Seen: o.Count, Total: o.Count, Protocols: map[uint8]int{tcp: o.Count},
+				Ports: []PortCount{{Protocol: tcp, Port: 80, Entries: o.Count, Replied: o.Count}}, Rest: Holding{Entries: o.Count}}
+			o.Census.Classes[HalfOpen], o.Census.Classes[Assured], o.Census.Rest.Classes[HalfOpen] = n, 500, n
+			p := m.Tick(o).Posture
+			if i := slices.IndexFunc(p.Purges, func(u Purge) bool { return u.Unfinished > 0 }); i >= 0 {
+				if !p.Purges[i].Local {
+					t.Errorf("%s: what this host asks others for is purged", c.name)
+				}
+				loose, set := p.Settings[tcpLoose]
+				purged, strict = true, strict || set && loose == 0
+			}
+		}
+		if purged != c.purged || strict {
+			t.Errorf("%s: purged %t, with tcp_loose=0 %t", c.name, purged, strict)
+		}
+	}
+}
+
+// Where one service may go untracked and another could have cookies only, the second is told why it has none.
+func TestWhyNoCookiesBesideUntracked(t *testing.T) {
+	free := Selector{Protocol: TCP, Port: 80}
+	inside, err := ParseSelector("tcp/443 at 203.0.113.1/32 on wan0 to 10.0.0.2:8443 by wan0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := New(Defaults(Auto))
+	m.Tick(Observation{Time: dayStart, Capacity: 10_000, Host: Host{Admin: map[string]int{tcpLoose: 1},
+		Services: []Selector{free, inside}, Refused: map[Selector]string{inside: "by state"},
+		Listeners: []Selector{free, inside}, Unproxied: map[Selector]string{free: "a helper"}},
+		Work: Work{InsideMSS: map[Selector]uint16{inside: 1460}}})
+	const want = "tcp/80 may go untracked, and its connections must not meet tcp_loose=0, which cookies need"
+	for _, s := range m.Steps() {
+		if s.Name == Synproxy && s.Skipped != inside.String()+" could be proxied, but "+want {
+			t.Errorf("synproxy is skipped: %q", s.Skipped)
+		}
+	}
+	for _, s := range m.Selectors() {
+		if s.Selector == inside.String() && s.Cookies != want {
+			t.Errorf("cookies of %s: %q", s.Selector, s.Cookies)
+		}
+	}
+}

@@ -35,6 +35,7 @@ type Host struct {
 	MaxEntries  int                 // entries that the memory budget has room for; 0 where the capacity can't be raised
 	Listeners   []Selector          // TCP services that may be put behind synproxy: {TCP, Port}, and forwarded ones
 	Unproxied   map[Selector]string // those of them that can't, and why
+	BySYN       string              // rules that let a connection in by its SYN alone, not in its middle; empty for none
 	Handshake   Handshake           // what this host says of itself when it accepts a connection
 }
 

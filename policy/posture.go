@@ -46,6 +46,8 @@ func (p *Posture) purge(one Purge) {
 type Purge struct {
 	Class FlowClass
 	Local bool // only entries of what is this host's own, and nothing that is forwarded
+	// only TCP handshakes that have been under way for so long, and at most for twice as long; 0: whatever is of the class
+	Unfinished time.Duration
 }
 
 // HasRules reports whether p wants any rule in the kernel; without one there is no table.

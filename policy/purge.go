@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // purger finds the classes of this host's own UDP services that a flood from spoofed addresses fills the
@@ -13,17 +14,25 @@ type purger struct {
 	classes []FlowClass // until evict is left
 	waiting []FlowClass // left to limits on the sources that fill them, for now
 	grace
+	handshakes bool // those that nobody finishes are purged, until evict is left
 }
+
+// How long a handshake that nobody finishes may stay while it is purged: longer than almost every round trip, and not
+// longer than a table has room for that is about to be full.
+const (
+	unfinishedFor       = time.Second
+	unfinishedForInNeed = 300 * time.Millisecond
+)
 
 // want wants the classes purged while the table is crowded; entries that are assured stay.
 func (u *purger) want(s situation, p *Posture) []Event {
 	if !s.works || s.cfg.everywhere() {
-		*u = purger{}
+		*u, s.shared.loose.purged = purger{}, false
 		return nil
 	}
-	var events []Event
+	events := u.handshake(s, p)
 	if s.Census != nil && (s.shared.crowded || s.growing()) {
-		events = u.judge(s)
+		events = append(events, u.judge(s)...)
 	}
 	if s.fill >= waitBelow {
 		for _, class := range u.waiting {
@@ -33,11 +42,14 @@ func (u *purger) want(s situation, p *Posture) []Event {
 	}
 	if s.shared.crowded {
 		for _, class := range u.classes {
-			p.purge(Purge{class, s.cfg.Profile == Auto})
+			p.purge(Purge{Class: class, Local: s.cfg.Profile == Auto})
 		}
 	}
 	return events
 }
+
+// purges reports whether something is purged that comes from everywhere.
+func (u *purger) purges() bool { return len(u.classes) > 0 || u.handshakes }
 
 // judge takes up the services that hold a flood's share of the capacity, or are about to.
 func (u *purger) judge(s situation) []Event {
@@ -67,4 +79,39 @@ func (u *purger) take(class FlowClass, why string) Event {
 	u.classes = append(u.classes, class)
 	return Event{Kind: StepEvent, Step: Evict,
 		Reason: fmt.Sprintf("%s %s: its entries that are not assured are purged while the table is crowded", class, why)}
+}
+
+// handshake wants the handshakes with this host's own services purged that nobody finishes, while a flood of them comes
+// and neither synproxy nor notrack deals with it, as on a host that routes by the marks of connections. Early drop
+// takes them too, but whichever it meets first, those that are about to be finished among them, and refuses who asks
+// when it meets none. What was purged too soon is picked up by the ACK that finishes it, so tcp_loose is the
+// administrator's.
+func (u *purger) handshake(s situation, p *Posture) []Event {
+	before := u.handshakes
+	u.handshakes = (before || s.synFlood && s.shared.crowded) && picksUp(s) && !s.oneSided() && exposed(s, *p)
+	s.shared.loose.purged = u.handshakes
+	if u.handshakes && s.shared.crowded {
+		long := unfinishedFor
+		if s.pressure >= 100 {
+			long = unfinishedForInNeed
+		}
+		// What this host asks others for itself is not picked up: an answer without an entry is INVALID.
+		p.purge(Purge{Class: FlowClass{Protocol: tcp}, Local: true, Unfinished: long})
+	}
+	if before || !u.handshakes {
+		return nil
+	}
+	return []Event{{Kind: StepEvent, Step: Evict, Reason: fmt.Sprintf("handshakes under way hold %.0f %% of the "+
+		"capacity, or are about to: those that nobody finishes are purged while the table is crowded", s.halfOpen)}}
+}
+
+// picksUp reports whether a connection that lost its entry before it was finished gets another one: the kernel makes
+// it, and the host's filter lets a segment through that is no SYN.
+func picksUp(s situation) bool { return s.Admin[tcpLoose] != 0 && s.BySYN == "" }
+
+// exposed reports whether this host has TCP services whose handshakes make entries.
+func exposed(s situation, p Posture) bool {
+	return slices.ContainsFunc(s.Listeners, func(one Selector) bool {
+		return !one.Forwarded() && !s.shared.mayGo(one) && !slices.Contains(p.Synproxy, one)
+	})
 }

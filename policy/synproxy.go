@@ -59,6 +59,13 @@ func (x *synproxy) skipped(s situation) string {
 	case len(x.proxyable(s)) > 0:
 		return ""
 	}
+	if why := s.shared.untrackedBeside(s.Listeners); why != "" {
+		for _, l := range s.Listeners {
+			if !s.shared.mayGo(l) && x.refusal(l, s.Observation) == "" {
+				return fmt.Sprintf("%s could be proxied, but %s", l, why)
+			}
+		}
+	}
 	for _, l := range s.Listeners {
 		if reason := x.refusal(l, s.Observation); reason != "" {
 			return fmt.Sprintf("no port can be proxied; %s: %s", l, reason)
@@ -72,10 +79,10 @@ func (x *synproxy) skipped(s situation) string {
 // connections must not meet.
 func (x *synproxy) proxyable(s situation) []Selector {
 	var services []Selector
+	if s.shared.untrackedBeside(s.Listeners) != "" {
+		return nil
+	}
 	for _, l := range s.Listeners {
-		if s.shared.mayGo(l) {
-			return nil
-		}
 		if x.refusal(l, s.Observation) == "" && !slices.Contains(services, l) {
 			services = append(services, l)
 		}
@@ -130,7 +137,7 @@ func (x *synproxy) want(s situation, p *Posture) []Event {
 	if s.shared.crowded && !p.LastCookies {
 		for _, one := range p.Synproxy { // the handshakes from before synproxy answered them would stay for minutes
 			if !one.Forwarded() {
-				p.purge(Purge{FlowClass{tcp, one.Port}, s.cfg.Profile == Auto})
+				p.purge(Purge{Class: FlowClass{tcp, one.Port}, Local: s.cfg.Profile == Auto})
 			}
 		}
 	}
@@ -251,7 +258,11 @@ func (x *synproxy) cookies(one Selector, s situation) string {
 	case slices.Contains(x.services, one):
 		return "answered"
 	}
-	return cmp.Or(x.refusal(one, s.Observation), "ready")
+	beside := ""
+	if !s.shared.mayGo(one) {
+		beside = s.shared.untrackedBeside(s.Listeners)
+	}
+	return cmp.Or(x.refusal(one, s.Observation), beside, "ready")
 }
 
 // young reports whether synproxy was engaged just now: whether it works shows in its first second.
@@ -315,3 +326,13 @@ func (p ProxiedService) fault(before ProxiedService, one Selector) string {
 // unfinished returns how many handshakes synproxy answered that never came back. A cookie may come
 // back a little after its SYN was counted.
 func unfinished(p Proxied) uint64 { return since(p.SYNs, p.Completed()) }
+
+// untrackedBeside names a service among some that may go untracked, and says what its connections must not meet; empty
+// where none may.
+func (h *shared) untrackedBeside(services []Selector) string {
+	if i := slices.IndexFunc(services, h.mayGo); i >= 0 {
+		return fmt.Sprintf("%s may go untracked, and its connections must not meet tcp_loose=0, which cookies need",
+			services[i])
+	}
+	return ""
+}

@@ -16,6 +16,7 @@ const tcpLoose = "nf_conntrack_tcp_loose"
 type looseArbiter struct {
 	needEntries bool // TCP connections that lived untracked may lack entries
 	untracked   bool // TCP services live untracked, or are about to
+	purged      bool // by evict: handshakes may lose their entries before they are finished
 	strict      bool // a step wants tcp_loose=0
 
 	stretch                      // what lives is picked up again meanwhile
@@ -116,7 +117,7 @@ func within[T any](sources map[Source]T) func(netip.Addr) bool {
 
 // mustStay reports whether tcp_loose must keep the administrator's value, which is not 0.
 func (a *looseArbiter) mustStay(o Observation) bool {
-	return o.Admin[tcpLoose] != 0 && (a.needEntries || a.untracked || a.pickingUp(o.Time))
+	return o.Admin[tcpLoose] != 0 && (a.needEntries || a.untracked || a.purged || a.pickingUp(o.Time))
 }
 
 // decide writes the outcome into p, once every step has said what it wants, and says when connections are picked up

@@ -471,14 +471,19 @@ func (w *world) comeBack(s *source, p Posture) {
 // purge deletes what is not assured of the classes that are to be purged.
 func (w *world) purge(p Posture) {
 	for _, g := range w.groups {
-		if g.class == Assured || !slices.ContainsFunc(p.Purges, func(u Purge) bool { return u.Class == g.flowClass() }) {
+		i := slices.IndexFunc(p.Purges, func(u Purge) bool {
+			return u.Class == g.flowClass() || u.Unfinished > 0 && g.class == HalfOpen && g.to.Protocol == TCP
+		})
+		if g.class == Assured || i < 0 {
 			continue
 		}
+		young := 1.5 * g.flows(w.now) * p.Purges[i].Unfinished.Seconds()
 		for _, s := range g.sources {
-			if w.work.Evicted += uint64(s.entries); g.oneWay {
-				s.flushed += s.entries
+			n := max(0, s.entries-young)
+			if w.work.Evicted += uint64(n); g.oneWay {
+				s.flushed += n
 			}
-			s.entries = 0
+			s.entries -= n
 		}
 	}
 }

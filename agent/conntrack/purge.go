@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -19,6 +20,9 @@ const statusLasting = statusAssured | statusSrcNAT | statusDstNAT
 // any, and protocols without ports. Only the bits IPS_ASSURED, IPS_SRC_NAT and IPS_DST_NAT of the status count
 // (include/uapi/linux/netfilter/nf_conntrack_common.h).
 //
+// With p.Unfinished it is only TCP handshakes, and of them those that were under way in the pass before as well, which
+// was p.Unfinished ago or longer; the first pass deletes nothing.
+//
 // It is one pass over the table with deletions beside it, as many per second as r allows, nil for no bound.
 // The kernel leaves out of it what lasts. One filtered flush would do for a third of the CPU, but can
 // spare nobody. When ctx ends or the kernel fails, Purge returns what was deleted until then beside the
@@ -29,10 +33,13 @@ func (t *Table) Purge(
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	spared, own := newPrefixSet(spare), newPrefixSet(local)
+	if p.Unfinished > 0 && !t.underWay.begin(time.Now(), p.Unfinished, t.room()) {
+		return 0, nil
+	}
 	deleted, err = t.change(ctx, msgDelete, r, func(queue *changes) error {
 		_, err := t.walk(ctx, part{lacks: statusLasting}, 0, func(e *entry) bool {
 			return !e.purgeable(p.Class) || p.Local && !own.contains(e.orig.dst) || spared.contains(e.orig.src) ||
-				queue.delete(e)
+				p.Unfinished > 0 && !t.underWay.again(e) || queue.delete(e)
 		})
 		return err
 	})

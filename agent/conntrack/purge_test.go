@@ -191,3 +191,49 @@ func BenchmarkPurge(b *testing.B) {
 		}
 	}
 }
+
+// Of handshakes a purge takes those that were there the last time as well, and of nothing else: who has just begun has
+// that long to finish, and what was finished is a conversation.
+func TestPurgeUnfinished(t *testing.T) {
+	table := openTable(t)
+	const age = 50 * time.Millisecond
+	all := policy.Purge{Class: policy.FlowClass{Protocol: protoTCP}, Unfinished: age}
+	purge := func() int {
+		n, err := table.Purge(t.Context(), all, nil, []netip.Prefix{netip.MustParsePrefix("192.0.2.9/32")}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	fill(t, tcp("192.0.2.1", 300, tcpSynRecv, conntrackfill.SeenReply, 60)...)
+	six := tcp("2001:db8::1", 30, tcpSynSent, 0, 60)
+	for i := range six {
+		six[i].Dst = addr("2001:db8:1::1")
+	}
+	fill(t, six...)
+	fill(t, tcp("192.0.2.9", 10, tcpSynRecv, conntrackfill.SeenReply, 60)...)
+	fill(t, tcp("192.0.2.3", 10, tcpEstablished, conntrackfill.SeenReply, 60)...)
+	if n := purge(); n != 0 {
+		t.Errorf("the first purge took %d that may have begun just now", n)
+	}
+	if n := purge(); n != 0 {
+		t.Errorf("a purge that came too soon took %d", n)
+	}
+	table.underWay.at = table.underWay.at.Add(-age)
+	fill(t, tcp("192.0.2.2", 20, tcpSynRecv, conntrackfill.SeenReply, 60)...)
+	if n := purge(); n < 330 || n > 335 { // one of them may share its bit
+		t.Errorf("the second purge took %d, want the 330 from before", n)
+	}
+	left := make(map[netip.Addr]int)
+	for _, e := range dump(t, table) {
+		left[e.orig.src.netip()]++
+	}
+	for from, n := range map[string]int{"192.0.2.1": 0, "2001:db8::1": 0, "192.0.2.9": 10, "192.0.2.3": 10} {
+		if got := left[addr(from)]; got != n {
+			t.Errorf("%d of %s are left, want %d", got, from, n)
+		}
+	}
+	if n := left[addr("192.0.2.2")]; n < 15 {
+		t.Errorf("of 20 that had just begun %d are left", n)
+	}
+}

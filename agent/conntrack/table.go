@@ -31,6 +31,7 @@ type Table struct {
 	buf       []byte
 	entry     entry
 	tally     tally
+	underWay  underWay
 	silences  silences
 	comebacks comebacks
 
@@ -92,6 +93,16 @@ func (t *Table) Count() (int, error) { return readNumber(t.count) }
 // Max returns the number of entries that the kernel allows in each namespace's table
 // (net.netfilter.nf_conntrack_max); 0 means no bound.
 func (t *Table) Max() (int, error) { return readNumber(t.max) }
+
+// room is how many entries there may be, as far as it is known.
+func (t *Table) room() int {
+	for _, read := range []func() (int, error){t.Max, t.Count} {
+		if n, err := read(); err == nil && n > 0 {
+			return n
+		}
+	}
+	return 0
+}
 
 // readNumber reads a sysctl from its start; the kernel makes a fresh value for each read there.
 func readNumber(f *os.File) (int, error) {

@@ -35,6 +35,7 @@ const (
 	judgesNew           // accepts, drops or sorts the first packet of a connection, and untracked ones not
 	refusesNew          // may drop the first packet of a connection, and untracked ones not
 	admitsNew           // lets in the first packet of a connection, or other rules decide on it, and untracked ones not
+	bySYN               // tells a connection's SYN from what comes in its middle
 	offloads            // takes forwarded flows past all other rules
 	unknown             // an expression or extension that is not known here
 )
@@ -214,7 +215,7 @@ func (r *ruleset) all() []effect {
 				if !nat {
 					continue
 				}
-			case judgesNew, admitsNew:
+			case judgesNew, admitsNew, bySYN:
 				if nat || base.hook != prerouting && base.hook != input {
 					continue
 				}

@@ -505,3 +505,51 @@ func TestFiltersOutput(t *testing.T) {
 		t.Errorf("iptables -P OUTPUT DROP: %v, %v", got, err)
 	}
 }
+
+// Where a filter lets connections in by their SYN alone, none is picked up in its middle: rules that accept SYNs, or
+// drop what is none, of nft and of iptables; not rules that only hold SYNs back.
+func TestBySYN(t *testing.T) {
+	enter(t, "nft", "iptables-nft")
+	in := func(rule string) string { return chainIn + rule + "\n}}" }
+	found := func(what string, want bool) {
+		t.Helper()
+		h, _ := fixture(t, nil)
+		defer h.Close()
+		if got, err := h.BySYN(); err != nil || (got != "") != want {
+			t.Errorf("%s: %q, %v", what, got, err)
+		}
+	}
+	for rules, want := range map[string]bool{
+		"": false,
+		in("ct state established accept\ntcp dport 80 accept"):                            false,
+		in("tcp dport 80 ct state new accept"):                                            false,
+		in("tcp flags & (fin|syn|rst|ack) != syn ct state new drop"):                      true,
+		in("tcp flags ! syn ct state new reject"):                                         true,
+		in("tcp dport 80 tcp flags & (fin|syn|rst|ack) == syn accept"):                    true,
+		in("tcp flags syn tcp dport 80 ct state new accept"):                              true,
+		in("tcp flags syn limit rate over 100/second drop"):                               false,
+		in("tcp flags & (fin|syn) == fin|syn drop"):                                       false,
+		chainFwd + "tcp flags & (fin|syn|rst|ack) == syn accept\n}}":                      false,
+		chainPre + "tcp flags & (fin|syn|rst|ack) != syn ct state new drop\n}}":           true,
+		chainPost + "tcp flags syn tcp option maxseg size set rt mtu\n}}":                 false,
+		chainIn + "tcp flags & (syn|rst) == syn jump seen\n}\nchain seen {\naccept\n}}\n": true,
+	} {
+		feed(t, rules)
+		found(rules, want)
+	}
+	for rule, want := range map[string]bool{
+		"-p tcp ! --syn -m conntrack --ctstate NEW -j DROP":                true,
+		"-p tcp --syn --dport 80 -m state --state NEW -j ACCEPT":           true,
+		"-p tcp --dport 80 -m conntrack --ctstate NEW -j ACCEPT":           false,
+		"-p tcp --syn -m limit --limit 9/s -j RETURN":                      false,
+		"-p tcp --tcp-flags ALL FIN,PSH,URG -j DROP":                       false,
+		"-p tcp --syn --dport 80 -m connlimit --connlimit-above 9 -j DROP": false,
+	} {
+		feed(t, "")
+		add := exec.Command("iptables-nft", append([]string{"-A", "INPUT"}, strings.Fields(rule)...)...)
+		if out, err := add.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		found(rule, want)
+	}
+}

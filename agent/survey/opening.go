@@ -11,6 +11,7 @@ type opening struct {
 	onlyNew  bool // they are the first of tracked connections, perhaps among others, and never untracked
 	narrow   bool // they are told apart by something else, too
 	noneOpen bool // they are TCP segments that open nothing
+	onlySYN  bool // they are SYNs
 }
 
 // Bits of the state of a connection: include/uapi/linux/netfilter/nf_conntrack_common.h.
@@ -26,6 +27,9 @@ const (
 // trial: all of a service depends on it, or nothing. What drops segments that open nothing is not missed by
 // what is untracked: the host answers them with a reset.
 func (m *reader) judges(what judgement) {
+	if m.noneOpen && what == drops || m.onlySYN && what != drops {
+		m.does(bySYN)
+	}
 	if !m.onlyNew {
 		return
 	}
@@ -63,10 +67,9 @@ func (m *reader) masked(b []byte) {
 // compareState takes a comparison of the state of the connection or of the flags of TCP into account, and says whether
 // it was one of the state.
 func (m *reader) compareState(held value, op uint32, data []byte) bool {
-	const syn = 1 << 1
 	switch {
-	case held.what == theFlags && op == unix.NFT_CMP_NEQ && len(data) == 1:
-		m.noneOpen = m.noneOpen || data[0] == syn
+	case held.what == theFlags && len(data) == 1:
+		m.compareFlags(held, op, data[0])
 		return false
 	case held.what != theState:
 		return false
@@ -77,6 +80,18 @@ func (m *reader) compareState(held value, op uint32, data []byte) bool {
 		m.isState(binary.NativeEndian.Uint32(held.one[0]))
 	}
 	return true
+}
+
+// compareFlags takes a comparison of TCP's flags into account: that they are SYN, perhaps beneath a mask, or that one
+// of a mask is set, which is SYN.
+func (m *reader) compareFlags(held value, op uint32, flags byte) {
+	const syn = 1 << 1
+	isSYN := flags == syn
+	if flags == 0 && len(held.one) == 1 && len(held.one[0]) == 1 && held.one[0][0] == syn {
+		isSYN, op = true, op^unix.NFT_CMP_NEQ^unix.NFT_CMP_EQ
+	}
+	m.onlySYN = m.onlySYN || isSYN && op == unix.NFT_CMP_EQ
+	m.noneOpen = m.noneOpen || isSYN && op == unix.NFT_CMP_NEQ
 }
 
 // isState takes into account that the state is one of several bits.
@@ -136,7 +151,12 @@ func readStateMatch(name string, revision uint32, info []byte) (asked stateMatch
 func (m *reader) flagsMatch(info []byte) {
 	const maskAt, flagsAt, inversionsAt = 9, 10, 11
 	const syn, inverted = 1 << 1, 1 << 2
-	if len(info) > inversionsAt && info[maskAt] != 0 && info[flagsAt] == syn && info[inversionsAt]&inverted != 0 {
+	if len(info) <= inversionsAt || info[maskAt] == 0 || info[flagsAt] != syn {
+		return
+	}
+	if info[inversionsAt]&inverted != 0 {
 		m.noneOpen = true
+	} else {
+		m.onlySYN = true
 	}
 }

@@ -35,6 +35,14 @@ func (h *Host) FiltersOutput() (bool, error) {
 	return found.strict, err
 }
 
+// BySYN names the rules by which connections get in with their SYN alone, such as "tcp flags syn accept" or "! --syn -j
+// DROP", so that one whose entry is gone is not picked up in the middle; empty if there are none. Of iptables-legacy it
+// knows nothing.
+func (h *Host) BySYN() (string, error) {
+	found, err := h.rewrites()
+	return found.bySYN, err
+}
+
 // SetsZones says whether rules of this host put traffic into conntrack zones, so that one address may be several
 // sources.
 func (h *Host) SetsZones() (bool, error) {

@@ -1,6 +1,7 @@
 package survey
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -24,6 +25,7 @@ type rewrites struct {
 	coming   []filter    // what packets for this host have to pass, where it asks for their connection
 	leaving  []filter    // what its own have to, likewise
 	stopped  *memory     // what stoppedBy found
+	bySYN    string      // the chain in which connections may get in by their SYN alone; empty if there is none
 	strict   bool        // this host's own packets may be refused; see filtersOutput
 	proxied  string      // which rule hands packets to sockets that they are not addressed to; empty where none does
 }
@@ -218,9 +220,9 @@ func sorted(all []effect) (found rewrites) {
 		case admitsNew:
 			found.admits = append(found.admits, e)
 		case proxies:
-			if found.proxied == "" {
-				found.proxied = e.where
-			}
+			found.proxied = cmp.Or(found.proxied, e.where)
+		case bySYN:
+			found.bySYN = cmp.Or(found.bySYN, e.where)
 		default:
 			if by, reads := writers[e.kind]; !reads || written[by] {
 				found.needs = append(found.needs, e)

@@ -86,6 +86,9 @@ func (s *Surveyor) Survey() Facts {
 	}
 	f.FiltersOutput, err = s.host.FiltersOutput()
 	f.FiltersOutput = f.FiltersOutput || err != nil
+	if f.BySYN, err = s.host.BySYN(); err != nil {
+		f.BySYN = "rules that can't be read"
+	}
 	f.Zones, err = s.host.SetsZones()
 	note(err)
 	s.excepted(&f)

@@ -171,8 +171,8 @@ var Attacks = []Attack{
 		Topologies: onZones, kind: flood.Handshake, rate: 5000, sources: 6, port: service.HTTPPort,
 	},
 	{
-		Name: "tenant-udp", Summary: "the same with UDP, 5 000 flows each, used again and again",
-		Variant: true, Topologies: onZones, kind: flood.UDP, rate: 20000, sources: 6, ports: 5000, port: service.UDPPort,
+		Name: "tenant-udp", Summary: "the same with UDP, 8 000 flows each, used again and again",
+		Variant: true, Topologies: onZones, kind: flood.UDP, rate: 20000, sources: 6, ports: 8000, port: service.UDPPort,
 	},
 	{
 		Name: "forwarded", Summary: "200 outside sources hold 5 000 handshakes a second on the forwarded port",
