@@ -134,8 +134,9 @@ soak: deps ## floods on and off for SOAK (1h), in which nothing may grow: needs 
 
 .PHONY: bench
 bench: deps build ## every figure of docs/performance.md: needs root
-	bin/ctlab bench-table
+	bin/ctlab bench-table --rounds 3
 	bin/ctlab bench-data
+	bin/ctlab bench-scale --svg bin/scale.svg
 
 .PHONY: demo
 demo: deps build ## a flood without and with ctguard, in under a minute: needs root

@@ -18,6 +18,7 @@ import (
 // they can be swept away.
 type offenders struct {
 	known    map[Source]*offence
+	order    []Source       // those, sorted: at every tick all are asked for; nil where that is to be done anew
 	swept    map[Source]int // transient entries that each source was left with by the last census
 	before   map[Source]int // transient entries of inside hosts before this attack's first census
 	beforeAt time.Time      // when that was
@@ -262,7 +263,7 @@ func (f *offenders) limit(events []Event, now time.Time, a usage, c Config) []Ev
 	of := f.known[a.Source()]
 	if of == nil {
 		of = &offence{limit: Limit{Prefix: a.Prefix, Zone: a.Zone}}
-		f.known[a.Source()] = of
+		f.known[a.Source()], f.order = of, nil
 	}
 	active := now.Before(of.limit.Until)
 	if !active {
@@ -349,20 +350,25 @@ func (of *offence) span(c Config) time.Duration {
 // limits returns the limits in force, in the order of their prefixes, and forgets sources whose
 // last limit ended longer ago than it lasted.
 func (f *offenders) limits(now time.Time, c Config) []Limit {
-	var in []Source // sorted, because limits are larger
-	for source, of := range f.known {
-		switch {
-		case now.Before(of.limit.Until):
-			in = append(in, source)
-		case now.Sub(of.limit.Until) > 2*of.span(c):
+	if len(f.known) == 0 {
+		return nil
+	}
+	if f.order == nil {
+		f.order = slices.SortedFunc(maps.Keys(f.known), Source.Compare)
+	}
+	limits := slices.Grow([]Limit(nil), len(f.order))
+	f.order = slices.DeleteFunc(f.order, func(source Source) bool {
+		of := f.known[source]
+		if now.Before(of.limit.Until) {
+			limits = append(limits, of.limit.inZone(f.zoned))
+			return false
+		}
+		over := now.Sub(of.limit.Until) > 2*of.span(c)
+		if over {
 			delete(f.known, source)
 		}
-	}
-	slices.SortFunc(in, Source.Compare)
-	limits := slices.Grow([]Limit(nil), len(in))
-	for _, source := range in {
-		limits = append(limits, f.known[source].limit.inZone(f.zoned))
-	}
+		return over
+	})
 	return limits
 }
 
@@ -413,6 +419,7 @@ func (f *offenders) release(now time.Time) {
 // forget drops all memory of the sources inside prefix.
 func (f *offenders) forget(prefix netip.Prefix) {
 	maps.DeleteFunc(f.known, func(s Source, _ *offence) bool { return s.Prefix.Overlaps(prefix) })
+	f.order = nil
 }
 
 // flowLife is how long a new flow that nobody closes stays in the table, in seconds: the default

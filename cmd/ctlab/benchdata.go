@@ -39,7 +39,7 @@ func benchDataCommand() *cobra.Command {
 		},
 	}
 	fs := c.Flags()
-	fs.StringVar(&o.CTGuard, "ctguard", besideMe("ctguard"), "the ctguard binary")
+	fs.StringVar(&o.CTGuard, "ctguard", besideMe(), "the ctguard binary")
 	fs.IntVar(&o.Rounds, "rounds", 0, "pairs behind each median (default 21)")
 	fs.DurationVar(&o.Slice, "slice", 0, "how long each half of a pair is measured (default 50ms)")
 	fs.IntSliceVar(&o.Levels, "levels", nil, "the levels to measure (default all)")

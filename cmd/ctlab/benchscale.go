@@ -32,7 +32,7 @@ func benchScaleCommand() *cobra.Command {
 			return os.WriteFile(svg, b.Bytes(), 0o644)
 		},
 	}
-	c.Flags().StringVar(&o.CTGuard, "ctguard", besideMe("ctguard"), "the ctguard binary")
+	c.Flags().StringVar(&o.CTGuard, "ctguard", besideMe(), "the ctguard binary")
 	c.Flags().StringSliceVar(&o.Only, "only", nil, "what to vary: entries, limited-sources, services, sockets, namespaces")
 	c.Flags().IntVar(&o.Most, "most", 0, "leave out sizes above this")
 	c.Flags().StringVar(&svg, "svg", "", "draw a chart into this file")

@@ -37,7 +37,7 @@ func benchTableCommand() *cobra.Command {
 			return conntrackbench.Run(c.Context(), c.OutOrStdout(), o)
 		},
 	}
-	c.Flags().StringVar(&o.CTGuard, "ctguard", besideMe("ctguard"), "the ctguard binary")
+	c.Flags().StringVar(&o.CTGuard, "ctguard", besideMe(), "the ctguard binary")
 	c.Flags().IntVar(&o.Entries, "entries", 0, "entries in the table (default 1 000 000)")
 	c.Flags().IntVar(&o.Rounds, "rounds", 0, "pairs behind each median (default 5)")
 	c.Flags().IntVar(&o.Trials, "trials", 0, "sources that a sampled scan must find (default 1 000)")

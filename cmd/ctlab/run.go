@@ -32,7 +32,7 @@ func (f *scenarioFlags) add(fs *pflag.FlagSet) {
 	fs.IntVar(&f.sc.Background, "background", 0, "entries of ordinary users, -1 for none (default about half)")
 	fs.IntVar(&f.sc.Rate, "rate", 0, "packets or connections a second of the attack (default the attack's)")
 	fs.IntVar(&f.sc.Sources, "sources", 0, "attacking sources, where they are counted (default the attack's)")
-	fs.StringVar(&f.sc.CTGuard, "ctguard", besideMe("ctguard"), "the ctguard binary")
+	fs.StringVar(&f.sc.CTGuard, "ctguard", besideMe(), "the ctguard binary")
 	fs.StringVar(&f.configExtra, "config-extra", "", "file of TOML to merge into ctguard's configuration")
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "say nothing while running")
 }
@@ -54,12 +54,12 @@ func (f *scenarioFlags) scenario(w io.Writer) (lab.Scenario, error) {
 }
 
 // besideMe is the path of a program in the directory of this one.
-func besideMe(name string) string {
+func besideMe() string {
 	self, err := os.Executable()
 	if err != nil {
-		return name
+		return "ctguard"
 	}
-	return filepath.Join(filepath.Dir(self), name)
+	return filepath.Join(filepath.Dir(self), "ctguard")
 }
 
 func runCommand() *cobra.Command {

@@ -28,6 +28,7 @@ type Options struct {
 	Settle  time.Duration // how long the agent is let alone in calm before it is watched; 0 means 1 s
 	Calm    time.Duration // how long it is watched in calm; 0 means 2 s
 	Attack  time.Duration // and in an attack, from its start on; 0 means 5 s
+	Within  time.Duration // sizes that it does not come to are left out, and said; 0 means 6 min
 	OnPoint func(Point)   // is told each figure as soon as it is known
 }
 
@@ -81,6 +82,7 @@ func Run(ctx context.Context, o Options) (points []Point, err error) {
 	o.Settle, o.Calm = orElse(o.Settle, time.Second), orElse(o.Calm, 2*time.Second)
 	o.Attack = orElse(o.Attack, 5*time.Second)
 	o.Most = orElse(o.Most, 1<<30)
+	end := time.Now().Add(orElse(o.Within, 6*time.Minute))
 	dir, err := os.MkdirTemp("", "ctlab-")
 	if err != nil {
 		return nil, err
@@ -101,7 +103,10 @@ func Run(ctx context.Context, o Options) (points []Point, err error) {
 			}
 			z := usual
 			d.set(&z, n)
-			p, err := o.measure(ctx, filepath.Join(dir, fmt.Sprint(len(points))), z)
+			p, err := Point{}, errors.New("left out: no time")
+			if time.Now().Before(end) {
+				p, err = o.measure(ctx, filepath.Join(dir, fmt.Sprint(len(points))), z)
+			}
 			if ctx.Err() != nil {
 				return points, ctx.Err()
 			}

@@ -27,8 +27,8 @@ const (
 	askedPort      = 443   // of the entries; nothing listens there, so no selector frees them
 	firstService   = 20000 // the ports of services
 	tcpEstablished = 3     // enum tcp_conntrack
-	// each address of the loopback interface gives so many connections to one port: fewer than there are local ports
-	perAddress = 20000
+	// connections by each address of the loopback interface: the kernel looks for a free local port one by one
+	perAddress = 4000
 )
 
 func newHost(z Size) (h *host, err error) {
@@ -47,7 +47,7 @@ func (h *host) close() {
 	for _, fd := range h.files {
 		_ = unix.Close(fd) // only held
 	}
-	h.Namespace.Close()
+	h.Close()
 }
 
 func (h *host) fill(z Size) error {
