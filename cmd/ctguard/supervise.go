@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -23,12 +24,21 @@ const (
 	longestPause = time.Minute
 )
 
+// An agent that starts makes namespaces to try things in, and walks over the hash of the tables of all: of dozens that
+// did so at once on two processors, loops hung until their watchdogs ended them, again and again. So only as many start
+// at once as there are processors. One that takes longer than patience no longer holds the others up.
+var startingAtOnce = max(2, runtime.NumCPU())
+
+const startPatience = 20 * time.Second
+
 // supervisor keeps one agent per namespace running, each a process of its own: a process is in one
 // network namespace, and so are its sockets and its rules. All methods run in the goroutine of run.
 type supervisor struct {
-	arguments []string // of each agent, besides its namespace
+	// launch starts an agent and returns the pipe that it writes to when it is ready and as long as it lives
+	launch    func(config.Namespace) (*os.File, *exec.Cmd, error)
 	log       *slog.Logger
 	children  []*child
+	waiting   []*child    // until fewer others start
 	news      chan func() // what those have to tell that wait for agents
 	announced bool        // systemd knows that all are ready
 	stopping  bool
@@ -47,10 +57,14 @@ type child struct {
 	pause     time.Duration
 }
 
+func newSupervisor(log *slog.Logger, launch func(config.Namespace) (*os.File, *exec.Cmd, error)) *supervisor {
+	return &supervisor{launch: launch, log: log, news: make(chan func()), silence: silence}
+}
+
 // supervise runs the agents of the namespaces until ctx ends.
 func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []config.Namespace, arguments []string,
 	log *slog.Logger) error {
-	s := &supervisor{arguments: arguments, log: log, news: make(chan func()), silence: silence}
+	s := newSupervisor(log, func(n config.Namespace) (*os.File, *exec.Cmd, error) { return launch(n, arguments) })
 	for _, n := range namespaces {
 		c := &child{namespace: n}
 		s.children = append(s.children, c)
@@ -65,6 +79,7 @@ func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []config.Na
 			return s.stop()
 		case <-beats.C:
 			beat() // an agent that hangs is ended by itself, or in listen
+			s.startWaiting()
 		case <-hup:
 			for _, c := range s.children {
 				s.reload(c)
@@ -77,11 +92,32 @@ func supervise(ctx context.Context, hup <-chan os.Signal, namespaces []config.Na
 	}
 }
 
-// start starts the agent of a namespace. It ends with this process, also by kill -9.
+// start starts the agent of a namespace as soon as it may. It ends with this process, also by kill -9.
 func (s *supervisor) start(c *child) {
-	if s.stopping {
-		return
+	s.waiting = append(s.waiting, c)
+	s.startWaiting()
+}
+
+// startWaiting starts those agents of which it is the turn.
+func (s *supervisor) startWaiting() {
+	for len(s.waiting) > 0 && !s.stopping && s.starting() < startingAtOnce {
+		c := s.waiting[0]
+		s.waiting = s.waiting[1:]
+		s.startNow(c)
 	}
+}
+
+// starting counts the agents that were started a moment ago and are not ready yet.
+func (s *supervisor) starting() (n int) {
+	for _, c := range s.children {
+		if c.process != nil && !c.ready && time.Since(c.started) < startPatience {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *supervisor) startNow(c *child) {
 	c.started = time.Now()
 	r, process, err := s.launch(c.namespace)
 	if err != nil {
@@ -124,8 +160,8 @@ func (s *supervisor) listen(c *child, r *os.File, process *os.Process) {
 	}
 }
 
-// launch starts an agent and returns the pipe that it writes to when it is ready and as long as it lives.
-func (s *supervisor) launch(n config.Namespace) (*os.File, *exec.Cmd, error) {
+// launch starts the agent of a namespace with arguments, for [supervisor].
+func launch(n config.Namespace, arguments []string) (*os.File, *exec.Cmd, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, nil, err
@@ -135,7 +171,7 @@ func (s *supervisor) launch(n config.Namespace) (*os.File, *exec.Cmd, error) {
 		return nil, nil, err
 	}
 	defer w.Close()
-	c := exec.Command(program, append([]string{"run", "--netns", n.String()}, s.arguments...)...)
+	c := exec.Command(program, append([]string{"run", "--netns", n.String()}, arguments...)...)
 	c.Stderr = os.Stderr
 	c.ExtraFiles = []*os.File{w} // descriptor 3
 	c.Env = append(os.Environ(), readyVariable+"=3")
@@ -156,6 +192,7 @@ func (s *supervisor) settle(c *child) {
 	} else if c.due {
 		s.reload(c)
 	}
+	s.startWaiting()
 	for _, other := range s.children {
 		if !other.proven {
 			return
@@ -193,6 +230,7 @@ func (s *supervisor) ended(c *child, err error) {
 	default:
 		s.again(c, err)
 	}
+	s.startWaiting()
 }
 
 // again starts an agent again after a pause.
