@@ -134,6 +134,7 @@ func (a *Agent) open(o Options) error {
 	a.surveyor.RecallLogins(logins)
 	a.surveyor.KeepForwarded(kernel.Tracked)
 	a.surveyor.KeepUnproxied(kernel.Unproxied)
+	a.surveyor.CountElsewhere(elsewhere(table))
 	l.recallDay()
 	if o.Record != "" {
 		l.recorder, err = record.New(o.Record, Version, l.config.Policy, *l.machine.OrdinaryDay())

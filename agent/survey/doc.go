@@ -6,9 +6,9 @@
 // rule.go, statements.go and extensions.go follow one rule of nftables and iptables, sets.go the sets it looks into.
 // constraints.go is what the matches of a rule say of the packets that come further, effect.go what becomes of them
 // there, nat.go which services a translation touches, exact.go and exactextensions.go which translations can be
-// repeated to the letter, refusals.go and skips.go what follows from all that. rewrites.go remembers the
-// answer until watch.go says that something changed on which it depends; legacy.go looks at iptables-legacy. Whatever
-// can't be read counts as if it touched everything.
+// repeated to the letter, targets.go who still goes where one led before, refusals.go and skips.go what follows from
+// all that. rewrites.go remembers the answer until watch.go says that something changed on which it depends; legacy.go
+// looks at iptables-legacy. Whatever can't be read counts as if it touched everything.
 //
 // It only reads. What a caller can get wrong: everything is read from the network namespace of the
 // calling thread.

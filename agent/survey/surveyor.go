@@ -31,6 +31,7 @@ type Surveyor struct {
 	tracked string                     // why no forwarded service may go untracked; empty: some may
 	// why none can be put behind synproxy, likewise
 	unproxied string
+	targets   targets
 	seen      map[Connection]time.Time // management connections and when each was first seen
 	looked    time.Time                // when they were listed
 }
@@ -94,6 +95,7 @@ func (s *Surveyor) Survey() Facts {
 	s.excepted(&f)
 	forwarded, err := s.forwarded()
 	if note(err); err == nil && f.Refused != nil {
+		note(s.targets.judge(forwarded, time.Now()))
 		f.Services = append(f.Services, s.untrackable(forwarded)...)
 		maps.Copy(f.Refused, forwarded.Refused)
 	}
