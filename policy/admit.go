@@ -81,6 +81,8 @@ func (a *admit) judge(s situation) []Event {
 		case b != nil && answered:
 			delete(a.budgets, f.class)
 			tell(f.class, "goes free: %d of %d entries seen are answered", f.replied, f.entries)
+		case b == nil && slices.Contains(s.shared.purged, f.class):
+			// This host's own service. What a purge leaves of it was born a moment ago, and is not answered yet.
 		case b == nil && !answered && !s.ordinaryClass(f.class) && large && !a.leaves(f, s.shared.suspects, s):
 			if a.budgets == nil {
 				a.budgets = make(map[FlowClass]*budget)

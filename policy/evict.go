@@ -38,6 +38,7 @@ func (e *evict) want(s situation, p *Posture) []Event {
 	}
 	s.shared.suspects = f.suspects
 	events = append(events, e.purger.want(s, p)...)
+	s.shared.purged = e.purger.classes
 	if e.purger.purges() && s.Census != nil && !s.Census.Whole {
 		// To a sample of such a flood each of its addresses seems to hold a dozen entries: a pass would find next to none.
 		p.Caps = slices.DeleteFunc(p.Caps, func(c Cap) bool { return c.SpareAssured })

@@ -402,3 +402,35 @@ func TestWhyNoCookiesBesideUntracked(t *testing.T) {
 		}
 	}
 }
+
+// A service of this host's own that is flooded is purged, and never gets a budget as well, which its clients would
+// share with the flood: what a census sees of it right after a purge was born a moment ago, and is not answered yet.
+func TestWhatIsPurgedGetsNoBudget(t *testing.T) {
+	dns := Selector{Protocol: UDP, Port: 53}
+	class := FlowClass{Protocol: udp, Port: 53}
+	m := New(Defaults(Server))
+	o := Observation{Capacity: 10_000, Host: Host{Admin: map[string]int{tcpLoose: 1}, Services: []Selector{dns},
+		Refused: map[Selector]string{dns: "a mark"}}}
+	purged, seenUnanswered := false, 0
+	for i := range 60 {
+		o.Time, o.Count = dayStart.Add(time.Duration(i)*250*time.Millisecond), min(1000+500*i, 9900)
+		n := o.Count - 500
+		port := PortCount{Protocol: udp, Port: 53, Entries: n, Replied: n}
+		kind := Replied
+		if purged {
+			port.Replied, kind = 0, Unreplied
+			seenUnanswered++
+		}
+		o.Census = &Census{Time: o.Time, Whole: true, Seen: o.Count, Total: o.Count, Protocols: map[uint8]int{udp: o.Count},
+			ProtocolsReplied: map[uint8]int{udp: port.Replied}, Ports: []PortCount{port}, Rest: Holding{Entries: o.Count}}
+		o.Census.Classes[kind], o.Census.Classes[Assured], o.Census.Rest.Classes[kind] = n, 500, n
+		p := m.Tick(o).Posture
+		purged = purged || slices.ContainsFunc(p.Purges, func(u Purge) bool { return u.Class == class })
+		if slices.ContainsFunc(p.Budgets, func(b Budget) bool { return b.Class == class }) {
+			t.Fatalf("it has a budget after %d censuses in which nothing was answered", seenUnanswered)
+		}
+	}
+	if !purged || seenUnanswered == 0 {
+		t.Error("it was not purged")
+	}
+}

@@ -142,6 +142,7 @@ type shared struct {
 	crowded     bool         // by evict: the table is fuller than half-way from its target to its leave mark
 	zoned       bool         // by the machine: there are entries in several zones, or may be
 	suspects    suspects     // by evict: whose the transient entries are
+	purged      []FlowClass  // by evict: classes of this host's own services that it purges whenever the table is crowded
 	loose       looseArbiter // by those that need tcp_loose one way or the other
 	asks        asks         // by all of them
 }
