@@ -19,11 +19,6 @@ import (
 	"ctguard/policy"
 )
 
-var (
-	everyV4 = netip.MustParsePrefix("0.0.0.0/0")
-	everyV6 = netip.MustParsePrefix("::/0")
-)
-
 func (b *bench) unread() error {
 	_, err := unreadDump(b.buf)
 	return err
