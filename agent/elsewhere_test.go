@@ -56,8 +56,11 @@ func TestElsewhere(t *testing.T) {
 		want int
 	}{{80, 3}, {8080, 8}} {
 		web.Inside = netip.AddrPortFrom(inside, c.port)
-		if n, err := elsewhere(table)(web); err != nil || n != c.want {
-			t.Errorf("to port %d: %d go elsewhere (%v), want %d", c.port, n, err, c.want)
+		secure := web
+		secure.Port = 443
+		got, err := elsewhere(table)([]policy.Selector{web, secure})
+		if err != nil || got[web] != c.want || got[secure] != 2 {
+			t.Errorf("to port %d: %v go elsewhere (%v), want %d, and 2 of the other service", c.port, got, err, c.want)
 		}
 	}
 }

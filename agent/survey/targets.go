@@ -1,7 +1,6 @@
 package survey
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -20,10 +19,12 @@ const (
 	countAgain  = 30 * time.Second
 )
 
+// counter counts the connections of each service that go elsewhere than its rule says now.
+type counter func([]policy.Selector) (map[policy.Selector]int, error)
+
 // targets knows where translated services lead.
 type targets struct {
-	// count counts the connections of a service that go elsewhere than its rule says now.
-	count func(policy.Selector) (int, error)
+	count counter
 	known map[policy.Selector]target // by the service without its inside host
 }
 
@@ -36,22 +37,23 @@ type target struct {
 }
 
 // CountElsewhere has translated services stay tracked while some of their connections go elsewhere than their rules say
-// now, as count counts them.
-func (s *Surveyor) CountElsewhere(count func(policy.Selector) (int, error)) { s.targets.count = count }
+// now, as count counts them: of all that are to be counted at once, for it takes a pass over the table.
+func (s *Surveyor) CountElsewhere(count func([]policy.Selector) (map[policy.Selector]int, error)) {
+	s.targets.count = count
+}
 
 // judge adds the services that must stay tracked for that to those of found that must anyhow.
-func (t *targets) judge(found Inside, now time.Time) (faults error) {
+func (t *targets) judge(found Inside, now time.Time) (err error) {
 	if t.count == nil {
 		return nil
 	}
 	known := make(map[policy.Selector]target)
+	var due []policy.Selector
 	for _, s := range found.Services {
-		if !s.Translated() {
-			continue
+		if !s.Translated() || found.Refused[s] != "" {
+			continue // who is tracked anyhow is new when he may go
 		}
-		asked := s
-		asked.Inside = netip.AddrPort{}
-		one, seen := t.known[asked]
+		one, seen := t.known[askedFor(s)]
 		switch {
 		case !seen:
 			one = target{inside: s.Inside, reason: "it is new"}
@@ -60,27 +62,44 @@ func (t *targets) judge(found Inside, now time.Time) (faults error) {
 				"go elsewhere"}
 		}
 		if one.reason != "" && now.Sub(one.changed) >= ruleSettles && now.Sub(one.counted) >= countAgain {
-			err := one.find(s, t.count, now)
-			faults = errors.Join(faults, err)
+			due, one.counted = append(due, s), now
 		}
-		if known[asked] = one; one.reason != "" && found.Refused[s] == "" {
+		known[askedFor(s)] = one
+	}
+	if t.known = known; len(due) > 0 {
+		err = t.find(due)
+	}
+	for _, s := range found.Services {
+		if one := known[askedFor(s)]; one.reason != "" && one.inside == s.Inside {
 			found.Refused[s] = one.reason
 		}
 	}
-	t.known = known
-	return faults
+	return err
 }
 
-// find counts the connections that go elsewhere.
-func (t *target) find(s policy.Selector, count func(policy.Selector) (int, error), now time.Time) error {
-	n, err := count(s)
-	t.counted, t.reason = now, ""
-	switch {
-	case err != nil:
-		t.reason = "it is not known whether all of its connections go where its rule says now"
-		return fmt.Errorf("look for connections of %s that go elsewhere: %w", s, err)
-	case n > 0:
-		t.reason = fmt.Sprintf("%d of its connections go elsewhere, from before its rule was changed", n)
+// askedFor is a service as clients know it.
+func askedFor(s policy.Selector) policy.Selector {
+	s.Inside = netip.AddrPort{}
+	return s
+}
+
+// find counts the connections of services that go elsewhere.
+func (t *targets) find(services []policy.Selector) error {
+	counts, err := t.count(services)
+	for _, s := range services {
+		one := t.known[askedFor(s)]
+		switch n := counts[s]; {
+		case err != nil:
+			one.reason = "it is not known whether all of its connections go where its rule says now"
+		case n > 0:
+			one.reason = fmt.Sprintf("%d of its connections go elsewhere, from before its rule was changed", n)
+		default:
+			one.reason = ""
+		}
+		t.known[askedFor(s)] = one
+	}
+	if err != nil {
+		return fmt.Errorf("look for connections of forwarded services that go elsewhere: %w", err)
 	}
 	return nil
 }

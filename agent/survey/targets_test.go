@@ -21,7 +21,10 @@ func TestTargets(t *testing.T) {
 	routed.Inside = netip.MustParseAddrPort("192.0.2.1:80")
 	left, asked, fault := 0, 0, error(nil)
 	var s Surveyor
-	s.CountElsewhere(func(policy.Selector) (int, error) { asked++; return left, fault })
+	s.CountElsewhere(func(all []policy.Selector) (map[policy.Selector]int, error) {
+		asked++
+		return map[policy.Selector]int{all[0]: left}, fault
+	})
 	now := time.Unix(1000, 0)
 	judge := func(what string, one policy.Selector, later time.Duration, refused bool, count int) {
 		t.Helper()

@@ -238,7 +238,7 @@ func (h *host) converse(port uint16) net.Conn {
 		h.Fatal(err)
 	}
 	h.Cleanup(func() { l.Close() })
-	go echo(l)
+	go accept(l, echo)
 	var c net.Conn
 	h.peer.Do(func() { c, err = net.DialTimeout("tcp", address, patience) })
 	if err != nil {

@@ -136,12 +136,12 @@ func listen(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Check(inside(place(ts, where), open))
 		}
 		ts.Defer(func() { l.Close() })
-		go serve(l)
+		go accept(l, serve)
 	}
 }
 
-// echo sends back what comes, on each connection, until the listener is closed.
-func echo(l net.Listener) {
+// accept serves each connection until the listener is closed.
+func accept(l net.Listener, serve func(net.Conn)) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -149,27 +149,21 @@ func echo(l net.Listener) {
 		}
 		go func() {
 			defer c.Close()
-			_, _ = io.Copy(c, c)
+			serve(c)
 		}()
 	}
 }
 
-// speak greets on each connection, again and again, until it or the listener is closed.
-func speak(l net.Listener) {
+// echo sends back what comes.
+func echo(c net.Conn) { _, _ = io.Copy(c, c) }
+
+// speak greets again and again, until the connection is closed.
+func speak(c net.Conn) {
 	for {
-		c, err := l.Accept()
-		if err != nil {
+		if _, err := c.Write([]byte("who is there?\n")); err != nil {
 			return
 		}
-		go func() {
-			defer c.Close()
-			for {
-				if _, err := c.Write([]byte("who is there?\n")); err != nil {
-					return
-				}
-				time.Sleep(20 * time.Millisecond)
-			}
-		}()
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 

@@ -113,7 +113,7 @@ func (h *host) listenOn(device string, port uint16) {
 		h.Fatal(err)
 	}
 	h.Cleanup(func() { l.Close() })
-	go echo(l)
+	go accept(l, echo)
 }
 
 // talk makes connections of a source in a zone that have so many seconds left.

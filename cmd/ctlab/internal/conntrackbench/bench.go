@@ -37,7 +37,7 @@ const maxFile = "/proc/sys/net/netfilter/nf_conntrack_max"
 func Run(ctx context.Context, w io.Writer, o Options) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, unix.SIGTERM)
 	defer stop()
-	o.Entries, o.Rounds, o.Trials = orElse(o.Entries, 1_000_000), orElse(o.Rounds, 5), orElse(o.Trials, 1000)
+	o.Entries, o.Rounds, o.Trials = cmp.Or(o.Entries, 1_000_000), cmp.Or(o.Rounds, 5), cmp.Or(o.Trials, 1000)
 	limit, err := os.OpenFile(maxFile, os.O_RDWR, 0) // while still in the initial namespace
 	if err != nil {
 		return fmt.Errorf("the bound of the table must be raised, from the initial namespace: %w", err)
@@ -52,13 +52,6 @@ func Run(ctx context.Context, w io.Writer, o Options) error {
 	done := make(chan error, 1)
 	go func() { done <- run(ctx, w, o, limit) }() // on a thread that ends with its namespace
 	return <-done
-}
-
-func orElse(n, otherwise int) int {
-	if n == 0 {
-		return otherwise
-	}
-	return n
 }
 
 // room is the bound under which so many entries are made and stay.

@@ -3,6 +3,8 @@ package lab
 import (
 	"context"
 	"slices"
+
+	"ctguard/cmd/ctlab/internal/spent"
 )
 
 // guard is what is done about an attack.
@@ -138,3 +140,9 @@ table inet static {
 	}
 }
 `
+
+// processCost is what a guard's program has taken; one that has ended shows elsewhere.
+func processCost(pid int) Cost {
+	c, _ := spent.Process(pid)
+	return Cost{CPUSeconds: c.CPUSeconds, PeakRSSKiB: c.PeakRSSKiB}
+}

@@ -2,6 +2,7 @@ package scalebench
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"ctguard/agent/control"
 	"ctguard/cmd/ctlab/internal/guardian"
 	"ctguard/cmd/ctlab/internal/ns"
+	"ctguard/cmd/ctlab/internal/spent"
 )
 
 // Options says how large a benchmark is.
@@ -79,10 +81,10 @@ const (
 
 // Run measures all points and returns those that it could. Everything is put back when it returns.
 func Run(ctx context.Context, o Options) (points []Point, err error) {
-	o.Settle, o.Calm = orElse(o.Settle, time.Second), orElse(o.Calm, 2*time.Second)
-	o.Attack = orElse(o.Attack, 5*time.Second)
-	o.Most = orElse(o.Most, 1<<30)
-	end := time.Now().Add(orElse(o.Within, 6*time.Minute))
+	o.Settle, o.Calm = cmp.Or(o.Settle, time.Second), cmp.Or(o.Calm, 2*time.Second)
+	o.Attack = cmp.Or(o.Attack, 5*time.Second)
+	o.Most = cmp.Or(o.Most, 1<<30)
+	end := time.Now().Add(cmp.Or(o.Within, 6*time.Minute))
 	dir, err := os.MkdirTemp("", "ctlab-")
 	if err != nil {
 		return nil, err
@@ -118,14 +120,6 @@ func Run(ctx context.Context, o Options) (points []Point, err error) {
 		}
 	}
 	return points, nil
-}
-
-func orElse[T comparable](v, otherwise T) T {
-	var zero T
-	if v == zero {
-		return otherwise
-	}
-	return v
 }
 
 // run is one agent at work.
@@ -188,7 +182,7 @@ func (r *run) guard(ctx context.Context, program string, fill float64, f func() 
 
 // load watches the agent for a while and returns what it takes, in percent of a core.
 func (r *run) load(ctx context.Context, d time.Duration) (float64, error) {
-	before, err := costOf(r.cmd.Process.Pid)
+	before, err := spent.Family(r.cmd.Process.Pid)
 	if err != nil {
 		return 0, err
 	}
@@ -200,8 +194,8 @@ func (r *run) load(ctx context.Context, d time.Duration) (float64, error) {
 		return 0, fmt.Errorf("the agent ended: %s", r.said())
 	case <-time.After(d):
 	}
-	after, err := costOf(r.cmd.Process.Pid)
-	return 100 * (after.cpu - before.cpu).Seconds() / time.Since(began).Seconds(), err
+	after, err := spent.Family(r.cmd.Process.Pid)
+	return 100 * (after.CPUSeconds - before.CPUSeconds) / time.Since(began).Seconds(), err
 }
 
 // configure writes the configuration with which the table is so full.
@@ -319,8 +313,8 @@ func (r *run) decide(ctx context.Context, p *Point) error {
 		}
 	}
 	p.Decided = time.Since(r.began)
-	c, err := costOf(r.cmd.Process.Pid)
-	p.PeakMiB = float64(c.peakKiB) / 1024
+	c, err := spent.Family(r.cmd.Process.Pid)
+	p.PeakMiB = float64(c.PeakRSSKiB) / 1024
 	return err
 }
 

@@ -3,7 +3,6 @@
 //
 //	bench.go  what is varied, and one run of the agent
 //	host.go   a namespace with so many entries, services and sockets
-//	cost.go   what the agent takes, of all its processes
 //	report.go the table, and the chart
 //
 // An agent is started twice: in calm, with a quarter of the capacity in use, and with the table nearly full of sources
