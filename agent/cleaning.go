@@ -24,7 +24,7 @@ func (l *loop) purging(now time.Time) walk {
 		return nil
 	}
 	classes = slices.DeleteFunc(slices.Clone(classes), func(p policy.Purge) bool {
-		return p.Unfinished > 0 && now.Sub(l.unfinished) < max(p.Unfinished, purgeShare*l.unfinishedCost)
+		return p.Handshakes && now.Sub(l.unfinished) < max(p.Unfinished, purgeShare*l.unfinishedCost)
 	})
 	if len(classes) == 0 {
 		return nil
@@ -50,7 +50,7 @@ func (p purgeWalk) do(ctx context.Context, w walker) func(*loop) {
 		before := cpuTime()
 		n, fault := w.mover.purge(ctx, class, p.local, p.spare)
 		all, err = all+n, errors.Join(err, fault)
-		if class.Unfinished > 0 {
+		if class.Handshakes {
 			useful, cost = true, cpuTime()-before
 		}
 	}

@@ -13,7 +13,7 @@ import (
 // What a spoofed flood left of a service is purged while the table is crowded, once per tick, and no
 // longer when it is not. A dry run purges nothing.
 func TestPurging(t *testing.T) {
-	dns := policy.Purge{Class: policy.FlowClass{Protocol: 17, Port: 53}, Local: true}
+	dns := policy.Purge{Class: policy.FlowClass{Protocol: 17, Port: 53}, Local: true, Unfinished: 300 * time.Millisecond}
 	for _, dryRun := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			k := newKernel(t)

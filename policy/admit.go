@@ -59,7 +59,7 @@ func (a *admit) want(s situation, p *Posture) []Event {
 	slices.SortFunc(p.Budgets, func(x, y Budget) int { return x.Class.compare(y.Class) })
 	if s.shared.crowded {
 		for _, b := range p.Budgets {
-			p.purge(Purge{Class: b.Class})
+			p.purge(Purge{Class: b.Class, Unfinished: unfinishedForInNeed})
 		}
 	}
 	return events

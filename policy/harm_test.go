@@ -364,7 +364,7 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 				Ports: []PortCount{{Protocol: tcp, Port: 80, Entries: o.Count, Replied: o.Count}}, Rest: Holding{Entries: o.Count}}
 			o.Census.Classes[HalfOpen], o.Census.Classes[Assured], o.Census.Rest.Classes[HalfOpen] = n, 500, n
 			p := m.Tick(o).Posture
-			if i := slices.IndexFunc(p.Purges, func(u Purge) bool { return u.Unfinished > 0 }); i >= 0 {
+			if i := slices.IndexFunc(p.Purges, func(u Purge) bool { return u.Handshakes }); i >= 0 {
 				if !p.Purges[i].Local {
 					t.Errorf("%s: what this host asks others for is purged", c.name)
 				}
@@ -432,5 +432,55 @@ func TestWhatIsPurgedGetsNoBudget(t *testing.T) {
 	}
 	if !purged || seenUnanswered == 0 {
 		t.Error("it was not purged")
+	}
+}
+
+// What a flood of questions leaves at a forwarded service goes once it is answered, while the table is about to be full,
+// and nobody is limited for it; where a translated answer that came late would leave with its inside address it stays.
+func TestForwardedQuestionsArePurged(t *testing.T) {
+	inside := netip.MustParsePrefix("192.0.2.0/24")
+	for _, c := range []struct {
+		name, service string
+		inside        []netip.Prefix
+		begin, growth int // entries, and how many more a second, for four seconds
+		purged        bool
+	}{
+		{"translated", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", []netip.Prefix{inside}, 1000, 2000, true},
+		{"a range", "udp/50-60 at 203.0.113.1/32 to 192.0.2.10:50 by wan0", []netip.Prefix{inside}, 1000, 2000, true},
+		{"routed", "udp/53 at 203.0.113.1/32 to 203.0.113.1:53 by wan0", nil, 1000, 2000, true},
+		{"translated, and nobody is masqueraded", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", nil, 1000, 2000, false},
+		{"another port", "udp/54 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", []netip.Prefix{inside}, 1000, 2000, false},
+		{"crowded, and pressure below the mark", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", []netip.Prefix{inside}, 8100, 0,
+			false},
+	} {
+		service, err := ParseSelector(c.service)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := New(Defaults(Auto))
+		o := Observation{Capacity: 10_000, Host: Host{Inside: c.inside, Services: []Selector{service},
+			Refused: map[Selector]string{service: "its packets are let in by state"}}}
+		purged := false
+		for i := range 40 {
+			o.Time, o.Count = dayStart.Add(time.Duration(i)*250*time.Millisecond), min(c.begin+c.growth/4*min(i, 16), 9900)
+			n := o.Count - 500
+			o.Census = &Census{Time: o.Time, Whole: true, Seen: o.Count, Total: o.Count, Protocols: map[uint8]int{udp: n},
+				ProtocolsReplied: map[uint8]int{udp: n},
+				Ports:            []PortCount{{Protocol: udp, Port: 53, Entries: n, Replied: n}}, Rest: Holding{Entries: o.Count}}
+			o.Census.Classes[Replied], o.Census.Classes[Assured], o.Census.Rest.Classes[Replied] = n, 500, n
+			p := m.Tick(o).Posture
+			for _, one := range p.Purges {
+				purged = purged || one.Forwarded && one.Class == FlowClass{udp, 53}
+				if !one.Forwarded {
+					t.Errorf("%s: %+v", c.name, one)
+				}
+			}
+			if len(p.Limits)+len(p.Budgets) > 0 {
+				t.Fatalf("%s: limits %v, budgets %v", c.name, p.Limits, p.Budgets)
+			}
+		}
+		if purged != c.purged {
+			t.Errorf("%s: purged %t, want %t", c.name, purged, c.purged)
+		}
 	}
 }

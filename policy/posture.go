@@ -42,11 +42,14 @@ func (p *Posture) purge(one Purge) {
 	}
 }
 
-// Purge is a class whose entries are deleted.
+// Purge is a class whose entries are deleted, but for those that are assured.
 type Purge struct {
-	Class FlowClass
-	Local bool // only entries of what is this host's own, and nothing that is forwarded
-	// only TCP handshakes that have been under way for so long, and at most for twice as long; 0: whatever is of the class
+	Class      FlowClass
+	Local      bool // only entries of what is this host's own, and nothing that is forwarded
+	Forwarded  bool // only what a forwarded service was asked and has answered
+	Handshakes bool // only TCP handshakes under way
+	// how long a question without an answer, a handshake under way and what is forwarded stay at least; at most it is
+	// about twice as long
 	Unfinished time.Duration
 }
 

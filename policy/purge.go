@@ -2,12 +2,13 @@ package policy
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 )
 
-// purger finds the classes of this host's own UDP services that a flood from spoofed addresses fills the
-// table with. Each of its packets is answered, so early drop and fair shares take it for a client's. But
+// purger finds the classes of UDP services, this host's own and forwarded ones, that a flood from spoofed addresses
+// fills the table with. Each of its packets is answered, so early drop and fair shares take it for a client's. But
 // a question and its answer need no entry afterwards: what is not assured can go as often as it must, and
 // nobody is limited.
 type purger struct {
@@ -17,12 +18,16 @@ type purger struct {
 	handshakes bool // those that nobody finishes are purged, until evict is left
 }
 
-// How long a handshake that nobody finishes may stay while it is purged: longer than almost every round trip, and not
-// longer than a table has room for that is about to be full.
+// How long what nobody answers or finishes may stay while it is purged: longer than almost every answer and round trip
+// takes, and not longer than a table has room for that is about to be full.
 const (
 	unfinishedFor       = time.Second
 	unfinishedForInNeed = 300 * time.Millisecond
 )
+
+// answeredFor is how long what a forwarded service has answered stays while it is purged: an answer of several datagrams
+// is through by then. The kernel's early drop, whose turn it would be, asks for nothing like it.
+const answeredFor = 100 * time.Millisecond
 
 // want wants the classes purged while the table is crowded; entries that are assured stay.
 func (u *purger) want(s situation, p *Posture) []Event {
@@ -36,16 +41,38 @@ func (u *purger) want(s situation, p *Posture) []Event {
 	}
 	if s.fill >= waitBelow {
 		for _, class := range u.waiting {
-			events = append(events, u.take(class, "fills the table before its sources are limited"))
+			events = append(events, u.take(s, class, "fills the table before its sources are limited"))
 		}
 		u.waiting = nil
 	}
 	if s.shared.crowded {
 		for _, class := range u.classes {
-			p.purge(Purge{Class: class, Local: s.cfg.Profile == Auto})
+			if s.serves(class) {
+				p.purge(Purge{Class: class, Local: s.cfg.Profile == Auto, Unfinished: unfinishedForInNeed})
+			}
+			if s.sendsOn(class) {
+				p.purge(Purge{Class: class, Forwarded: true, Unfinished: answeredFor})
+			}
 		}
 	}
 	return events
+}
+
+// serves reports whether a class is that of a UDP service of this host's own.
+func (s situation) serves(class FlowClass) bool {
+	return class.Protocol == udp && slices.Contains(s.Services, Selector{Protocol: UDP, Port: class.Port})
+}
+
+// sendsOn reports whether a class is that of a forwarded UDP service. What that says when it was purged leaves with its own
+// address, or is translated again: a translated service of a host that nobody masquerades is none.
+func (s situation) sendsOn(class FlowClass) bool {
+	return class.Protocol == udp && slices.ContainsFunc(s.Services, func(one Selector) bool {
+		if first, last := one.Ports(); !one.Forwarded() || one.Protocol != UDP || class.Port < first || class.Port > last {
+			return false
+		}
+		host := one.Inside.Addr()
+		return !one.Translated() || s.IsInside(netip.PrefixFrom(host, host.BitLen()))
+	})
 }
 
 // purges reports whether something is purged that comes from everywhere.
@@ -56,9 +83,7 @@ func (u *purger) judge(s situation) []Event {
 	u.waiting = nil
 	var events []Event
 	for _, f := range classes(s.Census) {
-		service := Selector{Protocol: UDP, Port: f.class.Port}
-		if f.class.Protocol != udp || slices.Contains(u.classes, f.class) || !slices.Contains(s.Services, service) ||
-			s.ordinaryClass(f.class) {
+		if slices.Contains(u.classes, f.class) || !s.serves(f.class) && !s.sendsOn(f.class) || s.ordinaryClass(f.class) {
 			continue
 		}
 		share := s.Census.shareAhead(f.entries, s)
@@ -69,16 +94,20 @@ func (u *purger) judge(s situation) []Event {
 			u.waiting = append(u.waiting, f.class)
 			continue
 		}
-		events = append(events, u.take(f.class, fmt.Sprintf("holds %.0f %% of the capacity, or is about to", share)))
+		events = append(events, u.take(s, f.class, fmt.Sprintf("holds %.0f %% of the capacity, or is about to", share)))
 	}
 	return events
 }
 
 // take begins to purge a class.
-func (u *purger) take(class FlowClass, why string) Event {
+func (u *purger) take(s situation, class FlowClass, why string) Event {
 	u.classes = append(u.classes, class)
+	whose := "its entries that are not assured"
+	if !s.serves(class) {
+		whose = "its questions that were answered, and are no conversation,"
+	}
 	return Event{Kind: StepEvent, Step: Evict,
-		Reason: fmt.Sprintf("%s %s: its entries that are not assured are purged while the table is crowded", class, why)}
+		Reason: fmt.Sprintf("%s %s: %s are purged while the table is crowded", class, why, whose)}
 }
 
 // handshake wants the handshakes with this host's own services purged that nobody finishes, while a flood of them comes
@@ -96,7 +125,7 @@ func (u *purger) handshake(s situation, p *Posture) []Event {
 			long = unfinishedForInNeed
 		}
 		// What this host asks others for itself is not picked up: an answer without an entry is INVALID.
-		p.purge(Purge{Class: FlowClass{Protocol: tcp}, Local: true, Unfinished: long})
+		p.purge(Purge{Class: FlowClass{Protocol: tcp}, Local: true, Handshakes: true, Unfinished: long})
 	}
 	if before || !u.handshakes {
 		return nil

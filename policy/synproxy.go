@@ -137,7 +137,8 @@ func (x *synproxy) want(s situation, p *Posture) []Event {
 	if s.shared.crowded && !p.LastCookies {
 		for _, one := range p.Synproxy { // the handshakes from before synproxy answered them would stay for minutes
 			if !one.Forwarded() {
-				p.purge(Purge{Class: FlowClass{tcp, one.Port}, Local: s.cfg.Profile == Auto})
+				p.purge(Purge{Class: FlowClass{tcp, one.Port}, Local: s.cfg.Profile == Auto,
+					Unfinished: unfinishedForInNeed})
 			}
 		}
 	}

@@ -472,12 +472,15 @@ func (w *world) comeBack(s *source, p Posture) {
 func (w *world) purge(p Posture) {
 	for _, g := range w.groups {
 		i := slices.IndexFunc(p.Purges, func(u Purge) bool {
-			return u.Class == g.flowClass() || u.Unfinished > 0 && g.class == HalfOpen && g.to.Protocol == TCP
+			return u.Class == g.flowClass() || u.Handshakes && g.class == HalfOpen && g.to.Protocol == TCP
 		})
 		if g.class == Assured || i < 0 {
 			continue
 		}
-		young := 1.5 * g.flows(w.now) * p.Purges[i].Unfinished.Seconds()
+		young := 0.0
+		if g.class != Replied {
+			young = 1.5 * g.flows(w.now) * p.Purges[i].Unfinished.Seconds()
+		}
 		for _, s := range g.sources {
 			n := max(0, s.entries-young)
 			if w.work.Evicted += uint64(n); g.oneWay {

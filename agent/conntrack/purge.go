@@ -17,11 +17,17 @@ const statusLasting = statusAssured | statusSrcNAT | statusDstNAT
 // Purge deletes the entries of a class that are neither assured nor translated, nor from a source in spare, and where
 // that is asked for only those to one of the local prefixes: what a flood from spoofed addresses left at a local
 // service. An entry is of the class when its original tuple has the protocol and the destination port; port 0 means
-// any, and protocols without ports. Only the bits IPS_ASSURED, IPS_SRC_NAT and IPS_DST_NAT of the status count
-// (include/uapi/linux/netfilter/nf_conntrack_common.h).
+// any, and protocols without ports. So is an answer of a service in local to somebody not in spare that came when the
+// question's entry was gone: nobody answers that. Only the bits IPS_SEEN_REPLY, IPS_ASSURED, IPS_SRC_NAT and
+// IPS_DST_NAT of the status count (include/uapi/linux/netfilter/nf_conntrack_common.h).
 //
-// With p.Unfinished it is only TCP handshakes, and of them those that were under way in the pass before as well, which
-// was p.Unfinished ago or longer; the first pass deletes nothing.
+// With p.Forwarded it is what a service of an inside host was asked and has answered, translated to that host or merely
+// routed, and a pass saw it p.Unfinished ago or longer: the next packet of the client makes the same entry again. What
+// has a helper or an entry for life, or was given another source, stays.
+//
+// A question without an answer and a TCP handshake under way go when a pass saw them p.Unfinished ago or longer: an
+// answer that finds no entry makes one of its own, or is refused by a filter. With p.Handshakes it is only TCP
+// handshakes, and a pass that comes sooner deletes nothing.
 //
 // It is one pass over the table with deletions beside it, as many per second as r allows, nil for no bound.
 // The kernel leaves out of it what lasts. One filtered flush would do for a third of the CPU, but can
@@ -32,15 +38,13 @@ func (t *Table) Purge(
 ) (deleted int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	spared, own := newPrefixSet(spare), newPrefixSet(local)
-	if p.Unfinished > 0 && !t.underWay.begin(time.Now(), p.Unfinished, t.room()) {
+	look := t.looks.at(p)
+	if !look.begin(time.Now(), p.Unfinished, t.room()) && p.Handshakes {
 		return 0, nil
 	}
+	take := sweep{p, newPrefixSet(local), newPrefixSet(spare), look}
 	deleted, err = t.change(ctx, msgDelete, r, func(queue *changes) error {
-		_, err := t.walk(ctx, part{lacks: statusLasting}, 0, func(e *entry) bool {
-			return !e.purgeable(p.Class) || p.Local && !own.contains(e.orig.dst) || spared.contains(e.orig.src) ||
-				p.Unfinished > 0 && !t.underWay.again(e) || queue.delete(e)
-		})
+		_, err := t.walk(ctx, take.part(), 0, func(e *entry) bool { return !take.takes(e) || queue.delete(e) })
 		return err
 	})
 	if err != nil {
@@ -49,8 +53,52 @@ func (t *Table) Purge(
 	return deleted, err
 }
 
-// purgeable says whether e is of a class and has no bit of statusLasting.
-func (e *entry) purgeable(class policy.FlowClass) bool {
-	return e.orig.proto == class.Protocol && (class.Port == 0 || e.orig.dstPort == class.Port) &&
-		e.status&statusLasting == 0
+// sweep is what one pass of a purge takes.
+type sweep struct {
+	policy.Purge
+	own, spared prefixSet
+	look        *underWay
+}
+
+// part says which entries may be taken.
+func (s sweep) part() part {
+	if s.Forwarded {
+		return part{has: statusSeenReply, lacks: statusAssured | statusSrcNAT}
+	}
+	return part{lacks: statusLasting}
+}
+
+// takes says whether e is to be deleted.
+func (s sweep) takes(e *entry) bool {
+	switch {
+	case s.Forwarded:
+		const stays = statusAssured | statusSrcNAT | statusKept
+		return e.isOf(s.Class) && e.status&(stays|statusSeenReply) == statusSeenReply && !e.helped &&
+			s.own.contains(e.orig.dst) == (e.status&statusDstNAT != 0) && !s.spared.contains(e.orig.src) && s.look.again(e)
+	case e.status&statusLasting != 0 || s.Handshakes && !e.handshake():
+		return false
+	case e.isOf(s.Class):
+		if s.Local && !s.own.contains(e.orig.dst) || s.spared.contains(e.orig.src) {
+			return false
+		}
+	case !e.answers(s.Class) || !s.own.contains(e.orig.src) || s.spared.contains(e.orig.dst):
+		return false
+	}
+	return s.Unfinished == 0 || !e.handshake() && e.status&statusSeenReply != 0 || s.look.again(e)
+}
+
+// isOf says whether e is of a class.
+func (e *entry) isOf(class policy.FlowClass) bool {
+	return e.orig.proto == class.Protocol && (class.Port == 0 || e.orig.dstPort == class.Port)
+}
+
+// answers says whether e was made by an answer from the port of a class, and nobody has spoken to that since.
+func (e *entry) answers(class policy.FlowClass) bool {
+	return e.orig.proto == class.Protocol && class.Port != 0 && e.orig.srcPort == class.Port &&
+		e.status&statusSeenReply == 0
+}
+
+// handshake says whether e is a TCP handshake under way.
+func (e *entry) handshake() bool {
+	return e.protoInfo == protoInfoTCP && (e.state == tcpSynSent || e.state == tcpSynRecv)
 }

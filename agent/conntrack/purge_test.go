@@ -3,6 +3,7 @@ package conntrack
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"ctguard/agent/conntrack/conntrackfill"
+	"ctguard/agent/conntrack/conntracktest"
 	"ctguard/policy"
 )
 
@@ -196,8 +198,8 @@ func BenchmarkPurge(b *testing.B) {
 // that long to finish, and what was finished is a conversation.
 func TestPurgeUnfinished(t *testing.T) {
 	table := openTable(t)
-	const age = 50 * time.Millisecond
-	all := policy.Purge{Class: policy.FlowClass{Protocol: protoTCP}, Unfinished: age}
+	const age = 5 * time.Second
+	all := policy.Purge{Class: policy.FlowClass{Protocol: protoTCP}, Handshakes: true, Unfinished: age}
 	purge := func() int {
 		n, err := table.Purge(t.Context(), all, nil, []netip.Prefix{netip.MustParsePrefix("192.0.2.9/32")}, nil)
 		if err != nil {
@@ -219,7 +221,7 @@ func TestPurgeUnfinished(t *testing.T) {
 	if n := purge(); n != 0 {
 		t.Errorf("a purge that came too soon took %d", n)
 	}
-	table.underWay.at = table.underWay.at.Add(-age)
+	wait(table, all)
 	fill(t, tcp("192.0.2.2", 20, tcpSynRecv, conntrackfill.SeenReply, 60)...)
 	if n := purge(); n < 330 || n > 335 { // one of them may share its bit
 		t.Errorf("the second purge took %d, want the 330 from before", n)
@@ -236,4 +238,134 @@ func TestPurgeUnfinished(t *testing.T) {
 	if n := left[addr("192.0.2.2")]; n < 15 {
 		t.Errorf("of 20 that had just begun %d are left", n)
 	}
+}
+
+// wait has as much time gone by since the newest look as a purge gives to what is unfinished.
+func wait(table *Table, p policy.Purge) {
+	look := table.looks.at(p)
+	look.at = look.at.Add(-p.Unfinished)
+}
+
+// Of what a forwarded service was asked a purge takes what was answered, that the pass before saw as well.
+func TestPurgeForwarded(t *testing.T) {
+	table := openTable(t)
+	outside, inside := addr("198.51.100.1"), addr("192.0.2.10")
+	p := policy.Purge{Class: dns.Class, Forwarded: true, Unfinished: 5 * time.Second}
+	flows := []flow{
+		{Dst: outside, NewDst: inside, Status: conntrackfill.SeenReply},
+		{Dst: inside, Status: conntrackfill.SeenReply}, // merely routed
+		{Dst: outside, NewDst: inside},                 // from here on all stay
+		{Dst: outside, NewDst: inside, Status: busy},
+		{Dst: outside, NewDst: inside, Status: conntrackfill.SeenReply | conntrackfill.FixedTimeout},
+		{Dst: outside, NewDst: inside, NewSrc: addr("192.0.2.1"), Status: conntrackfill.SeenReply},
+		{Dst: outside, Status: conntrackfill.SeenReply}, // this host's own
+		{Dst: outside, NewDst: inside, Status: conntrackfill.SeenReply, DstPort: 54},
+		{Dst: outside, NewDst: inside, Status: conntrackfill.SeenReply, Src: addr("203.0.113.9")},
+	}
+	for i := range flows {
+		f := &flows[i]
+		if f.Proto, f.SrcPort, f.Timeout = protoUDP, uint16(100+i), 60; !f.Src.IsValid() {
+			f.Src = addr("203.0.113.1")
+		}
+		if f.DstPort == 0 {
+			f.DstPort = 53
+		}
+	}
+	fill(t, flows...)
+	for pass, want := range []int{0, 2, 0} {
+		n, err := table.Purge(t.Context(), p, []netip.Prefix{netip.PrefixFrom(outside, 32)},
+			[]netip.Prefix{prefix("203.0.113.9/32")}, nil)
+		if err != nil || n != want {
+			t.Errorf("pass %d took %d, %v; want %d", pass, n, err, want)
+		}
+		wait(table, p)
+	}
+	if left := kept(t, table, flows); !slices.Equal(left, []int{2, 3, 4, 5, 6, 7, 8}) {
+		t.Errorf("kept %v", left)
+	}
+}
+
+// Who asks while a purge passes gets the answer, also from a host that lets nothing out but answers; once it is there
+// the entry goes. An answer that came too late for its question's entry has one of its own, which goes as well, and
+// nothing that this host asks from the same port.
+func TestPurgeOnTheWire(t *testing.T) {
+	table, peer := openTracking(t)
+	here, there := netip.AddrPortFrom(conntracktest.Here4, 53), netip.AddrPortFrom(conntracktest.There4, 4500)
+	service := listen(t, here)
+	var client, other *net.UDPConn
+	peer.Do(func() {
+		client, other = listen(t, netip.AddrPortFrom(conntracktest.There4, 4400)), listen(t, there)
+	})
+	purge := func(p policy.Purge, spare ...netip.Prefix) int {
+		n, err := table.Purge(t.Context(), p, []netip.Prefix{netip.PrefixFrom(here.Addr(), 32)}, spare, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	careful, rude := dns, dns
+	careful.Local, careful.Unfinished = true, 5*time.Second
+	filter := []string{"nft add chain inet track filter {type filter hook output priority 1;}",
+		"nft add rule inet track filter ct state new drop"}
+	if err := conntracktest.Run(filter...); err != nil {
+		t.Fatal(err)
+	}
+	asker := send(t, client, here, service)
+	for pass := range 3 {
+		if n := purge(careful); n != 0 {
+			t.Errorf("pass %d took %d questions that are being answered", pass, n)
+		}
+	}
+	send(t, service, asker, client)
+	if n := purge(careful); n != 1 {
+		t.Errorf("took %d questions that were answered, want 1", n)
+	}
+
+	if err := conntracktest.Run("nft delete chain inet track filter"); err != nil {
+		t.Fatal(err)
+	}
+	send(t, client, here, service)
+	if n := purge(rude); n != 1 {
+		t.Errorf("took %d questions at once, want 1", n)
+	}
+	send(t, service, asker, client)                         // this answer makes an entry,
+	send(t, other, send(t, service, there, other), service) // and this host asks somebody, who answers
+	for _, c := range []struct {
+		spare []netip.Prefix
+		want  int
+	}{{nil, 0}, {[]netip.Prefix{netip.PrefixFrom(asker.Addr(), 32)}, 0}, {nil, 0}, {nil, 1}} {
+		if n := purge(careful, c.spare...); n != c.want {
+			t.Errorf("sparing %v it took %d, want %d", c.spare, n, c.want)
+		}
+		wait(table, careful)
+	}
+	if left := dump(t, table); len(left) != 1 || left[0].orig.dstPort != there.Port() {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// listen opens a UDP socket.
+func listen(t *testing.T, at netip.AddrPort) *net.UDPConn {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// send has something go from one socket to another, and returns from where it came.
+func send(t *testing.T, from *net.UDPConn, to netip.AddrPort, there *net.UDPConn) netip.AddrPort {
+	t.Helper()
+	if _, err := from.WriteToUDPAddrPort([]byte("?"), to); err != nil {
+		t.Fatal(err)
+	}
+	_ = there.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_, source, err := there.ReadFromUDPAddrPort(make([]byte, 16))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return source
 }

@@ -31,7 +31,7 @@ type Table struct {
 	buf       []byte
 	entry     entry
 	tally     tally
-	underWay  underWay
+	looks     looks
 	silences  silences
 	comebacks comebacks
 

@@ -86,13 +86,15 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 func TestGuardBeatsEarlyDrop(t *testing.T) {
 	conntracktest.Privileged(t, "nft", "go")
 	if testing.Short() {
-		t.Skip("runs three attacks")
+		t.Skip("runs five attacks")
 	}
 	binary := guardBinary(t)
 	for _, sc := range []lab.Scenario{
 		{Attack: "syn-spoofed", Guard: "ctguard-evict"},
 		{Attack: "udp-spoofed", Guard: "ctguard-evict"},
 		{Topology: "by-state", Attack: "syn-spoofed", Guard: "ctguard"},
+		{Topology: "by-state", Attack: "udp-spoofed", Guard: "ctguard"},
+		{Topology: "forwarded", Attack: "udp-spoofed", Guard: "ctguard-evict"},
 	} {
 		t.Run(sc.Topology+sc.Attack, func(t *testing.T) {
 			sc.CTGuard, sc.AttackFor = binary, 9*time.Second
@@ -107,6 +109,9 @@ func TestGuardBeatsEarlyDrop(t *testing.T) {
 			if res.Lasting.Lost > 0 || !res.Lasting.SessionAlive || len(res.LeftBehind) > 0 {
 				t.Errorf("lost %d connections, session alive %t, left behind %q", res.Lasting.Lost, res.Lasting.SessionAlive,
 					res.LeftBehind)
+			}
+			if leaked := res.Leaked; leaked != nil && *leaked > 0 {
+				t.Errorf("%d packets with an inside address were seen outside", *leaked)
 			}
 		})
 	}

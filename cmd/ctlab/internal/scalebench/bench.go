@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,11 +74,16 @@ var dimensions = []dimension{
 const mostLimited = 1 << 16
 
 const (
-	maxSetting = "/proc/sys/net/netfilter/nf_conntrack_max"
-	calmFill   = 0.25
-	attackFill = 0.97
-	patience   = 30 * time.Second
+	maxSetting     = "/proc/sys/net/netfilter/nf_conntrack_max"
+	bucketsSetting = "/proc/sys/net/netfilter/nf_conntrack_buckets"
+	calmFill       = 0.25
+	attackFill     = 0.97
+	patience       = 2 * time.Minute // until all namespaces are guarded, and until half of the sources are limited
 )
+
+// entriesPerBucket is how full the hash may be: where it has fewer buckets for a size it gets more for that long, or
+// the kernel refuses entries (nf_conntrack_hash_check_insert in net/netfilter/nf_conntrack_core.c).
+const entriesPerBucket = 4
 
 // Run measures all points and returns those that it could. Everything is put back when it returns.
 func Run(ctx context.Context, o Options) (points []Point, err error) {
@@ -85,16 +91,6 @@ func Run(ctx context.Context, o Options) (points []Point, err error) {
 	o.Attack = cmp.Or(o.Attack, 5*time.Second)
 	o.Most = cmp.Or(o.Most, 1<<30)
 	end := time.Now().Add(cmp.Or(o.Within, 6*time.Minute))
-	dir, err := os.MkdirTemp("", "ctlab-")
-	if err != nil {
-		return nil, err
-	}
-	most := map[string]string{maxSetting: strconv.Itoa(1 << 23)}
-	g, err := guardian.Protect(ctx, dir, most, func() {})
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
-	}
-	defer func() { err = errors.Join(err, g.Restore()) }()
 	for _, d := range dimensions {
 		if len(o.Only) > 0 && !slices.Contains(o.Only, strings.ReplaceAll(d.name, " ", "-")) {
 			continue
@@ -107,7 +103,7 @@ func Run(ctx context.Context, o Options) (points []Point, err error) {
 			d.set(&z, n)
 			p, err := Point{}, errors.New("left out: no time")
 			if time.Now().Before(end) {
-				p, err = o.measure(ctx, filepath.Join(dir, fmt.Sprint(len(points))), z)
+				p, err = o.protected(ctx, z)
 			}
 			if ctx.Err() != nil {
 				return points, ctx.Err()
@@ -120,6 +116,32 @@ func Run(ctx context.Context, o Options) (points []Point, err error) {
 		}
 	}
 	return points, nil
+}
+
+// protected measures a size with the settings that it takes.
+func (o Options) protected(ctx context.Context, z Size) (p Point, err error) {
+	settings := map[string]string{maxSetting: strconv.Itoa(1 << 23)}
+	text, err := os.ReadFile(bucketsSetting)
+	if err != nil {
+		return p, err
+	}
+	buckets, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return p, err
+	}
+	if buckets < z.Entries/entriesPerBucket {
+		settings[bucketsSetting] = strconv.Itoa(1 << bits.Len(uint(z.Entries/entriesPerBucket-1))) // the kernel rounds to pages
+	}
+	dir, err := os.MkdirTemp("", "ctlab-")
+	if err != nil {
+		return p, err
+	}
+	g, err := guardian.Protect(ctx, dir, settings, func() {})
+	if err != nil {
+		return p, errors.Join(err, os.RemoveAll(dir))
+	}
+	defer func() { err = errors.Join(err, g.Restore()) }()
+	return o.measure(ctx, dir, z)
 }
 
 // run is one agent at work.
@@ -150,7 +172,7 @@ func (o Options) measure(ctx context.Context, dir string, z Size) (p Point, err 
 		}
 		hosts = append(hosts, h)
 	}
-	calm := run{dir: dir + "-calm", size: z, hosts: hosts}
+	calm := run{dir: filepath.Join(dir, "calm"), size: z, hosts: hosts}
 	err = calm.guard(ctx, o.CTGuard, calmFill, func() (err error) {
 		if _, err = calm.load(ctx, o.Settle); err == nil {
 			p.Calm, err = calm.load(ctx, o.Calm)
@@ -160,7 +182,7 @@ func (o Options) measure(ctx context.Context, dir string, z Size) (p Point, err 
 	if err != nil {
 		return p, err
 	}
-	attacked := run{dir: dir + "-attacked", size: z, hosts: hosts}
+	attacked := run{dir: filepath.Join(dir, "attacked"), size: z, hosts: hosts}
 	return p, attacked.guard(ctx, o.CTGuard, attackFill, func() (err error) {
 		decided := make(chan error, 1)
 		go func() { decided <- attacked.decide(ctx, &p) }()
