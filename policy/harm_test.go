@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -444,20 +446,22 @@ func TestForwardedQuestionsArePurged(t *testing.T) {
 		inside        []netip.Prefix
 		begin, growth int // entries, and how many more a second, for four seconds
 		purged        bool
+		profile       Profile
 	}{
-		{"translated", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", []netip.Prefix{inside}, 1000, 2000, true},
-		{"a range", "udp/50-60 at 203.0.113.1/32 to 192.0.2.10:50 by wan0", []netip.Prefix{inside}, 1000, 2000, true},
-		{"routed", "udp/53 at 203.0.113.1/32 to 203.0.113.1:53 by wan0", nil, 1000, 2000, true},
-		{"translated, and nobody is masqueraded", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", nil, 1000, 2000, false},
-		{"another port", "udp/54 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", []netip.Prefix{inside}, 1000, 2000, false},
+		{"translated", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", []netip.Prefix{inside}, 1000, 2000, true, Auto},
+		{"a range", "udp/50-60 at 203.0.113.1/32 to 192.0.2.10:50 by wan0", []netip.Prefix{inside}, 1000, 2000, true, Auto},
+		{"routed", "udp/53 at 203.0.113.1/32 to 203.0.113.1:53 by wan0", nil, 1000, 2000, true, Auto},
+		{"translated, and nobody is masqueraded", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", nil, 1000, 2000, false, Auto},
+		{"another port", "udp/54 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", []netip.Prefix{inside}, 1000, 2000, false, Auto},
 		{"crowded, and pressure below the mark", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", []netip.Prefix{inside}, 8100, 0,
-			false},
+			false, Auto},
+		{"a gateway by its configuration", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", nil, 1000, 2000, true, NATGateway},
 	} {
 		service, err := ParseSelector(c.service)
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := New(Defaults(Auto))
+		m := New(Defaults(c.profile))
 		o := Observation{Capacity: 10_000, Host: Host{Inside: c.inside, Services: []Selector{service},
 			Refused: map[Selector]string{service: "its packets are let in by state"}}}
 		purged := false
@@ -481,6 +485,48 @@ func TestForwardedQuestionsArePurged(t *testing.T) {
 		}
 		if purged != c.purged {
 			t.Errorf("%s: purged %t, want %t", c.name, purged, c.purged)
+		}
+	}
+}
+
+// A spoofed flood from the addresses of a network shows each of them with an entry or a few, more than anybody could
+// open if all were to have the same: then ordinary users, who open several, are not limited for it, nor is anybody.
+func TestSpoofedNetworkLimitsNobody(t *testing.T) {
+	const calm, lasting = 40, 30_000
+	random := rand.New(rand.NewPCG(1, 2))
+	m := New(Defaults(Auto))
+	o := Observation{Capacity: 65_536}
+	for i := range 2 * calm {
+		flood := max(0, min(4000*(i-calm), 34_000))
+		o.Time, o.Count = dayStart.Add(time.Duration(i)*300*time.Millisecond), lasting+flood
+		census := &Census{Time: o.Time, Whole: true, Seen: o.Count, Total: o.Count, Protocols: map[uint8]int{udp: o.Count},
+			ProtocolsReplied: map[uint8]int{udp: o.Count}, Distinct: 30_000}
+		held := make(map[netip.Addr]int)
+		for range flood {
+			held[netip.AddrFrom4([4]byte{198, 18, byte(random.Uint32()), byte(random.Uint32())})]++
+		}
+		for i := range 20 {
+			held[netip.AddrFrom4([4]byte{203, 0, 113, byte(i)})] = 8
+		}
+		for addr, n := range held {
+			h := Holding{Prefix: netip.PrefixFrom(addr, 32), Entries: n}
+			h.Classes[Replied] = n
+			census.Sources = append(census.Sources, h)
+			census.Classes[Replied] += n
+		}
+		slices.SortFunc(census.Sources, func(a, b Holding) int {
+			return cmp.Or(b.Entries-a.Entries, a.Source().Compare(b.Source()))
+		})
+		const listed = 8192
+		census.Classes[Assured], census.Rest.Entries, census.Rest.Classes[Assured] = lasting, lasting, lasting
+		for _, h := range census.Sources[min(listed, len(census.Sources)):] {
+			census.Rest.Entries += h.Entries
+			census.Rest.Classes[Replied] += h.Entries
+		}
+		census.Sources = census.Sources[:min(listed, len(census.Sources))]
+		o.Census = census
+		if p := m.Tick(o).Posture; len(p.Limits) > 0 {
+			t.Fatalf("census %d: %d sources are limited: %v: %s", i, len(p.Limits), p.Limits[0].Prefix, p.Limits[0].Reason)
 		}
 	}
 }

@@ -31,7 +31,7 @@ const answeredFor = 100 * time.Millisecond
 
 // want wants the classes purged while the table is crowded; entries that are assured stay.
 func (u *purger) want(s situation, p *Posture) []Event {
-	if !s.works || s.cfg.everywhere() {
+	if !s.works {
 		*u, s.shared.loose.purged = purger{}, false
 		return nil
 	}
@@ -60,7 +60,8 @@ func (u *purger) want(s situation, p *Posture) []Event {
 
 // serves reports whether a class is that of a UDP service of this host's own.
 func (s situation) serves(class FlowClass) bool {
-	return class.Protocol == udp && slices.Contains(s.Services, Selector{Protocol: UDP, Port: class.Port})
+	return class.Protocol == udp && !s.cfg.everywhere() &&
+		slices.Contains(s.Services, Selector{Protocol: UDP, Port: class.Port})
 }
 
 // sendsOn reports whether a class is that of a forwarded UDP service. What that says when it was purged leaves with its own
@@ -71,7 +72,7 @@ func (s situation) sendsOn(class FlowClass) bool {
 			return false
 		}
 		host := one.Inside.Addr()
-		return !one.Translated() || s.IsInside(netip.PrefixFrom(host, host.BitLen()))
+		return !one.Translated() || s.cfg.everywhere() || s.IsInside(netip.PrefixFrom(host, host.BitLen()))
 	})
 }
 
@@ -117,7 +118,8 @@ func (u *purger) take(s situation, class FlowClass, why string) Event {
 // administrator's.
 func (u *purger) handshake(s situation, p *Posture) []Event {
 	before := u.handshakes
-	u.handshakes = (before || s.synFlood && s.shared.crowded) && picksUp(s) && !s.oneSided() && exposed(s, *p)
+	u.handshakes = (before || s.synFlood && s.shared.crowded) && picksUp(s) && !s.oneSided() && !s.cfg.everywhere() &&
+		exposed(s, *p)
 	s.shared.loose.purged = u.handshakes
 	if u.handshakes && s.shared.crowded {
 		long := unfinishedFor

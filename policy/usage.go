@@ -168,8 +168,23 @@ func (f *offenders) opens(usages []usage, s situation, rest float64) divided {
 			a.opens = max(0, float64(low-swept[a.Source()])) / span
 		}
 	}
-	opens := claims(usages, func(a *usage) (has, usual float64) { return a.opens, a.usual.Transient / flowLife })
-	return divide(opens, max(0, rest-before)/span, sweepPerPart*float64(s.Capacity), 1, s.ordinary.Known())
+	// A few entries in a moment are no rate. Else each address of a spoofed flood would seem to open more than there is to
+	// share, and ordinary users still more.
+	few, passing := float64(s.cfg.Floor)/span, max(0, rest-before)/span
+	opens := claims(usages, func(a *usage) (has, usual float64) {
+		if a.opens <= few {
+			passing += a.opens
+			return 0, 0
+		}
+		return a.opens, a.usual.Transient / flowLife
+	})
+	all = divide(opens, passing, sweepPerPart*float64(s.Capacity), 1, s.ordinary.Known())
+	for i := range usages {
+		if usages[i].opens <= few {
+			all.keep[i] = math.Inf(1)
+		}
+	}
+	return all
 }
 
 // remember takes in, while nobody is judged, how many transient entries inside hosts have, so that one that scans is
