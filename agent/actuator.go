@@ -25,7 +25,7 @@ type entries interface {
 	Adopt(context.Context, []conntrack.Flow, *rate.Limiter) (int, error)
 	AdoptForwarded(context.Context, []conntrack.ForwardedFlow, *rate.Limiter) (int, error)
 	Loosen(context.Context, []netip.AddrPort, *rate.Limiter) (int, error)
-	Purge(ctx context.Context, p policy.Purge, local, spare []netip.Prefix, r *rate.Limiter) (int, error)
+	Purge(ctx context.Context, p policy.Purge, of conntrack.Parties, r *rate.Limiter) (int, error)
 	Retire(context.Context, conntrack.Retirement) (int, error)
 }
 
@@ -72,7 +72,7 @@ type mover interface {
 	retime(context.Context, conntrack.Retiming) (int, error)
 	adopt(context.Context, []policy.Selector) (int, error)
 	loosen(context.Context, []netip.AddrPort) (int, error)
-	purge(ctx context.Context, p policy.Purge, local, spare []netip.Prefix) (int, error)
+	purge(ctx context.Context, p policy.Purge, of conntrack.Parties) (int, error)
 	retire(context.Context, conntrack.Retirement) (int, error)
 }
 
@@ -127,8 +127,8 @@ func (l *live) retime(ctx context.Context, r conntrack.Retiming) (int, error) {
 	return l.Retime(ctx, r)
 }
 
-func (l *live) purge(ctx context.Context, p policy.Purge, local, spare []netip.Prefix) (int, error) {
-	n, err := l.Purge(ctx, p, local, spare, l.evicting)
+func (l *live) purge(ctx context.Context, p policy.Purge, of conntrack.Parties) (int, error) {
+	n, err := l.Purge(ctx, p, of, l.evicting)
 	l.evicted.Add(uint64(n))
 	return n, err
 }
@@ -197,7 +197,7 @@ func (*dryEntries) retime(context.Context, conntrack.Retiming) (int, error) {
 
 func (*dryEntries) adopt(context.Context, []policy.Selector) (int, error) { return 0, nil }
 
-func (*dryEntries) purge(context.Context, policy.Purge, []netip.Prefix, []netip.Prefix) (int, error) {
+func (*dryEntries) purge(context.Context, policy.Purge, conntrack.Parties) (int, error) {
 	return 0, nil
 }
 

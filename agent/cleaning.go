@@ -30,14 +30,14 @@ func (l *loop) purging(now time.Time) walk {
 		return nil
 	}
 	l.purged.at = now
-	return purgeWalk{classes, l.facts.Local, l.decision.Posture.Allow, now}
+	return purgeWalk{classes, conntrack.Parties{Own: l.facts.Local, Inside: l.facts.Inside,
+		Spared: l.decision.Posture.Allow}, now}
 }
 
 // purgeWalk deletes entries of classes.
 type purgeWalk struct {
 	classes []policy.Purge
-	local   []netip.Prefix // what is this host's own
-	spare   []netip.Prefix
+	of      conntrack.Parties
 	at      time.Time // when it sets out
 }
 
@@ -48,7 +48,7 @@ func (p purgeWalk) do(ctx context.Context, w walker) func(*loop) {
 	cost := time.Duration(-1) // of what is purged at a pace of its own
 	for _, class := range p.classes {
 		before := cpuTime()
-		n, fault := w.mover.purge(ctx, class, p.local, p.spare)
+		n, fault := w.mover.purge(ctx, class, p.of)
 		all, err = all+n, errors.Join(err, fault)
 		if class.Handshakes {
 			useful, cost = true, cpuTime()-before

@@ -118,7 +118,7 @@ func (k *kernel) Loosen(context.Context, []netip.AddrPort, *rate.Limiter) (int, 
 	return 0, k.change("loosen")
 }
 
-func (k *kernel) Purge(_ context.Context, class policy.Purge, _, _ []netip.Prefix, _ *rate.Limiter) (int, error) {
+func (k *kernel) Purge(_ context.Context, class policy.Purge, _ conntrack.Parties, _ *rate.Limiter) (int, error) {
 	k.purged = append(k.purged, class)
 	return 1, k.change("purge")
 }

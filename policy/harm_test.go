@@ -343,12 +343,15 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 		loose  int
 		bySYN  string
 		proxy  bool
+		passes bool // by way of a router without a service
 		purged bool
 	}{
-		{"nothing else helps", 1, "", false, true},
-		{"the administrator has tcp_loose=0", 0, "", false, false},
-		{"the filter drops what is new and no SYN", 1, "chain input", false, false},
-		{"synproxy stands in front", 1, "", true, false},
+		{"nothing else helps", 1, "", false, false, true},
+		{"the administrator has tcp_loose=0", 0, "", false, false, false},
+		{"the filter drops what is new and no SYN", 1, "chain input", false, false, false},
+		{"synproxy stands in front", 1, "", true, false, false},
+		{"it passes", 1, "", false, true, true},
+		{"it passes, and the filter drops what is new and no SYN", 1, "chain forward", false, true, false},
 	} {
 		m := New(Defaults(Server))
 		o := Observation{Capacity: 10_000, Host: Host{Admin: map[string]int{tcpLoose: c.loose}, Listeners: []Selector{web},
@@ -358,6 +361,9 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 		if o.BySYN = c.bySYN; c.proxy {
 			o.Unproxied = nil
 		}
+		if c.passes {
+			o.Services, o.Listeners = nil, nil
+		}
 		purged, strict := false, false
 		for i := range 30 {
 			o.Time, o.Count = dayStart.Add(time.Duration(i)*250*time.Millisecond), min(1000+500*i, 9900)
@@ -365,10 +371,13 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 			o.Census = &Census{Time: o.Time, Whole: true, Seen: o.Count, Total: o.Count, Protocols: map[uint8]int{tcp: o.Count},
 				Ports: []PortCount{{Protocol: tcp, Port: 80, Entries: o.Count, Replied: o.Count}}, Rest: Holding{Entries: o.Count}}
 			o.Census.Classes[HalfOpen], o.Census.Classes[Assured], o.Census.Rest.Classes[HalfOpen] = n, 500, n
+			if c.passes && !purged {
+				o.Census.Passing = []FlowCount{{FlowClass: FlowClass{tcp, 80}, Entries: n, Answered: n}}
+			}
 			p := m.Tick(o).Posture
 			if i := slices.IndexFunc(p.Purges, func(u Purge) bool { return u.Handshakes }); i >= 0 {
-				if !p.Purges[i].Local {
-					t.Errorf("%s: what this host asks others for is purged", c.name)
+				if u := p.Purges[i]; u.Local == c.passes || u.Passing != c.passes {
+					t.Errorf("%s: %+v", c.name, u)
 				}
 				loose, set := p.Settings[tcpLoose]
 				purged, strict = true, strict || set && loose == 0
@@ -437,33 +446,40 @@ func TestWhatIsPurgedGetsNoBudget(t *testing.T) {
 	}
 }
 
-// What a flood of questions leaves at a forwarded service goes once it is answered, while the table is about to be full,
-// and nobody is limited for it; where a translated answer that came late would leave with its inside address it stays.
+// What a flood of questions leaves at a forwarded service goes once it is answered, while the table is about to be
+// full, and nobody is limited for it; where a translated answer that came late would leave with its inside address it
+// stays.
 func TestForwardedQuestionsArePurged(t *testing.T) {
-	inside := netip.MustParsePrefix("192.0.2.0/24")
+	const translated = "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0"
+	inside := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 	for _, c := range []struct {
 		name, service string
 		inside        []netip.Prefix
 		begin, growth int // entries, and how many more a second, for four seconds
 		purged        bool
 		profile       Profile
+		passes        int // in percent, of a class that no service is known of
 	}{
-		{"translated", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", []netip.Prefix{inside}, 1000, 2000, true, Auto},
-		{"a range", "udp/50-60 at 203.0.113.1/32 to 192.0.2.10:50 by wan0", []netip.Prefix{inside}, 1000, 2000, true, Auto},
-		{"routed", "udp/53 at 203.0.113.1/32 to 203.0.113.1:53 by wan0", nil, 1000, 2000, true, Auto},
-		{"translated, and nobody is masqueraded", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", nil, 1000, 2000, false, Auto},
-		{"another port", "udp/54 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", []netip.Prefix{inside}, 1000, 2000, false, Auto},
-		{"crowded, and pressure below the mark", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", []netip.Prefix{inside}, 8100, 0,
-			false, Auto},
-		{"a gateway by its configuration", "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", nil, 1000, 2000, true, NATGateway},
+		{"translated", translated, inside, 1000, 2000, true, Auto, 0},
+		{"a range", "udp/50-60 at 203.0.113.1/32 to 192.0.2.10:50 by wan0", inside, 1000, 2000, true, Auto, 0},
+		{"routed", "udp/53 at 203.0.113.1/32 to 203.0.113.1:53 by wan0", nil, 1000, 2000, true, Auto, 0},
+		{"translated, and nobody is masqueraded", translated, nil, 1000, 2000, false, Auto, 0},
+		{"another port", "udp/54 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", inside, 1000, 2000, false, Auto, 0},
+		{"crowded, and pressure below the mark", translated, inside, 8100, 0,
+			false, Auto, 0},
+		{"passed on, and nobody knows a service", "", nil, 1000, 2000, true, Auto, 60},
+		{"hardly passed on", "", nil, 1000, 2000, false, Auto, 40},
+		{"a gateway by its configuration", translated, nil, 1000, 2000, true, NATGateway, 0},
 	} {
-		service, err := ParseSelector(c.service)
-		if err != nil {
-			t.Fatal(err)
-		}
 		m := New(Defaults(c.profile))
-		o := Observation{Capacity: 10_000, Host: Host{Inside: c.inside, Services: []Selector{service},
-			Refused: map[Selector]string{service: "its packets are let in by state"}}}
+		o := Observation{Capacity: 10_000, Host: Host{Inside: c.inside}}
+		if c.service != "" {
+			service, err := ParseSelector(c.service)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.Services, o.Refused = []Selector{service}, map[Selector]string{service: "its packets are let in by state"}
+		}
 		purged := false
 		for i := range 40 {
 			o.Time, o.Count = dayStart.Add(time.Duration(i)*250*time.Millisecond), min(c.begin+c.growth/4*min(i, 16), 9900)
@@ -472,10 +488,14 @@ func TestForwardedQuestionsArePurged(t *testing.T) {
 				ProtocolsReplied: map[uint8]int{udp: n},
 				Ports:            []PortCount{{Protocol: udp, Port: 53, Entries: n, Replied: n}}, Rest: Holding{Entries: o.Count}}
 			o.Census.Classes[Replied], o.Census.Classes[Assured], o.Census.Rest.Classes[Replied] = n, 500, n
+			if class := (FlowClass{udp, 53}); c.passes > 0 && !purged { // what is purged is hardly seen
+				o.Census.Passing = []FlowCount{{FlowClass: class, Entries: n, Answered: n * c.passes / 100}}
+			}
 			p := m.Tick(o).Posture
 			for _, one := range p.Purges {
-				purged = purged || one.Forwarded && one.Class == FlowClass{udp, 53}
-				if !one.Forwarded {
+				purged = purged || one.Class == FlowClass{udp, 53} && one.Translated == (c.service != "" && c.name != "routed") &&
+					one.Passing != one.Translated
+				if one.Local || !one.Passing && !one.Translated {
 					t.Errorf("%s: %+v", c.name, one)
 				}
 			}

@@ -179,14 +179,18 @@ type PortCount struct {
 // first Seen entries of a dump, which the hash's random key makes a uniform random sample.
 // Counts in it are counts of entries seen: scale by Total/Seen to estimate the table.
 type Census struct {
-	Time             time.Time // when the scan ended
-	Took             time.Duration
-	Total            int  // entries in the table when the scan began
-	Seen             int  // entries this scan saw
-	Whole            bool // the dump ran to its end
-	Zoned            int  `json:",omitempty"` // entries in other zones than the default one
-	Classes          [NumClasses]int
-	Roles            [NumRoles]int // of the first entries; all zero where nobody looked
+	Time    time.Time // when the scan ended
+	Took    time.Duration
+	Total   int  // entries in the table when the scan began
+	Seen    int  // entries this scan saw
+	Whole   bool // the dump ran to its end
+	Zoned   int  `json:",omitempty"` // entries in other zones than the default one
+	Classes [NumClasses]int
+	Roles   [NumRoles]int // of the first entries; all zero where nobody looked
+	// of the first entries: the largest classes of TCP and UDP entries that are not assured, as Entries, and how many of
+	// each this host only passes on, untranslated and not for an inside host, and were answered, of TCP with the
+	// handshake under way, as Answered
+	Passing          []FlowCount   `json:",omitempty"`
 	Protocols        map[uint8]int // by IP protocol number
 	ProtocolsReplied map[uint8]int // of them, those that have seen a reply
 	TCPStates        map[uint8]int // TCP entries by enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h)

@@ -44,10 +44,12 @@ func (p *Posture) purge(one Purge) {
 
 // Purge is a class whose entries are deleted, but for those that are assured.
 type Purge struct {
-	Class      FlowClass
-	Local      bool // only entries of what is this host's own, and nothing that is forwarded
-	Forwarded  bool // only what a forwarded service was asked and has answered
-	Handshakes bool // only TCP handshakes under way
+	Class FlowClass
+	Local bool // only entries of what is this host's own, and nothing that is forwarded
+	// instead or besides: what others asked each other by way of this host and was answered, untranslated and not by an
+	// inside host; and what was translated to an inside host and answered
+	Passing, Translated bool
+	Handshakes          bool // only TCP handshakes under way
 	// how long a question without an answer, a handshake under way and what is forwarded stay at least; at most it is
 	// about twice as long
 	Unfinished time.Duration

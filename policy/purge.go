@@ -15,7 +15,8 @@ type purger struct {
 	classes []FlowClass // until evict is left
 	waiting []FlowClass // left to limits on the sources that fill them, for now
 	grace
-	handshakes bool // those that nobody finishes are purged, until evict is left
+	handshakes bool        // those that nobody finishes are purged, until evict is left
+	passing    []FlowClass // of classes, those that this host passes on; TCP as a whole stands for handshakes
 }
 
 // How long what nobody answers or finishes may stay while it is purged: longer than almost every answer and round trip
@@ -25,7 +26,7 @@ const (
 	unfinishedForInNeed = 300 * time.Millisecond
 )
 
-// answeredFor is how long what a forwarded service has answered stays while it is purged: an answer of several datagrams
+// answeredFor is how long what is forwarded and was answered stays while it is purged: an answer of several datagrams
 // is through by then. The kernel's early drop, whose turn it would be, asks for nothing like it.
 const answeredFor = 100 * time.Millisecond
 
@@ -50,8 +51,9 @@ func (u *purger) want(s situation, p *Posture) []Event {
 			if s.serves(class) {
 				p.purge(Purge{Class: class, Local: s.cfg.Profile == Auto, Unfinished: unfinishedForInNeed})
 			}
-			if s.sendsOn(class) {
-				p.purge(Purge{Class: class, Forwarded: true, Unfinished: answeredFor})
+			routed, translated := s.sendsOn(class)
+			if passing := routed || slices.Contains(u.passing, class); passing || translated {
+				p.purge(Purge{Class: class, Passing: passing, Translated: translated, Unfinished: answeredFor})
 			}
 		}
 	}
@@ -64,32 +66,56 @@ func (s situation) serves(class FlowClass) bool {
 		slices.Contains(s.Services, Selector{Protocol: UDP, Port: class.Port})
 }
 
-// sendsOn reports whether a class is that of a forwarded UDP service. What that says when it was purged leaves with its own
-// address, or is translated again: a translated service of a host that nobody masquerades is none.
-func (s situation) sendsOn(class FlowClass) bool {
-	return class.Protocol == udp && slices.ContainsFunc(s.Services, func(one Selector) bool {
-		if first, last := one.Ports(); !one.Forwarded() || one.Protocol != UDP || class.Port < first || class.Port > last {
-			return false
+// sendsOn reports whether a class is that of forwarded UDP services that are merely routed, and of some that are
+// translated. What those say when their entry is gone must not leave with an inside address: where nobody masquerades
+// the host they are none.
+func (s situation) sendsOn(class FlowClass) (routed, translated bool) {
+	for _, one := range s.Services {
+		if first, last := one.Ports(); class.Protocol != udp || !one.Forwarded() || one.Protocol != UDP ||
+			class.Port < first || class.Port > last {
+			continue
 		}
 		host := one.Inside.Addr()
-		return !one.Translated() || s.cfg.everywhere() || s.IsInside(netip.PrefixFrom(host, host.BitLen()))
-	})
+		routed = routed || !one.Translated()
+		translated = translated || one.Translated() &&
+			(s.cfg.everywhere() || s.IsInside(netip.PrefixFrom(host, host.BitLen())))
+	}
+	return routed, translated
 }
 
 // purges reports whether something is purged that comes from everywhere.
 func (u *purger) purges() bool { return len(u.classes) > 0 || u.handshakes }
+
+// passes reports whether most of a class, as far as it is UDP and not assured, are questions that others ask each other
+// by way of this host, untranslated and answered.
+func (s situation) passes(class FlowClass) bool {
+	return class.Protocol == udp && !s.cfg.everywhere() && slices.ContainsFunc(s.Census.Passing, func(c FlowCount) bool {
+		return c.FlowClass == class && 2*c.Answered >= c.Entries
+	})
+}
+
+// passesHandshakes reports whether others shake hands by way of this host, untranslated.
+func (c *Census) passesHandshakes() bool {
+	return slices.ContainsFunc(c.Passing, func(c FlowCount) bool { return c.Protocol == tcp })
+}
 
 // judge takes up the services that hold a flood's share of the capacity, or are about to.
 func (u *purger) judge(s situation) []Event {
 	u.waiting = nil
 	var events []Event
 	for _, f := range classes(s.Census) {
-		if slices.Contains(u.classes, f.class) || !s.serves(f.class) && !s.sendsOn(f.class) || s.ordinaryClass(f.class) {
+		passes := s.passes(f.class)
+		routed, translated := s.sendsOn(f.class)
+		if slices.Contains(u.classes, f.class) || s.ordinaryClass(f.class) ||
+			!s.serves(f.class) && !passes && !routed && !translated {
 			continue
 		}
 		share := s.Census.shareAhead(f.entries, s)
 		if f.entries < enoughSeen || share < s.cfg.ClassShare {
 			continue
+		}
+		if passes && !slices.Contains(u.passing, f.class) {
+			u.passing = append(u.passing, f.class)
 		}
 		if u.leaves(f, s.shared.suspects, s) {
 			u.waiting = append(u.waiting, f.class)
@@ -111,15 +137,19 @@ func (u *purger) take(s situation, class FlowClass, why string) Event {
 		Reason: fmt.Sprintf("%s %s: %s are purged while the table is crowded", class, why, whose)}
 }
 
-// handshake wants the handshakes with this host's own services purged that nobody finishes, while a flood of them comes
-// and neither synproxy nor notrack deals with it, as on a host that routes by the marks of connections. Early drop
-// takes them too, but whichever it meets first, those that are about to be finished among them, and refuses who asks
-// when it meets none. What was purged too soon is picked up by the ACK that finishes it, so tcp_loose is the
-// administrator's.
+// handshake wants the handshakes purged that nobody finishes, those with this host's own services and those that it
+// passes on untranslated, while a flood of them comes and neither synproxy nor notrack deals with it, as on a host that
+// routes by the marks of connections. Early drop takes them too, but whichever it meets first, those that are about to
+// be finished among them, and refuses who asks when it meets none. What was purged too soon is picked up by the ACK
+// that finishes it, so tcp_loose is the administrator's.
 func (u *purger) handshake(s situation, p *Posture) []Event {
-	before := u.handshakes
-	u.handshakes = (before || s.synFlood && s.shared.crowded) && picksUp(s) && !s.oneSided() && !s.cfg.everywhere() &&
-		exposed(s, *p)
+	before, all := u.handshakes, FlowClass{Protocol: tcp}
+	flood := (before || s.synFlood && s.shared.crowded) && picksUp(s) && !s.oneSided() && !s.cfg.everywhere()
+	if flood && s.Census != nil && s.Census.passesHandshakes() && !slices.Contains(u.passing, all) {
+		u.passing = append(u.passing, all)
+	}
+	own, passing := exposed(s, *p), slices.Contains(u.passing, all)
+	u.handshakes = flood && (own || passing)
 	s.shared.loose.purged = u.handshakes
 	if u.handshakes && s.shared.crowded {
 		long := unfinishedFor
@@ -127,7 +157,7 @@ func (u *purger) handshake(s situation, p *Posture) []Event {
 			long = unfinishedForInNeed
 		}
 		// What this host asks others for itself is not picked up: an answer without an entry is INVALID.
-		p.purge(Purge{Class: FlowClass{Protocol: tcp}, Local: true, Handshakes: true, Unfinished: long})
+		p.purge(Purge{Class: all, Local: own, Passing: passing, Handshakes: true, Unfinished: long})
 	}
 	if before || !u.handshakes {
 		return nil

@@ -104,3 +104,38 @@ func TestEvictSparesForwarded(t *testing.T) {
 		}
 	}
 }
+
+// A closer look tells of which classes most is passed on without a translation, as far as it is answered and does not
+// last.
+func TestLookAtWhatPasses(t *testing.T) {
+	table := openTable(t)
+	own, inside, client := addr("203.0.113.1"), addr("192.0.2.10"), addr("198.51.100.1")
+	n := 0
+	several := func(how int, f flow) {
+		var list []flow
+		for range how {
+			n++
+			f.Src, f.SrcPort, f.Timeout = client, uint16(1000+n), 600
+			list = append(list, f)
+		}
+		fill(t, list...)
+	}
+	const answered = statusSeenReply
+	several(300, flow{Dst: inside, Proto: protoUDP, DstPort: 53, Status: answered})
+	several(100, flow{Dst: own, Proto: protoUDP, DstPort: 53, Status: answered})
+	several(50, flow{Dst: inside, Proto: protoUDP, DstPort: 53})
+	several(50, flow{Dst: inside, Proto: protoUDP, DstPort: 53, Status: busy})
+	several(300, flow{Dst: own, NewDst: inside, Proto: protoUDP, DstPort: 54, Status: answered})
+	several(200, flow{Dst: inside, Proto: protoTCP, DstPort: 80, State: tcpSynRecv, Status: answered})
+	several(10, flow{Dst: inside, Proto: protoTCP, DstPort: 80, State: tcpTimeWait, Status: answered})
+	several(100, flow{Dst: inside, Proto: protoTCP, DstPort: 81, State: tcpSynRecv, Status: answered}) // too few
+	c, err := table.Scan(t.Context(), ScanOptions{Own: []netip.Prefix{netip.PrefixFrom(own, 32)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []policy.FlowCount{{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 53}, Entries: 450, Answered: 300},
+		{FlowClass: policy.FlowClass{Protocol: protoTCP, Port: 80}, Entries: 210, Answered: 200}}
+	if !slices.Equal(c.Passing, want) {
+		t.Errorf("%+v, want %+v", c.Passing, want)
+	}
+}

@@ -96,7 +96,8 @@ func TestPurge(t *testing.T) {
 			if c.local != "" {
 				local = []netip.Prefix{netip.MustParsePrefix(c.local)}
 			}
-			n, err := table.Purge(t.Context(), policy.Purge{Class: c.class, Local: c.local != ""}, local, spare, nil)
+			n, err := table.Purge(t.Context(), policy.Purge{Class: c.class, Local: c.local != ""},
+				Parties{Own: local, Spared: spare}, nil)
 			if want := len(c.four) + len(c.six); err != nil || n != want {
 				t.Errorf("deleted %d, %v; want %d", n, err, want)
 			}
@@ -141,7 +142,7 @@ func TestPurgeMany(t *testing.T) {
 	fill(t, flood(3000, 53)...)
 	fill(t, tcp("192.0.2.1", 100, tcpEstablished, busy, 600)...)
 	for _, want := range []int{3000, 0} {
-		if n, err := table.Purge(t.Context(), dns, nil, nil,
+		if n, err := table.Purge(t.Context(), dns, Parties{},
 			nil); err != nil || n != want {
 			t.Errorf("deleted %d, %v; want %d", n, err, want)
 		}
@@ -154,15 +155,15 @@ func TestPurgeMany(t *testing.T) {
 func TestPurgeBudget(t *testing.T) {
 	table := openTable(t)
 	fill(t, flood(300, 53)...)
-	if n, err := table.Purge(t.Context(), dns, nil, nil, rate.NewLimiter(0, 0)); err != nil || n != 0 {
+	if n, err := table.Purge(t.Context(), dns, Parties{}, rate.NewLimiter(0, 0)); err != nil || n != 0 {
 		t.Errorf("without any budget: deleted %d, %v", n, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	context.AfterFunc(waitFor(func() bool { n, _ := table.Count(); return n <= 200 }), cancel)
-	if n, err := table.Purge(ctx, dns, nil, nil, rate.NewLimiter(1e-9, 100)); err == nil || n != 100 {
+	if n, err := table.Purge(ctx, dns, Parties{}, rate.NewLimiter(1e-9, 100)); err == nil || n != 100 {
 		t.Errorf("with a budget of 100: deleted %d, %v", n, err)
 	}
-	if n, err := table.Purge(t.Context(), dns, nil, nil, rate.NewLimiter(1e6, 64)); err != nil || n != 200 {
+	if n, err := table.Purge(t.Context(), dns, Parties{}, rate.NewLimiter(1e6, 64)); err != nil || n != 200 {
 		t.Errorf("with a large budget: deleted %d, %v", n, err)
 	}
 }
@@ -172,7 +173,7 @@ func TestPurgeEndsWithContext(t *testing.T) {
 	cancel()
 	table := openTable(t)
 	fill(t, flood(10, 53)...)
-	if n, err := table.Purge(ctx, dns, nil, nil, nil); !errors.Is(err,
+	if n, err := table.Purge(ctx, dns, Parties{}, nil); !errors.Is(err,
 		context.Canceled) || n != 0 {
 		t.Errorf("deleted %d, %v", n, err)
 	}
@@ -187,7 +188,7 @@ func BenchmarkPurge(b *testing.B) {
 		b.StopTimer()
 		fill(b, litter...)
 		b.StartTimer()
-		if n, err := table.Purge(b.Context(), dns, nil, nil,
+		if n, err := table.Purge(b.Context(), dns, Parties{},
 			nil); err != nil || n != len(litter) {
 			b.Fatalf("deleted %d, %v", n, err)
 		}
@@ -201,7 +202,7 @@ func TestPurgeUnfinished(t *testing.T) {
 	const age = 5 * time.Second
 	all := policy.Purge{Class: policy.FlowClass{Protocol: protoTCP}, Handshakes: true, Unfinished: age}
 	purge := func() int {
-		n, err := table.Purge(t.Context(), all, nil, []netip.Prefix{netip.MustParsePrefix("192.0.2.9/32")}, nil)
+		n, err := table.Purge(t.Context(), all, Parties{Spared: []netip.Prefix{prefix("192.0.2.9/32")}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -246,42 +247,68 @@ func wait(table *Table, p policy.Purge) {
 	look.at = look.at.Add(-p.Unfinished)
 }
 
-// Of what a forwarded service was asked a purge takes what was answered, that the pass before saw as well.
+// Of what passes, a purge takes what was answered and the pass before saw as well: questions, and handshakes that wait
+// for the last ACK; where that is asked for, what was translated to an inside host, too.
 func TestPurgeForwarded(t *testing.T) {
-	table := openTable(t)
-	outside, inside := addr("198.51.100.1"), addr("192.0.2.10")
-	p := policy.Purge{Class: dns.Class, Forwarded: true, Unfinished: 5 * time.Second}
+	outside, inside, client := addr("198.51.100.1"), addr("192.0.2.10"), addr("203.0.113.1")
+	of := Parties{Own: []netip.Prefix{netip.PrefixFrom(outside, 32)}, Inside: []netip.Prefix{prefix("192.0.2.128/25")},
+		Spared: []netip.Prefix{prefix("203.0.113.9/32")}}
+	const answered = conntrackfill.SeenReply
 	flows := []flow{
-		{Dst: outside, NewDst: inside, Status: conntrackfill.SeenReply},
-		{Dst: inside, Status: conntrackfill.SeenReply}, // merely routed
-		{Dst: outside, NewDst: inside},                 // from here on all stay
-		{Dst: outside, NewDst: inside, Status: busy},
-		{Dst: outside, NewDst: inside, Status: conntrackfill.SeenReply | conntrackfill.FixedTimeout},
-		{Dst: outside, NewDst: inside, NewSrc: addr("192.0.2.1"), Status: conntrackfill.SeenReply},
-		{Dst: outside, Status: conntrackfill.SeenReply}, // this host's own
-		{Dst: outside, NewDst: inside, Status: conntrackfill.SeenReply, DstPort: 54},
-		{Dst: outside, NewDst: inside, Status: conntrackfill.SeenReply, Src: addr("203.0.113.9")},
+		{Src: client, Dst: inside, Status: answered},
+		{Src: client, Dst: outside, NewDst: inside, Status: answered},
+		{Src: client, Dst: inside, Proto: protoTCP, State: tcpSynRecv, Status: answered},
+		{Src: client, Dst: outside, Proto: protoTCP, State: tcpSynRecv, Status: answered}, // with this host itself
+		// From here on all stay.
+		{Src: client, Dst: outside, NewDst: inside},
+		{Src: client, Dst: outside, NewDst: inside, Status: busy},
+		{Src: client, Dst: outside, NewDst: inside, Status: answered | conntrackfill.FixedTimeout},
+		{Src: client, Dst: outside, NewDst: inside, NewSrc: addr("192.0.2.1"), Status: answered},
+		{Src: client, Dst: inside, NewSrc: addr("192.0.2.1"), Status: answered},
+		{Src: client, Dst: outside, Status: answered},
+		{Src: outside, Dst: inside, Status: answered},
+		{Src: addr("192.0.2.129"), Dst: client, Status: answered},
+		{Src: client, Dst: inside, Status: answered, DstPort: 54},
+		{Src: addr("203.0.113.9"), Dst: inside, Status: answered},
+		{Src: client, Dst: inside, Proto: protoTCP, State: tcpSynSent},
+		{Src: client, Dst: inside, Proto: protoTCP, State: tcpEstablished, Status: busy},
+		{Src: client, Dst: outside, NewDst: inside, Proto: protoTCP, State: tcpSynRecv, Status: answered},
+		{Src: outside, Dst: inside, Proto: protoTCP, State: tcpSynRecv, Status: answered},
 	}
 	for i := range flows {
 		f := &flows[i]
-		if f.Proto, f.SrcPort, f.Timeout = protoUDP, uint16(100+i), 60; !f.Src.IsValid() {
-			f.Src = addr("203.0.113.1")
+		f.SrcPort, f.Timeout, f.Proto = uint16(100+i), 60, max(f.Proto, protoTCP)
+		if f.State == 0 {
+			f.Proto = protoUDP
 		}
 		if f.DstPort == 0 {
 			f.DstPort = 53
 		}
 	}
-	fill(t, flows...)
-	for pass, want := range []int{0, 2, 0} {
-		n, err := table.Purge(t.Context(), p, []netip.Prefix{netip.PrefixFrom(outside, 32)},
-			[]netip.Prefix{prefix("203.0.113.9/32")}, nil)
-		if err != nil || n != want {
-			t.Errorf("pass %d took %d, %v; want %d", pass, n, err, want)
+	all := policy.FlowClass{Protocol: protoTCP}
+	for _, c := range []struct {
+		purge policy.Purge
+		taken []int
+	}{
+		{policy.Purge{Class: dns.Class, Passing: true}, []int{0}},
+		{policy.Purge{Class: dns.Class, Translated: true}, []int{1}},
+		{policy.Purge{Class: dns.Class, Passing: true, Translated: true}, []int{0, 1}},
+		{policy.Purge{Class: all, Passing: true, Handshakes: true}, []int{2}},
+		{policy.Purge{Class: all, Passing: true, Local: true, Handshakes: true}, []int{2, 3}},
+	} {
+		table := openTable(t)
+		fill(t, flows...)
+		c.purge.Unfinished = 5 * time.Second
+		for pass, want := range []int{0, len(c.taken), 0} {
+			n, err := table.Purge(t.Context(), c.purge, of, nil)
+			if err != nil || n != want {
+				t.Errorf("%+v: pass %d took %d, %v; want %d", c.purge, pass, n, err, want)
+			}
+			wait(table, c.purge)
 		}
-		wait(table, p)
-	}
-	if left := kept(t, table, flows); !slices.Equal(left, []int{2, 3, 4, 5, 6, 7, 8}) {
-		t.Errorf("kept %v", left)
+		if left := kept(t, table, flows); !slices.Equal(left, without(len(flows), c.taken)) {
+			t.Errorf("%+v: kept %v", c.purge, left)
+		}
 	}
 }
 
@@ -297,7 +324,8 @@ func TestPurgeOnTheWire(t *testing.T) {
 		client, other = listen(t, netip.AddrPortFrom(conntracktest.There4, 4400)), listen(t, there)
 	})
 	purge := func(p policy.Purge, spare ...netip.Prefix) int {
-		n, err := table.Purge(t.Context(), p, []netip.Prefix{netip.PrefixFrom(here.Addr(), 32)}, spare, nil)
+		n, err := table.Purge(t.Context(), p,
+			Parties{Own: []netip.Prefix{netip.PrefixFrom(here.Addr(), 32)}, Spared: spare}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

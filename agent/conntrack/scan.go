@@ -226,6 +226,7 @@ func (y *tally) census() *policy.Census {
 		Distinct:  y.sources.used,
 		OneWay:    y.oneWay,
 		Roles:     y.look.roles,
+		Passing:   y.look.passed(),
 
 		Protocols:        make(map[uint8]int),
 		ProtocolsReplied: make(map[uint8]int),

@@ -8,9 +8,9 @@ import (
 )
 
 // underWay remembers which entries had not been answered yet, were TCP handshakes under way, or a forwarded service's,
-// when a purge last looked: the kernel tells the age of an entry in whole seconds at best, and in a second a flood fills
-// a table. It is a bit for each entry, at the place that the kernel's id of it says; of a full table about every tenth
-// shares its bit with another. It is used by one walk at a time.
+// when a purge last looked: the kernel tells the age of an entry in whole seconds at best, and in a second a flood
+// fills a table. It is a bit for each entry, at the place that the kernel's id of it says; of a full table about every
+// tenth shares its bit with another. It is used by one walk at a time.
 type underWay struct {
 	at           time.Time // when the newest look began
 	looks        bool      // the walk that is going on is that look

@@ -86,7 +86,7 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 func TestGuardBeatsEarlyDrop(t *testing.T) {
 	conntracktest.Privileged(t, "nft", "go")
 	if testing.Short() {
-		t.Skip("runs five attacks")
+		t.Skip("runs seven attacks")
 	}
 	binary := guardBinary(t)
 	for _, sc := range []lab.Scenario{
@@ -95,6 +95,8 @@ func TestGuardBeatsEarlyDrop(t *testing.T) {
 		{Topology: "by-state", Attack: "syn-spoofed", Guard: "ctguard"},
 		{Topology: "by-state", Attack: "udp-spoofed", Guard: "ctguard"},
 		{Topology: "forwarded", Attack: "udp-spoofed", Guard: "ctguard-evict"},
+		{Topology: "routed-open", Attack: "udp-spoofed", Guard: "ctguard"},
+		{Topology: "routed-open", Attack: "syn-spoofed", Guard: "ctguard"},
 	} {
 		t.Run(sc.Topology+sc.Attack, func(t *testing.T) {
 			sc.CTGuard, sc.AttackFor = binary, 9*time.Second

@@ -50,7 +50,8 @@ func matrixCommand() *cobra.Command {
 }
 
 // onDemand are the topologies that are left out otherwise.
-var onDemand = []string{"by-state", "mixed", "uplinks", "zones", "overlay", "resolver", "listener", "loopback"}
+var onDemand = []string{"by-state", "routed", "routed-open", "mixed", "uplinks", "zones", "overlay", "resolver",
+	"listener", "loopback"}
 
 // usualTopologies are those of which the whole matrix takes a quarter of an hour.
 func usualTopologies() []string {

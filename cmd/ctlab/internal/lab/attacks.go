@@ -47,7 +47,7 @@ var (
 	onMixed   = []string{"mixed"}
 	onRouters = []string{"nat-gateway", "one-way"}
 	onZones   = []string{"zones"}
-	atService = []string{"server", "forwarded", "by-state", "uplinks", "overlay"}
+	atService = []string{"server", "forwarded", "by-state", "routed", "routed-open", "uplinks", "overlay"}
 	onServers = []string{"server", "uplinks", "overlay", "resolver", "listener", "loopback"}
 )
 

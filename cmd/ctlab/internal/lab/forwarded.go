@@ -18,10 +18,11 @@ const (
 		iifname "wan0" ip6 daddr 2001:db8:3::10 tcp dport { 22, 80, 7000, 7001, 7002 } accept
 		iifname "wan0" ip6 daddr 2001:db8:3::10 udp dport 5353 accept`
 	openedByState = `ct status dnat accept`
+	openedToAll   = `iifname "wan0" oifname "lan0" accept`
 )
 
-// forwardedRules is what a gateway has whose services are on a host behind it.
-const forwardedRules = `
+// forwardRules is what a gateway has that lets services in to a host behind it.
+const forwardRules = `
 table inet filter {
 	chain input {
 		type filter hook input priority filter; policy drop;
@@ -37,6 +38,10 @@ table inet filter {
 		iifname "lan0" oifname "wan0" accept
 	}
 }
+`
+
+// forwardedNAT is what a gateway has whose services have its own address.
+const forwardedNAT = `
 table inet nat {
 	chain prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
@@ -54,7 +59,12 @@ table inet nat {
 
 // forwardedBy builds a gateway with a filter that opens its services in one way.
 func forwardedBy(opened string) func(*site) error {
-	return func(s *site) error { return buildForwarded(s, fmt.Sprintf(forwardedRules, opened)) }
+	return func(s *site) error { return buildForwarded(s, fmt.Sprintf(forwardRules, opened)+forwardedNAT, true) }
+}
+
+// routedBy builds a router whose filter opens services that have addresses of their own.
+func routedBy(opened string) func(*site) error {
+	return func(s *site) error { return buildForwarded(s, fmt.Sprintf(forwardRules, opened), false) }
 }
 
 // buildForwarded makes a gateway with one uplink, a bridge, behind which everybody is, and the services inside:
@@ -62,7 +72,7 @@ func forwardedBy(opened string) func(*site) error {
 //	[attacker] eth0 ── atk0 [           ]
 //	                        wan0 [protected] lan0 ── eth0 [inside]
 //	[clients]  eth0 ── cli0 [           ]
-func buildForwarded(s *site, rules string) error {
+func buildForwarded(s *site, rules string, translated bool) error {
 	if err := s.addAll(); err != nil {
 		return err
 	}
@@ -71,10 +81,14 @@ func buildForwarded(s *site, rules string) error {
 		return err
 	}
 	s.serving = []*ns.Namespace{inner}
-	s.inside = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
-	s.outer = []link{{s.clients, "eth0"}, {s.attacker, "eth0"}}
-	host4, host6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:2::1")
-	s.clientTargets = []netip.Addr{host4, host6}
+	gateway := []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:2::1")}
+	servers := []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8:3::10")}
+	s.clientTargets = servers
+	if translated {
+		s.clientTargets = gateway
+		s.inside = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+		s.outer = []link{{s.clients, "eth0"}, {s.attacker, "eth0"}}
+	}
 	s.clientAddrs = slices.Concat(addrs("203.0.113.0/24", 11, 14), addrs("2001:db8:2::/64", 11, 6))
 	s.session = netip.MustParseAddr("203.0.113.99")
 	s.backgroundFrom = netip.MustParsePrefix("198.19.0.0/16")
@@ -85,7 +99,7 @@ func buildForwarded(s *site, rules string) error {
 		dev: "eth0", gateway: mac(2, 1), targets: s.clientTargets,
 		sources4: netip.MustParsePrefix("198.18.0.0/16"), sources6: netip.MustParsePrefix("2001:db8:a000::/48"),
 	}
-	if err := s.linkForwarded(inner); err != nil {
+	if err := s.linkForwarded(inner, gateway, servers); err != nil {
 		return err
 	}
 	if err := inner.Sysctl(tuning); err != nil {
@@ -98,9 +112,8 @@ func buildForwarded(s *site, rules string) error {
 	return nft(s.protected, rules)
 }
 
-func (s *site) linkForwarded(inner *ns.Namespace) error {
+func (s *site) linkForwarded(inner *ns.Namespace, gateway, servers []netip.Addr) error {
 	inside4, inside6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8:3::1")
-	servers := []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8:3::10")}
 	clients := onLink(append(slices.Clone(s.clientAddrs), s.session))
 	for _, pair := range [][2]ns.End{
 		{{NS: s.protected, Name: "cli0", MAC: hw(mac(1, 1))},
@@ -115,7 +128,7 @@ func (s *site) linkForwarded(inner *ns.Namespace) error {
 	}
 	bridge := []string{"link add name wan0 address " + hw(s.near.gateway).String() + " type bridge",
 		"link set cli0 master wan0", "link set atk0 master wan0", "link set wan0 up"}
-	for _, p := range onLink(s.clientTargets) {
+	for _, p := range onLink(gateway) {
 		nodad := strings.Repeat(" nodad", strings.Count(p.String(), "::"))
 		bridge = append(bridge, "address add "+p.String()+" dev wan0"+nodad)
 	}
@@ -132,6 +145,8 @@ func (s *site) linkForwarded(inner *ns.Namespace) error {
 			GatewayMAC: hw(mac(2, 2))}},
 		{s.protected, ns.Route{Dst: s.near.sources6, Via: netip.MustParseAddr("2001:db8:2::fe"), Dev: "wan0",
 			GatewayMAC: hw(mac(2, 2))}},
+		{s.clients, ns.Route{Dst: netip.MustParsePrefix("192.0.2.0/24"), Via: gateway[0], Dev: "eth0"}},
+		{s.clients, ns.Route{Dst: netip.MustParsePrefix("2001:db8:3::/64"), Via: gateway[1], Dev: "eth0"}},
 		{inner, ns.Route{Dst: anywhere4, Via: inside4, Dev: "eth0"}},
 		{inner, ns.Route{Dst: anywhere6, Via: inside6, Dev: "eth0"}},
 	} {

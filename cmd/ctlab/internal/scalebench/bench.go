@@ -130,7 +130,8 @@ func (o Options) protected(ctx context.Context, z Size) (p Point, err error) {
 		return p, err
 	}
 	if buckets < z.Entries/entriesPerBucket {
-		settings[bucketsSetting] = strconv.Itoa(1 << bits.Len(uint(z.Entries/entriesPerBucket-1))) // the kernel rounds to pages
+		// A power of two: the kernel rounds to whole pages.
+		settings[bucketsSetting] = strconv.Itoa(1 << bits.Len(uint(z.Entries/entriesPerBucket-1)))
 	}
 	dir, err := os.MkdirTemp("", "ctlab-")
 	if err != nil {
