@@ -18,7 +18,7 @@ import (
 const (
 	scanBudget = 500 * time.Millisecond // of processor time
 	sampleSize = 5_000                  // entries: enough for what the table consists of, give or take 1.4 %
-	calmShare  = 40                     // one part in this many of the time goes into scans and evictions at most
+	calmShare  = 80                     // one part in this many of the time goes into scans and evictions at most
 	hurryShare = 3                      // the same while the table is about to fill up
 	hurryPause = 500 * time.Millisecond // the least between two of them then: flows a second can't be told from less
 	// sources a scan lists for each that can be limited: more than that fold into networks
@@ -32,7 +32,7 @@ const (
 	purgeRest      = 2 * time.Second // the longest pause of purges that bring nothing
 	purgeShare     = 2               // one part in this many of a core goes into purges of handshakes at most
 	retirePause    = time.Second
-	retireShare    = 60               // one part in this many of a core goes into retiring finished entries at most
+	retireShare    = 120               // one part in this many of a core goes into retiring finished entries at most
 	retireHurry    = 10               // the same while the table is about to be full
 	retireRest     = 30 * time.Second // the longest pause where there are none
 	learnSize      = 50_000           // entries of a scan to learn from: all of most tables

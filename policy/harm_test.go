@@ -344,14 +344,16 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 		bySYN  string
 		proxy  bool
 		passes bool // by way of a router without a service
+		growth int  // entries in a quarter of a second
 		purged bool
 	}{
-		{"nothing else helps", 1, "", false, false, true},
-		{"the administrator has tcp_loose=0", 0, "", false, false, false},
-		{"the filter drops what is new and no SYN", 1, "chain input", false, false, false},
-		{"synproxy stands in front", 1, "", true, false, false},
-		{"it passes", 1, "", false, true, true},
-		{"it passes, and the filter drops what is new and no SYN", 1, "chain forward", false, true, false},
+		{"nothing else helps", 1, "", false, false, 500, true},
+		{"the administrator has tcp_loose=0", 0, "", false, false, 500, false},
+		{"the filter drops what is new and no SYN", 1, "chain input", false, false, 500, false},
+		{"synproxy stands in front", 1, "", true, false, 500, false},
+		{"synproxy will stand in front", 1, "", true, false, 7000, false},
+		{"it passes", 1, "", false, true, 500, true},
+		{"it passes, and the filter drops what is new and no SYN", 1, "chain forward", false, true, 500, false},
 	} {
 		m := New(Defaults(Server))
 		o := Observation{Capacity: 10_000, Host: Host{Admin: map[string]int{tcpLoose: c.loose}, Listeners: []Selector{web},
@@ -364,9 +366,9 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 		if c.passes {
 			o.Services, o.Listeners = nil, nil
 		}
-		purged, strict := false, false
-		for i := range 30 {
-			o.Time, o.Count = dayStart.Add(time.Duration(i)*250*time.Millisecond), min(1000+500*i, 9900)
+		purged, strict, proxied := false, false, false
+		for i := range 40 {
+			o.Time, o.Count = dayStart.Add(time.Duration(i)*250*time.Millisecond), min(1000+c.growth*max(0, i-4), 9900)
 			n := o.Count - 500
 			o.Census = &Census{Time: o.Time, Whole: true, Seen: o.Count, Total: o.Count, Protocols: map[uint8]int{tcp: o.Count},
 				Ports: []PortCount{{Protocol: tcp, Port: 80, Entries: o.Count, Replied: o.Count}}, Rest: Holding{Entries: o.Count}}
@@ -375,6 +377,7 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 				o.Census.Passing = []FlowCount{{FlowClass: FlowClass{tcp, 80}, Entries: n, Answered: n}}
 			}
 			p := m.Tick(o).Posture
+			proxied = proxied || len(p.Synproxy) > 0
 			if i := slices.IndexFunc(p.Purges, func(u Purge) bool { return u.Handshakes }); i >= 0 {
 				if u := p.Purges[i]; u.Local == c.passes || u.Passing != c.passes {
 					t.Errorf("%s: %+v", c.name, u)
@@ -383,8 +386,8 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 				purged, strict = true, strict || set && loose == 0
 			}
 		}
-		if purged != c.purged || strict {
-			t.Errorf("%s: purged %t, with tcp_loose=0 %t", c.name, purged, strict)
+		if purged != c.purged || strict || proxied != c.proxy {
+			t.Errorf("%s: purged %t, with tcp_loose=0 %t, proxied %t", c.name, purged, strict, proxied)
 		}
 	}
 }

@@ -148,7 +148,7 @@ func (u *purger) handshake(s situation, p *Posture) []Event {
 	if flood && s.Census != nil && s.Census.passesHandshakes() && !slices.Contains(u.passing, all) {
 		u.passing = append(u.passing, all)
 	}
-	own, passing := exposed(s, *p), slices.Contains(u.passing, all)
+	own, passing := exposed(s), slices.Contains(u.passing, all)
 	u.handshakes = flood && (own || passing)
 	s.shared.loose.purged = u.handshakes
 	if u.handshakes && s.shared.crowded {
@@ -171,8 +171,8 @@ func (u *purger) handshake(s situation, p *Posture) []Event {
 func picksUp(s situation) bool { return s.Admin[tcpLoose] != 0 && s.BySYN == "" }
 
 // exposed reports whether this host has TCP services whose handshakes make entries.
-func exposed(s situation, p Posture) bool {
+func exposed(s situation) bool {
 	return slices.ContainsFunc(s.Listeners, func(one Selector) bool {
-		return !one.Forwarded() && !s.shared.mayGo(one) && !slices.Contains(p.Synproxy, one)
+		return !one.Forwarded() && !s.shared.mayGo(one) && !slices.Contains(s.shared.proxied, one)
 	})
 }

@@ -139,6 +139,7 @@ func (s situation) ordinaryClass(class FlowClass) bool {
 type shared struct {
 	untrackable []Selector   // by notrack: services that may go untracked, freed or not
 	adopting    bool         // by notrack: connections are being given entries
+	proxied     []Selector   // by synproxy: services whose handshakes it answers, or is about to
 	crowded     bool         // by evict: the table is fuller than half-way from its target to its leave mark
 	zoned       bool         // by the machine: there are entries in several zones, or may be
 	suspects    suspects     // by evict: whose the transient entries are

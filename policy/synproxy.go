@@ -126,9 +126,14 @@ func (x *synproxy) want(s situation, p *Posture) []Event {
 	mustStay := s.shared.loose.mustStay(s.Observation)
 	proxy := called && s.works && !mustStay
 	closing := !proxy && !mustStay && x.closing(s, p)
+	s.shared.proxied = nil
 	if proxy || closing {
 		s.shared.loose.strict = true
-		if services := x.proxyable(s); x.ready(s, p, services) && proxy {
+		services := x.proxyable(s)
+		if proxy {
+			s.shared.proxied = services
+		}
+		if x.ready(s, p, services) && proxy {
 			p.Synproxy, p.Handshake, p.InsideMSS = services, s.Handshake, x.insideMSS(services)
 			x.services, x.handshake, x.left = p.Synproxy, p.Handshake, s.Time
 		}
