@@ -32,7 +32,7 @@ const (
 	purgeRest      = 2 * time.Second // the longest pause of purges that bring nothing
 	purgeShare     = 2               // one part in this many of a core goes into purges of handshakes at most
 	retirePause    = time.Second
-	retireShare    = 120               // one part in this many of a core goes into retiring finished entries at most
+	retireShare    = 120              // one part in this many of a core goes into retiring finished entries at most
 	retireHurry    = 10               // the same while the table is about to be full
 	retireRest     = 30 * time.Second // the longest pause where there are none
 	learnSize      = 50_000           // entries of a scan to learn from: all of most tables
@@ -164,7 +164,8 @@ func (l *loop) eviction(now time.Time) walk {
 	}
 	l.evictedFor = l.census
 	e := conntrack.Eviction{Caps: caps, Spare: l.decision.Posture.Allow, Timeouts: l.inForce(), Retimed: l.given(now),
-		OneSided: l.decision.Posture.OneSided, Own: l.facts.Local, Besides: l.besides(now)}
+		OneSided: l.decision.Posture.OneSided, Own: l.facts.Local, Inside: l.facts.Inside,
+		Besides: l.besides(now)}
 	return evictWalk{e, l.census, policy.Evict,
 		fmt.Sprintf("%%d entries of %d heavy sources above their fair share", len(caps))}
 }

@@ -374,7 +374,7 @@ func TestWhoseHandshakesArePurged(t *testing.T) {
 				Ports: []PortCount{{Protocol: tcp, Port: 80, Entries: o.Count, Replied: o.Count}}, Rest: Holding{Entries: o.Count}}
 			o.Census.Classes[HalfOpen], o.Census.Classes[Assured], o.Census.Rest.Classes[HalfOpen] = n, 500, n
 			if c.passes && !purged {
-				o.Census.Passing = []FlowCount{{FlowClass: FlowClass{tcp, 80}, Entries: n, Answered: n}}
+				o.Census.Looks = []ClassLook{{FlowClass: FlowClass{tcp, 80}, Entries: n, Passing: n}}
 			}
 			p := m.Tick(o).Posture
 			proxied = proxied || len(p.Synproxy) > 0
@@ -492,7 +492,7 @@ func TestForwardedQuestionsArePurged(t *testing.T) {
 				Ports:            []PortCount{{Protocol: udp, Port: 53, Entries: n, Replied: n}}, Rest: Holding{Entries: o.Count}}
 			o.Census.Classes[Replied], o.Census.Classes[Assured], o.Census.Rest.Classes[Replied] = n, 500, n
 			if class := (FlowClass{udp, 53}); c.passes > 0 && !purged { // what is purged is hardly seen
-				o.Census.Passing = []FlowCount{{FlowClass: class, Entries: n, Answered: n * c.passes / 100}}
+				o.Census.Looks = []ClassLook{{FlowClass: class, Entries: n, Passing: n * c.passes / 100}}
 			}
 			p := m.Tick(o).Posture
 			for _, one := range p.Purges {

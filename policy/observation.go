@@ -179,18 +179,15 @@ type PortCount struct {
 // first Seen entries of a dump, which the hash's random key makes a uniform random sample.
 // Counts in it are counts of entries seen: scale by Total/Seen to estimate the table.
 type Census struct {
-	Time    time.Time // when the scan ended
-	Took    time.Duration
-	Total   int  // entries in the table when the scan began
-	Seen    int  // entries this scan saw
-	Whole   bool // the dump ran to its end
-	Zoned   int  `json:",omitempty"` // entries in other zones than the default one
-	Classes [NumClasses]int
-	Roles   [NumRoles]int // of the first entries; all zero where nobody looked
-	// of the first entries: the largest classes of TCP and UDP entries that are not assured, as Entries, and how many of
-	// each this host only passes on, untranslated and not for an inside host, and were answered, of TCP with the
-	// handshake under way, as Answered
-	Passing          []FlowCount   `json:",omitempty"`
+	Time             time.Time // when the scan ended
+	Took             time.Duration
+	Total            int  // entries in the table when the scan began
+	Seen             int  // entries this scan saw
+	Whole            bool // the dump ran to its end
+	Zoned            int  `json:",omitempty"` // entries in other zones than the default one
+	Classes          [NumClasses]int
+	Roles            [NumRoles]int // of the first entries; all zero where nobody looked
+	Looks            []ClassLook   `json:",omitempty"` // of the first entries: the largest classes, bounded
 	Protocols        map[uint8]int // by IP protocol number
 	ProtocolsReplied map[uint8]int // of them, those that have seen a reply
 	TCPStates        map[uint8]int // TCP entries by enum tcp_conntrack (include/uapi/linux/netfilter/nf_conntrack_tcp.h)
@@ -205,6 +202,16 @@ type Census struct {
 	// what became of the conversations that evictions took in the last minutes, one a source, in the order of the
 	// sources; bounded
 	Comebacks []Comeback `json:",omitempty"`
+}
+
+// ClassLook is a closer look at a class of TCP or UDP.
+type ClassLook struct {
+	FlowClass
+	Entries int // those that are not assured
+	Local   int // of them: to this host itself, untranslated
+	// of them, as far as they were answered, and of TCP handshakes under way: what this host only passes on, untranslated
+	// and not for an inside host; and what it translates to an inside host
+	Passing, Translated int
 }
 
 // OneWayFlow is a TCP entry beyond its handshake without an answer. It may be a stray packet's, which is

@@ -86,17 +86,32 @@ func (s situation) sendsOn(class FlowClass) (routed, translated bool) {
 // purges reports whether something is purged that comes from everywhere.
 func (u *purger) purges() bool { return len(u.classes) > 0 || u.handshakes }
 
-// passes reports whether most of a class, as far as it is UDP and not assured, are questions that others ask each other
-// by way of this host, untranslated and answered.
-func (s situation) passes(class FlowClass) bool {
-	return class.Protocol == udp && !s.cfg.everywhere() && slices.ContainsFunc(s.Census.Passing, func(c FlowCount) bool {
-		return c.FlowClass == class && 2*c.Answered >= c.Entries
-	})
+// purgeable reports whether most of a UDP class that is not assured may be purged, as far as it was looked at: a flood
+// may ask others at a port that this host serves, too. passes says that most of it only passes.
+func (s situation) purgeable(class FlowClass) (most, passes bool) {
+	serves := s.serves(class)
+	routed, translated := s.sendsOn(class)
+	i := slices.IndexFunc(s.Census.Looks, func(c ClassLook) bool { return c.FlowClass == class })
+	if class.Protocol != udp || i < 0 {
+		return serves || routed || translated, false
+	}
+	look, n := s.Census.Looks[i], 0
+	if serves {
+		n += look.Local
+	}
+	if translated {
+		n += look.Translated
+	}
+	if !s.cfg.everywhere() {
+		n += look.Passing
+		passes = 2*look.Passing >= look.Entries
+	}
+	return 2*n >= look.Entries, passes
 }
 
 // passesHandshakes reports whether others shake hands by way of this host, untranslated.
 func (c *Census) passesHandshakes() bool {
-	return slices.ContainsFunc(c.Passing, func(c FlowCount) bool { return c.Protocol == tcp })
+	return slices.ContainsFunc(c.Looks, func(c ClassLook) bool { return c.Protocol == tcp && c.Passing >= enoughSeen })
 }
 
 // judge takes up the services that hold a flood's share of the capacity, or are about to.
@@ -104,10 +119,8 @@ func (u *purger) judge(s situation) []Event {
 	u.waiting = nil
 	var events []Event
 	for _, f := range classes(s.Census) {
-		passes := s.passes(f.class)
-		routed, translated := s.sendsOn(f.class)
-		if slices.Contains(u.classes, f.class) || s.ordinaryClass(f.class) ||
-			!s.serves(f.class) && !passes && !routed && !translated {
+		most, passes := s.purgeable(f.class)
+		if !most || slices.Contains(u.classes, f.class) || s.ordinaryClass(f.class) {
 			continue
 		}
 		share := s.Census.shareAhead(f.entries, s)

@@ -15,8 +15,8 @@ const (
 	mostLook  = 8  // classes of one source that are told
 	leastLook = 16 // entries of a source that say something
 
-	mostPassing  = 16
-	leastPassing = SampleSize / 100 // entries of a class
+	mostClasses  = 16
+	leastOfClass = SampleSize / 100 // entries
 )
 
 // roleOf tells what this host has to do with an entry. An answer that comes from elsewhere than where the question went
@@ -51,7 +51,7 @@ type look struct {
 	flows       map[flowOf]counts // with hosts, kept for the next scan: a flood from inside has a source for each entry
 	hosts       map[origin]counts
 	peers       map[origin][]netip.Addr // of those whose peers matter
-	passing     map[policy.FlowClass]counts
+	classes     map[policy.FlowClass]policy.ClassLook
 }
 
 // counts are entries, those of them that were answered, and those that this host forwards.
@@ -85,15 +85,15 @@ type flowOf struct {
 func (k *look) reset(o ScanOptions) {
 	clear(k.flows)
 	clear(k.hosts)
-	clear(k.passing)
-	*k = look{own: newPrefixSet(o.Own), inside: newPrefixSet(o.Inside), flows: k.flows, hosts: k.hosts, passing: k.passing}
+	clear(k.classes)
+	*k = look{own: newPrefixSet(o.Own), inside: newPrefixSet(o.Inside), flows: k.flows, hosts: k.hosts, classes: k.classes}
 	if len(o.Own) == 0 {
 		return
 	}
 	k.left = lookSize
 	if k.flows == nil {
 		k.flows, k.hosts = make(map[flowOf]counts), make(map[origin]counts)
-		k.passing = make(map[policy.FlowClass]counts)
+		k.classes = make(map[policy.FlowClass]policy.ClassLook)
 	}
 	if len(o.Closer) > 0 {
 		k.peers = make(map[origin][]netip.Addr)
@@ -116,9 +116,7 @@ func (k *look) at(e *entry, source origin, class policy.Class) {
 	role := roleOf(e, k.own, k.inside)
 	k.roles[role]++
 	if class != policy.Assured && (e.orig.proto == protoTCP || e.orig.proto == protoUDP) {
-		passes := role.Forwarded() && role != policy.Outward && !e.translated() &&
-			(class == policy.Replied || class == policy.HalfOpen)
-		k.passing[e.flowClass()] = k.passing[e.flowClass()].with(passes, role.Forwarded())
+		k.count(e, role, class)
 	}
 	if !k.inside.contains(source.address) {
 		return
@@ -145,18 +143,34 @@ func (e *entry) flowClass() policy.FlowClass {
 	return class
 }
 
-// passed returns the largest classes of entries that are not assured, and how many of each only pass: forwarded without
-// a translation, and a question that was answered or a handshake under way.
-func (k *look) passed() (list []policy.FlowCount) {
-	for class, n := range k.passing {
-		if n.answered >= leastPassing {
-			list = append(list, policy.FlowCount{FlowClass: class, Entries: int(n.entries), Answered: int(n.answered)})
+// count takes an entry in that is not assured.
+func (k *look) count(e *entry, role policy.Role, class policy.Class) {
+	c := k.classes[e.flowClass()]
+	c.Entries++
+	translated, answered := e.translated(), class == policy.Replied || class == policy.HalfOpen
+	switch {
+	case role == policy.Local && !translated:
+		c.Local++
+	case role == policy.Inward && translated && answered:
+		c.Translated++
+	case role.Forwarded() && role != policy.Outward && !translated && answered:
+		c.Passing++
+	}
+	k.classes[e.flowClass()] = c
+}
+
+// told returns the largest classes of entries that are not assured.
+func (k *look) told() (list []policy.ClassLook) {
+	for class, c := range k.classes {
+		if c.Entries >= leastOfClass {
+			c.FlowClass = class
+			list = append(list, c)
 		}
 	}
-	slices.SortFunc(list, func(a, b policy.FlowCount) int {
+	slices.SortFunc(list, func(a, b policy.ClassLook) int {
 		return cmp.Or(b.Entries-a.Entries, int(a.Protocol)-int(b.Protocol), int(a.Port)-int(b.Port))
 	})
-	return list[:min(len(list), mostPassing)]
+	return list[:min(len(list), mostClasses)]
 }
 
 // tell writes what was found into what sources hold.

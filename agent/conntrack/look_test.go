@@ -71,8 +71,8 @@ func TestLook(t *testing.T) {
 	}
 }
 
-// What this host forwards stays, where that is asked for: routed or translated, from outside and from inside. What is
-// its own goes.
+// What this host forwards stays, where that is asked for: routed or translated, from outside and from inside; what is
+// translated to a host that nobody masquerades stays anyhow. What is its own goes.
 func TestEvictSparesForwarded(t *testing.T) {
 	table := openTable(t)
 	own, from := addr("203.0.113.1"), addr("198.51.100.1")
@@ -89,25 +89,32 @@ func TestEvictSparesForwarded(t *testing.T) {
 	fill(t, local...)
 	fill(t, routed...)
 	fill(t, translated...)
-	v := Eviction{Caps: []policy.Cap{{Prefix: netip.PrefixFrom(from, 32), Keep: 1, SpareForward: true}},
-		Own: []netip.Prefix{netip.PrefixFrom(own, 32)}}
-	if n, err := table.Evict(t.Context(), v); err != nil || n != len(local) {
-		t.Errorf("evicted %d (%v), want the %d that are this host's own", n, err, len(local))
-	}
-	for name, list := range map[string][]flow{"local": local, "routed": routed, "translated": translated} {
-		want := len(list)
-		if name == "local" {
-			want = 0
+	all := map[string][]flow{"local": local, "routed": routed, "translated": translated}
+	for _, c := range []struct {
+		spare  bool
+		inside string
+		goes   []string
+	}{
+		{true, "10.0.0.3/32", []string{"local"}},
+		{false, "10.0.0.4/32", []string{"routed"}},
+		{false, "10.0.0.3/32", []string{"translated"}},
+	} {
+		v := Eviction{Caps: []policy.Cap{{Prefix: netip.PrefixFrom(from, 32), SpareForward: c.spare}},
+			Own: []netip.Prefix{netip.PrefixFrom(own, 32)}, Inside: []netip.Prefix{prefix(c.inside)}}
+		_, err := table.Evict(t.Context(), v)
+		for name, list := range all {
+			if went := len(kept(t, table, list)) == 0; went != slices.Contains(c.goes, name) || err != nil {
+				t.Errorf("%+v: %s went: %t (%v)", c, name, went, err)
+			}
 		}
-		if left := len(kept(t, table, list)); left != want {
-			t.Errorf("%s: %d of %d are left", name, left, len(list))
+		for _, name := range c.goes {
+			delete(all, name)
 		}
 	}
 }
 
-// A closer look tells of which classes most is passed on without a translation, as far as it is answered and does not
-// last.
-func TestLookAtWhatPasses(t *testing.T) {
+// A closer look tells whose the entries of the largest classes are, as far as they do not last.
+func TestLookAtClasses(t *testing.T) {
 	table := openTable(t)
 	own, inside, client := addr("203.0.113.1"), addr("192.0.2.10"), addr("198.51.100.1")
 	n := 0
@@ -133,9 +140,11 @@ func TestLookAtWhatPasses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []policy.FlowCount{{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 53}, Entries: 450, Answered: 300},
-		{FlowClass: policy.FlowClass{Protocol: protoTCP, Port: 80}, Entries: 210, Answered: 200}}
-	if !slices.Equal(c.Passing, want) {
-		t.Errorf("%+v, want %+v", c.Passing, want)
+	want := []policy.ClassLook{
+		{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 53}, Entries: 450, Local: 100, Passing: 300},
+		{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 54}, Entries: 300, Translated: 300},
+		{FlowClass: policy.FlowClass{Protocol: protoTCP, Port: 80}, Entries: 210, Passing: 200}}
+	if !slices.Equal(c.Looks, want) {
+		t.Errorf("%+v, want %+v", c.Looks, want)
 	}
 }

@@ -226,7 +226,7 @@ func (y *tally) census() *policy.Census {
 		Distinct:  y.sources.used,
 		OneWay:    y.oneWay,
 		Roles:     y.look.roles,
-		Passing:   y.look.passed(),
+		Looks:     y.look.told(),
 
 		Protocols:        make(map[uint8]int),
 		ProtocolsReplied: make(map[uint8]int),

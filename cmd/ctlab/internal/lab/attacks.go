@@ -48,7 +48,9 @@ var (
 	onRouters = []string{"nat-gateway", "one-way"}
 	onZones   = []string{"zones"}
 	atService = []string{"server", "forwarded", "by-state", "routed", "routed-open", "uplinks", "overlay"}
-	onServers = []string{"server", "uplinks", "overlay", "resolver", "listener", "loopback"}
+	onServers = []string{"server", "uplinks", "overlay", "resolver", "listener", "loopback", "forwarded", "by-state",
+		"routed", "routed-open"}
+	onBoth = []string{"server", "by-state", "routed-open"}
 )
 
 // scannedPort is what a scan looks for.
@@ -75,7 +77,7 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "newcomers", Summary: "3 000 newcomers hold 12 connections each, fewer than most ordinary users",
-		Variant: true, Crowd: true, Topologies: onServer, kind: flood.Handshake, rate: 6000, sources: 3000, ports: 12,
+		Variant: true, Crowd: true, Topologies: onBoth, kind: flood.Handshake, rate: 6000, sources: 3000, ports: 12,
 		port: service.HTTPPort,
 	},
 	{
