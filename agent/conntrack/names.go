@@ -24,6 +24,7 @@ const (
 	attrMark       = 8  // CTA_MARK
 	attrID         = 12 // CTA_ID
 	attrZone       = 18 // CTA_ZONE
+	attrSynproxy   = 24 // CTA_SYNPROXY
 	attrFilter     = 25 // CTA_FILTER
 	attrStatusMask = 26 // CTA_STATUS_MASK
 )
@@ -31,6 +32,8 @@ const (
 // Attributes nested in the above: enums ctattr_tuple, ctattr_ip, ctattr_l4proto, ctattr_protoinfo,
 // ctattr_protoinfo_tcp and ctattr_filter in the same header.
 const (
+	synproxyISN = 1 // CTA_SYNPROXY_ISN
+
 	tupleIP    = 1 // CTA_TUPLE_IP
 	tupleProto = 2 // CTA_TUPLE_PROTO
 	tupleZone  = 3 // CTA_TUPLE_ZONE

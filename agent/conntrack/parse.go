@@ -67,6 +67,7 @@ type entry struct {
 	state     uint8  // of the protocol that has protoInfo
 	protoInfo uint8  // protoInfoTCP, protoInfoDCCP, protoInfoSCTP, or 0
 	helped    bool   // a helper follows the flow (CTA_HELP)
+	proxied   bool   // synproxy opened it, for who came back with a cookie (CTA_SYNPROXY, with the cookie)
 	mark      uint32
 }
 
@@ -104,7 +105,7 @@ func (e *entry) parse(message []byte) bool {
 	}
 	e.message, e.family = message, message[0]
 	e.zoneSpan, e.idSpan, e.replySpan, e.infoSpan = span{}, span{}, span{}, span{}
-	e.status, e.timeout, e.state, e.protoInfo, e.helped, e.mark = 0, noTimeout, 0, 0, false, 0
+	e.status, e.timeout, e.state, e.protoInfo, e.helped, e.proxied, e.mark = 0, noTimeout, 0, 0, false, false, 0
 	found := false
 	for rest := message[familyLen:]; len(rest) >= attrLen; {
 		n, kind := attrHead(rest)
@@ -150,6 +151,9 @@ func (e *entry) take(kind uint16, at, to, next int) bool {
 		e.zoneSpan = span{uint32(at), uint32(next)}
 	case attrHelp:
 		e.helped = true
+	case attrSynproxy:
+		kind, isn, _, ok := attr(value)
+		e.proxied = ok && kind == synproxyISN && len(isn) == 4 && binary.BigEndian.Uint32(isn) != 0
 	}
 	return false
 }

@@ -36,7 +36,7 @@ type Parties struct {
 //
 // A question without an answer and a TCP handshake under way go when a pass saw them p.Unfinished ago or longer: an
 // answer that finds no entry makes one of its own, or is refused by a filter. With p.Handshakes it is only TCP
-// handshakes, and a pass that comes sooner deletes nothing.
+// handshakes, and a pass that comes sooner deletes nothing. What synproxy opened stays: who asked has answered already.
 //
 // It is one pass over the table with deletions beside it, as many per second as r allows, nil for no bound.
 // The kernel leaves out of it what lasts. One filtered flush would do for a third of the CPU, but can
@@ -85,6 +85,8 @@ func (s sweep) part() part {
 func (s sweep) takes(e *entry) bool {
 	forwarded := s.Passing || s.Translated
 	switch {
+	case e.proxied:
+		return false
 	case forwarded && e.isOf(s.Class) && s.passes(e):
 		return !s.spared.contains(e.orig.src) && s.look.again(e)
 	case forwarded && !s.Local:

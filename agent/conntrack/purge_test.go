@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -216,6 +217,11 @@ func TestPurgeUnfinished(t *testing.T) {
 	fill(t, six...)
 	fill(t, tcp("192.0.2.9", 10, tcpSynRecv, conntrackfill.SeenReply, 60)...)
 	fill(t, tcp("192.0.2.3", 10, tcpEstablished, conntrackfill.SeenReply, 60)...)
+	cookies := tcp("192.0.2.4", 10, tcpSynRecv, conntrackfill.SeenReply, 60)
+	for i := range cookies {
+		cookies[i].Proxied = true
+	}
+	fill(t, cookies...)
 	if n := purge(); n != 0 {
 		t.Errorf("the first purge took %d that may have begun just now", n)
 	}
@@ -231,7 +237,8 @@ func TestPurgeUnfinished(t *testing.T) {
 	for _, e := range dump(t, table) {
 		left[e.orig.src.netip()]++
 	}
-	for from, n := range map[string]int{"192.0.2.1": 0, "2001:db8::1": 0, "192.0.2.9": 10, "192.0.2.3": 10} {
+	for from, n := range map[string]int{"192.0.2.1": 0, "2001:db8::1": 0, "192.0.2.9": 10, "192.0.2.3": 10,
+		"192.0.2.4": 10} {
 		if got := left[addr(from)]; got != n {
 			t.Errorf("%d of %s are left, want %d", got, from, n)
 		}
@@ -396,4 +403,42 @@ func send(t *testing.T, from *net.UDPConn, to netip.AddrPort, there *net.UDPConn
 		t.Fatal(err)
 	}
 	return source
+}
+
+// Who came back with a cookie keeps the entry that synproxy made, however long the service takes to answer that.
+func TestPurgeLeavesCookies(t *testing.T) {
+	conntracktest.Privileged(t, "nft")
+	table, peer := openTracking(t)
+	if err := os.WriteFile(sysctlRoot+"nf_conntrack_tcp_loose", []byte("0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := conntracktest.Run("nft add chain inet track raw {type filter hook prerouting priority -300;}",
+		"nft add rule inet track raw iif "+conntracktest.HereLink+" tcp dport 80 tcp flags syn notrack",
+		"nft add chain inet track in {type filter hook input priority 0;}",
+		"nft add rule inet track in iif lo tcp dport 80 drop", // the service takes for ever
+		"nft add rule inet track in tcp dport 80 ct state invalid,untracked synproxy mss 1460 wscale 7 timestamp sack-perm",
+	); err != nil {
+		t.Fatal(err)
+	}
+	peer.Do(func() { connect(t, "tcp", nil, &net.TCPAddr{IP: conntracktest.Here4.AsSlice(), Port: 80}) })
+	handshake := func() *entry {
+		for _, e := range dump(t, table) {
+			if e.orig.dstPort == 80 {
+				return &e
+			}
+		}
+		return nil
+	}
+	for began := time.Now(); handshake() == nil; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > 5*time.Second {
+			t.Fatal("synproxy has opened nothing")
+		}
+	}
+	if e := handshake(); !e.proxied || !e.handshake() {
+		t.Fatalf("proxied %t, state %d", e.proxied, e.state)
+	}
+	all := policy.Purge{Class: policy.FlowClass{Protocol: protoTCP, Port: 80}}
+	if n, err := table.Purge(t.Context(), all, Parties{}, nil); err != nil || n != 0 || handshake() == nil {
+		t.Errorf("purged %d, %v", n, err)
+	}
 }

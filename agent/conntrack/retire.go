@@ -157,8 +157,8 @@ func (f *finished) over(e *entry) bool {
 
 // takenOver says whether e is a handshake under way with a service whose handshakes are answered by synproxy now.
 func (f *finished) takenOver(e *entry) bool {
-	return len(f.proxied) > 0 && e.orig.proto == protoTCP && e.protoInfo == protoInfoTCP && e.state == tcpSynRecv &&
-		f.proxied[netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort)]
+	return len(f.proxied) > 0 && !e.proxied && e.orig.proto == protoTCP && e.protoInfo == protoInfoTCP &&
+		e.state == tcpSynRecv && f.proxied[netip.AddrPortFrom(e.orig.dst.netip(), e.orig.dstPort)]
 }
 
 // farEndWaits says whether the other end of a connection in TIME_WAIT holds on to a source port that NAT chose: unless

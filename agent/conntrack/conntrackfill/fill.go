@@ -33,6 +33,7 @@ type Flow struct {
 	Unacked          bool       // TCP data waits for an acknowledgement
 	ReplySrc         netip.Addr // who answers, if not Dst: a translated destination
 	Type             uint8      // ICMP type if not echo request
+	Proxied          bool       // as synproxy makes it
 	NewSrc, NewDst   netip.Addr // what the kernel translates to, if valid; it then marks the entry
 }
 
@@ -137,6 +138,14 @@ func (f Flow) message() ([]byte, error) {
 	}
 	f.nat(ae)
 	f.protoInfo(ae)
+	if f.Proxied {
+		ae.Nested(24, func(ae *netlink.AttributeEncoder) error { // the cookie, and what timestamps are to be shifted by
+			for kind := range uint16(3) {
+				ae.Uint32(1+kind, 7)
+			}
+			return nil
+		})
+	}
 	attrs, err := ae.Encode()
 	if err != nil {
 		return nil, fmt.Errorf("encode flow: %w", err)

@@ -20,17 +20,17 @@ var (
 	There6 = netip.MustParseAddr("2001:db8::2")
 )
 
-const (
-	hereLink  = "here0"
-	thereLink = "there0"
-)
+// HereLink is this host's interface to the peer of [NewPeer].
+const HereLink = "here0"
+
+const thereLink = "there0"
 
 // Peer is another host: a network namespace that a link joins to the calling thread's.
 type Peer struct{ work chan func() }
 
 // NewPeer makes a peer and sets up both ends with the addresses of this package. The calling thread is in a
 // namespace of its own; see [conntrackfill.Enter]. The peer lives until Close.
-func NewPeer() (*Peer, error) { return NewPeerAt(hereLink, thereLink) }
+func NewPeer() (*Peer, error) { return NewPeerAt(HereLink, thereLink) }
 
 // NewPeerAt is NewPeer with other interfaces: another peer has the same addresses as the first one.
 func NewPeerAt(hereLink, thereLink string) (*Peer, error) {

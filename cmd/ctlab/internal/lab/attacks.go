@@ -48,8 +48,8 @@ var (
 	onRouters = []string{"nat-gateway", "one-way"}
 	onZones   = []string{"zones"}
 	atService = []string{"server", "forwarded", "by-state", "routed", "routed-open", "uplinks", "overlay"}
-	onServers = []string{"server", "uplinks", "overlay", "resolver", "listener", "loopback", "forwarded", "by-state",
-		"routed", "routed-open"}
+	onServers = []string{"server", "uplinks", "overlay", "resolver", "listener", "loopback", "by-state", "routed",
+		"routed-open"}
 	onBoth = []string{"server", "by-state", "routed-open"}
 )
 
