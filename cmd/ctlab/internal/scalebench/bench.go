@@ -322,15 +322,13 @@ func (r *run) decide(ctx context.Context, p *Point) error {
 		client := control.NewClient(socket)
 		for {
 			var s control.Status
-			if err := client.Call(ctx, "status", nil, &s); err != nil {
-				return fmt.Errorf("read status: %w", err)
-			}
-			if p.Limited = len(s.Limited); 2*p.Limited >= r.size.Sources {
+			err := client.Call(ctx, "status", nil, &s) // one of many may be starting again
+			if p.Limited = len(s.Limited); err == nil && 2*p.Limited >= r.size.Sources {
 				p.Rules = max(p.Rules, time.Duration(s.RulesSeconds*float64(time.Second)))
 				break
 			}
 			if time.Since(r.began) > patience {
-				return fmt.Errorf("%d of %d sources limited after %v", p.Limited, r.size.Sources, patience)
+				return errors.Join(fmt.Errorf("%d of %d sources limited after %v", p.Limited, r.size.Sources, patience), err)
 			}
 			time.Sleep(look)
 		}
