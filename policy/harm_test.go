@@ -453,6 +453,7 @@ func TestWhatIsPurgedGetsNoBudget(t *testing.T) {
 // full, and nobody is limited for it; where a translated answer that came late would leave with its inside address it
 // stays.
 func TestForwardedQuestionsArePurged(t *testing.T) {
+	asked := netip.MustParseAddr("203.0.113.1")
 	const translated = "udp/53 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0"
 	inside := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 	for _, c := range []struct {
@@ -461,11 +462,13 @@ func TestForwardedQuestionsArePurged(t *testing.T) {
 		begin, growth int // entries, and how many more a second, for four seconds
 		purged        bool
 		profile       Profile
-		passes        int // in percent, of a class that no service is known of
+		passes        int // percent, to one address
 	}{
 		{"translated", translated, inside, 1000, 2000, true, Auto, 0},
 		{"a range", "udp/50-60 at 203.0.113.1/32 to 192.0.2.10:50 by wan0", inside, 1000, 2000, true, Auto, 0},
-		{"routed", "udp/53 at 203.0.113.1/32 to 203.0.113.1:53 by wan0", nil, 1000, 2000, true, Auto, 0},
+		{"routed, and asked as others are", "udp/53 at 203.0.113.1/32 to 203.0.113.1:53 by wan0", nil, 1000, 2000, false,
+			Auto, 0},
+		{"routed", "udp/53 at 203.0.113.1/32 to 203.0.113.1:53 by wan0", nil, 1000, 2000, true, Auto, 60},
 		{"translated, and nobody is masqueraded", translated, nil, 1000, 2000, false, Auto, 0},
 		{"another port", "udp/54 at 203.0.113.1/32 to 192.0.2.10:5353 by wan0", inside, 1000, 2000, false, Auto, 0},
 		{"crowded, and pressure below the mark", translated, inside, 8100, 0,
@@ -492,12 +495,12 @@ func TestForwardedQuestionsArePurged(t *testing.T) {
 				Ports:            []PortCount{{Protocol: udp, Port: 53, Entries: n, Replied: n}}, Rest: Holding{Entries: o.Count}}
 			o.Census.Classes[Replied], o.Census.Classes[Assured], o.Census.Rest.Classes[Replied] = n, 500, n
 			if class := (FlowClass{udp, 53}); c.passes > 0 && !purged { // what is purged is hardly seen
-				o.Census.Looks = []ClassLook{{FlowClass: class, Entries: n, Passing: n * c.passes / 100}}
+				o.Census.Looks = []ClassLook{{FlowClass: class, Entries: n, Passing: n * c.passes / 100, To: asked}}
 			}
 			p := m.Tick(o).Posture
 			for _, one := range p.Purges {
-				purged = purged || one.Class == FlowClass{udp, 53} && one.Translated == (c.service != "" && c.name != "routed") &&
-					one.Passing != one.Translated
+				purged = purged || one.Class == FlowClass{udp, 53} && one.Translated == (c.passes == 0) &&
+					one.Passing != one.Translated && (one.To == asked) == one.Passing
 				if one.Local || !one.Passing && !one.Translated {
 					t.Errorf("%s: %+v", c.name, one)
 				}

@@ -212,6 +212,8 @@ type ClassLook struct {
 	// of them, as far as they were answered, and of TCP handshakes under way: what this host only passes on, untranslated
 	// and not for an inside host; and what it translates to an inside host
 	Passing, Translated int
+	// whom half of what passes ask, or more; the zero Addr where nobody is found
+	To netip.Addr
 }
 
 // OneWayFlow is a TCP entry beyond its handshake without an answer. It may be a stray packet's, which is

@@ -103,8 +103,8 @@ func (f *offenders) reprieve(sources []Source, usages []usage, now time.Time) {
 }
 
 // excess returns how many entries each source above its share may keep. Block, then evict: assured entries go only
-// when they can't come back at once, and forwarded ones only where what is said in their name then is dropped as
-// INVALID. While nothing is known of an ordinary day they stay, because nobody knows whose
+// when they can't come back at once, and those that lead to inside hosts only where what is said in their name then is
+// dropped as INVALID. While nothing is known of an ordinary day they stay, because nobody knows whose
 // conversations they are.
 func (f *offenders) excess(usages []usage, limited map[Source]bool, s situation) []Cap {
 	c := *s.cfg
@@ -125,7 +125,7 @@ func (f *offenders) excess(usages []usage, limited map[Source]bool, s situation)
 			goes += a.assured + a.transient - float64(keep)
 		}
 		caps = append(caps, Cap{Prefix: a.Prefix, Zone: a.Zone, Keep: keep, SpareAssured: spare,
-			SpareForward: c.Profile == Auto && !s.before.DropInvalid, SpareRecent: !recent.takes(a),
+			SpareForward: c.Profile == Auto, TakeInward: s.before.DropInvalid, SpareRecent: !recent.takes(a),
 			ClosingFirst: !is && a.answered() >= ownAddress})
 	}
 	f.found = above || f.found && s.fill > c.Target

@@ -49,7 +49,8 @@ type Purge struct {
 	// instead or besides: what others asked each other by way of this host and was answered, untranslated and not by an
 	// inside host; and what was translated to an inside host and answered
 	Passing, Translated bool
-	Handshakes          bool // only TCP handshakes under way
+	To                  netip.Addr // with Passing: only what this address was asked; the zero Addr means whoever
+	Handshakes          bool       // only TCP handshakes under way
 	// how long a question without an answer, a handshake under way and what is forwarded stay at least; at most it is
 	// about twice as long
 	Unfinished time.Duration
@@ -142,7 +143,8 @@ type Cap struct {
 	Zone         uint16 `json:",omitempty"`
 	Keep         int
 	SpareAssured bool // evict none of its assured entries, whatever the excess
-	SpareForward bool // evict none of its assured entries that this host forwards
+	SpareForward bool // evict none of its assured entries that this host forwards, but
+	TakeInward   bool // of those may go what leads to inside hosts
 	SpareRecent  bool // evict none of its assured entries that a packet passed in the last minute
 	ClosingFirst bool // take closing entries before handshakes under way: its excess is not its fault
 }

@@ -15,8 +15,9 @@ type purger struct {
 	classes []FlowClass // until evict is left
 	waiting []FlowClass // left to limits on the sources that fill them, for now
 	grace
-	handshakes bool        // those that nobody finishes are purged, until evict is left
-	passing    []FlowClass // of classes, those that this host passes on; TCP as a whole stands for handshakes
+	handshakes bool // those that nobody finishes are purged, until evict is left
+	// of what this host passes on, whom it asks; handshakes are TCP as a whole, and ask whoever
+	passing map[FlowClass]netip.Addr
 }
 
 // How long what nobody answers or finishes may stay while it is purged: longer than almost every answer and round trip
@@ -51,9 +52,9 @@ func (u *purger) want(s situation, p *Posture) []Event {
 			if s.serves(class) {
 				p.purge(Purge{Class: class, Local: s.cfg.Profile == Auto, Unfinished: unfinishedForInNeed})
 			}
-			routed, translated := s.sendsOn(class)
-			if passing := routed || slices.Contains(u.passing, class); passing || translated {
-				p.purge(Purge{Class: class, Passing: passing, Translated: translated, Unfinished: answeredFor})
+			to, passing := u.passing[class]
+			if translated := s.sendsOn(class); passing || translated {
+				p.purge(Purge{Class: class, Passing: passing, To: to, Translated: translated, Unfinished: answeredFor})
 			}
 		}
 	}
@@ -66,34 +67,28 @@ func (s situation) serves(class FlowClass) bool {
 		slices.Contains(s.Services, Selector{Protocol: UDP, Port: class.Port})
 }
 
-// sendsOn reports whether a class is that of forwarded UDP services that are merely routed, and of some that are
-// translated. What those say when their entry is gone must not leave with an inside address: where nobody masquerades
-// the host they are none.
-func (s situation) sendsOn(class FlowClass) (routed, translated bool) {
-	for _, one := range s.Services {
-		if first, last := one.Ports(); class.Protocol != udp || !one.Forwarded() || one.Protocol != UDP ||
-			class.Port < first || class.Port > last {
-			continue
-		}
+// sendsOn reports whether a class is that of a forwarded UDP service that is translated. What that says when its entry
+// is gone must not leave with an inside address: a service of a host that nobody masquerades is none.
+func (s situation) sendsOn(class FlowClass) bool {
+	return class.Protocol == udp && slices.ContainsFunc(s.Services, func(one Selector) bool {
+		first, last := one.Ports()
 		host := one.Inside.Addr()
-		routed = routed || !one.Translated()
-		translated = translated || one.Translated() &&
+		return one.Translated() && one.Protocol == UDP && first <= class.Port && class.Port <= last &&
 			(s.cfg.everywhere() || s.IsInside(netip.PrefixFrom(host, host.BitLen())))
-	}
-	return routed, translated
+	})
 }
 
 // purges reports whether something is purged that comes from everywhere.
 func (u *purger) purges() bool { return len(u.classes) > 0 || u.handshakes }
 
 // purgeable reports whether most of a UDP class that is not assured may be purged, as far as it was looked at: a flood
-// may ask others at a port that this host serves, too. passes says that most of it only passes.
-func (s situation) purgeable(class FlowClass) (most, passes bool) {
-	serves := s.serves(class)
-	routed, translated := s.sendsOn(class)
+// may ask others at a port that this host serves, too. Where most of it only passes, to says whom it asks: who else is
+// asked by way of this host may be so by somebody inside, whose entry lets the answers in.
+func (s situation) purgeable(class FlowClass) (most bool, to netip.Addr) {
+	serves, translated := s.serves(class), s.sendsOn(class)
 	i := slices.IndexFunc(s.Census.Looks, func(c ClassLook) bool { return c.FlowClass == class })
 	if class.Protocol != udp || i < 0 {
-		return serves || routed || translated, false
+		return serves || translated, to
 	}
 	look, n := s.Census.Looks[i], 0
 	if serves {
@@ -102,11 +97,11 @@ func (s situation) purgeable(class FlowClass) (most, passes bool) {
 	if translated {
 		n += look.Translated
 	}
-	if !s.cfg.everywhere() {
+	if look.To.IsValid() && !s.cfg.everywhere() {
 		n += look.Passing
-		passes = 2*look.Passing >= look.Entries
+		to = look.To
 	}
-	return 2*n >= look.Entries, passes
+	return 2*n >= look.Entries, to
 }
 
 // passesHandshakes reports whether others shake hands by way of this host, untranslated.
@@ -119,7 +114,7 @@ func (u *purger) judge(s situation) []Event {
 	u.waiting = nil
 	var events []Event
 	for _, f := range classes(s.Census) {
-		most, passes := s.purgeable(f.class)
+		most, to := s.purgeable(f.class)
 		if !most || slices.Contains(u.classes, f.class) || s.ordinaryClass(f.class) {
 			continue
 		}
@@ -127,8 +122,8 @@ func (u *purger) judge(s situation) []Event {
 		if f.entries < enoughSeen || share < s.cfg.ClassShare {
 			continue
 		}
-		if passes && !slices.Contains(u.passing, f.class) {
-			u.passing = append(u.passing, f.class)
+		if to.IsValid() {
+			u.pass(f.class, to)
 		}
 		if u.leaves(f, s.shared.suspects, s) {
 			u.waiting = append(u.waiting, f.class)
@@ -137,6 +132,14 @@ func (u *purger) judge(s situation) []Event {
 		events = append(events, u.take(s, f.class, fmt.Sprintf("holds %.0f %% of the capacity, or is about to", share)))
 	}
 	return events
+}
+
+// pass remembers whom a class asks that this host passes on.
+func (u *purger) pass(class FlowClass, to netip.Addr) {
+	if u.passing == nil {
+		u.passing = make(map[FlowClass]netip.Addr)
+	}
+	u.passing[class] = to
 }
 
 // take begins to purge a class.
@@ -158,10 +161,11 @@ func (u *purger) take(s situation, class FlowClass, why string) Event {
 func (u *purger) handshake(s situation, p *Posture) []Event {
 	before, all := u.handshakes, FlowClass{Protocol: tcp}
 	flood := (before || s.synFlood && s.shared.crowded) && picksUp(s) && !s.oneSided() && !s.cfg.everywhere()
-	if flood && s.Census != nil && s.Census.passesHandshakes() && !slices.Contains(u.passing, all) {
-		u.passing = append(u.passing, all)
+	if flood && s.Census != nil && s.Census.passesHandshakes() {
+		u.pass(all, netip.Addr{})
 	}
-	own, passing := exposed(s), slices.Contains(u.passing, all)
+	_, passing := u.passing[all]
+	own := exposed(s)
 	u.handshakes = flood && (own || passing)
 	s.shared.loose.purged = u.handshakes
 	if u.handshakes && s.shared.crowded {

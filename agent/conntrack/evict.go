@@ -23,8 +23,8 @@ type Eviction struct {
 	AtOnce    bool                  // closed TCP too is gone at once, not a second later
 	OneSided  bool                  // TCP without answers counts as assured; see ScanOptions
 	Local     func(netip.Addr) bool // whether an address is this host's own; needed for Selectors
-	Own       []netip.Prefix        // what is this host's own; empty: nothing counts as forwarded
-	Inside    []netip.Prefix        // networks that this host masquerades
+	Own       []netip.Prefix        // what is this host's own; needed for Cap.SpareForward
+	Inside    []netip.Prefix        // networks that this host masquerades; needed for Cap.TakeInward
 	Spare     []netip.Prefix        // the allowlist: entries with such an original source are never evicted
 	Timeouts  map[string]int        // seconds by sysctl name, as they are in force: needed for Cap.SpareRecent
 	Retimed   map[string]int        // likewise, what a [Retiming] gave to entries that may be there still
@@ -45,9 +45,6 @@ var heapLimit = 1 << 17 // tests lower it
 //
 // Sources whose Keep is so large that their entries would not fit the memory bound are counted in a
 // pass of their own before.
-//
-// What this host translates to an inside host stays while it is assured, unless that host is masqueraded: what it says
-// next must not leave with its own address.
 //
 // It returns how many entries are deleted, also beside the error when ctx ends or the kernel fails.
 func (t *Table) Evict(ctx context.Context, v Eviction) (deleted int, err error) {
@@ -198,20 +195,22 @@ func (x *evictor) passes(e *entry) bool { return e.goes() && !x.atOnce }
 func (x *evictor) stays(q *target, e *entry, at rank) bool {
 	if at>>32 == rank(policy.Assured) &&
 		(q.cap.SpareAssured || q.cap.SpareRecent && !x.silence.atLeast(e, recent) ||
-			x.own.some() && x.forwards(q, e)) {
+			q.cap.SpareForward && x.forwards(q, e)) {
 		return true
 	}
 	return x.spare.contains(e.orig.src)
 }
 
-// forwards says whether an entry is forwarded, and stays for it.
+// forwards says whether an entry is forwarded, and stays for it: unless it leads to an inside host and that may go.
+// What is translated leads to one only if that is masqueraded, or what it says next would leave with its own address.
+// Where nobody knows which side is inside, the source may be, and keeps it.
 func (x *evictor) forwards(q *target, e *entry) bool {
-	if !roleOf(e, x.own, prefixSet{}).Forwarded() {
-		return false
+	role := roleOf(e, x.own, x.inside)
+	if !role.Forwarded() || !q.cap.TakeInward || role != policy.Inward {
+		return role.Forwarded()
 	}
 	var reply tuple
-	return q.cap.SpareForward || e.status&statusDstNAT != 0 &&
-		(!reply.parse(e.bytes(e.replySpan)) || !x.inside.contains(reply.src))
+	return e.status&statusDstNAT != 0 && (!reply.parse(e.bytes(e.replySpan)) || !x.inside.contains(reply.src))
 }
 
 // recent is how many seconds a conversation that just spoke counts as one that goes on.

@@ -51,7 +51,7 @@ type look struct {
 	flows       map[flowOf]counts // with hosts, kept for the next scan: a flood from inside has a source for each entry
 	hosts       map[origin]counts
 	peers       map[origin][]netip.Addr // of those whose peers matter
-	classes     map[policy.FlowClass]policy.ClassLook
+	classes     map[policy.FlowClass]classLook
 }
 
 // counts are entries, those of them that were answered, and those that this host forwards.
@@ -93,7 +93,7 @@ func (k *look) reset(o ScanOptions) {
 	k.left = lookSize
 	if k.flows == nil {
 		k.flows, k.hosts = make(map[flowOf]counts), make(map[origin]counts)
-		k.classes = make(map[policy.FlowClass]policy.ClassLook)
+		k.classes = make(map[policy.FlowClass]classLook)
 	}
 	if len(o.Closer) > 0 {
 		k.peers = make(map[origin][]netip.Addr)
@@ -143,6 +143,26 @@ func (e *entry) flowClass() policy.FlowClass {
 	return class
 }
 
+// classLook is a look at a class under way. Whom most of what passes asks is found by majority vote (Boyer and Moore,
+// MJRTY, 1981): who has so many more votes than all others together.
+type classLook struct {
+	policy.ClassLook
+	to    address
+	votes int
+}
+
+// vote takes in whom an entry asks.
+func (c *classLook) vote(to address) {
+	if c.votes == 0 {
+		c.to = to
+	}
+	if c.to == to {
+		c.votes++
+	} else {
+		c.votes--
+	}
+}
+
 // count takes an entry in that is not assured.
 func (k *look) count(e *entry, role policy.Role, class policy.Class) {
 	c := k.classes[e.flowClass()]
@@ -155,6 +175,7 @@ func (k *look) count(e *entry, role policy.Role, class policy.Class) {
 		c.Translated++
 	case role.Forwarded() && role != policy.Outward && !translated && answered:
 		c.Passing++
+		c.vote(e.orig.dst)
 	}
 	k.classes[e.flowClass()] = c
 }
@@ -163,8 +184,10 @@ func (k *look) count(e *entry, role policy.Role, class policy.Class) {
 func (k *look) told() (list []policy.ClassLook) {
 	for class, c := range k.classes {
 		if c.Entries >= leastOfClass {
-			c.FlowClass = class
-			list = append(list, c)
+			if c.FlowClass = class; c.Passing > 0 && 2*c.votes >= c.Passing {
+				c.To = c.to.netip()
+			}
+			list = append(list, c.ClassLook)
 		}
 	}
 	slices.SortFunc(list, func(a, b policy.ClassLook) int {

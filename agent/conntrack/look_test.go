@@ -71,8 +71,8 @@ func TestLook(t *testing.T) {
 	}
 }
 
-// What this host forwards stays, where that is asked for: routed or translated, from outside and from inside; what is
-// translated to a host that nobody masquerades stays anyhow. What is its own goes.
+// What this host forwards stays, where that is asked for: routed or translated, from outside and from inside; or all
+// but what leads to inside hosts, of translated ones to those that are masqueraded. What is its own goes.
 func TestEvictSparesForwarded(t *testing.T) {
 	table := openTable(t)
 	own, from := addr("203.0.113.1"), addr("198.51.100.1")
@@ -91,15 +91,17 @@ func TestEvictSparesForwarded(t *testing.T) {
 	fill(t, translated...)
 	all := map[string][]flow{"local": local, "routed": routed, "translated": translated}
 	for _, c := range []struct {
-		spare  bool
+		inward bool
 		inside string
 		goes   []string
 	}{
-		{true, "10.0.0.3/32", []string{"local"}},
-		{false, "10.0.0.4/32", []string{"routed"}},
-		{false, "10.0.0.3/32", []string{"translated"}},
+		{false, "10.0.0.0/24", []string{"local"}},
+		{true, "10.0.0.4/32", nil},
+		{true, "198.51.100.0/24", nil}, // the source itself is inside
+		{true, "10.0.0.3/32", []string{"translated"}},
+		{true, "10.0.0.0/24", []string{"routed"}},
 	} {
-		v := Eviction{Caps: []policy.Cap{{Prefix: netip.PrefixFrom(from, 32), SpareForward: c.spare}},
+		v := Eviction{Caps: []policy.Cap{{Prefix: netip.PrefixFrom(from, 32), SpareForward: true, TakeInward: c.inward}},
 			Own: []netip.Prefix{netip.PrefixFrom(own, 32)}, Inside: []netip.Prefix{prefix(c.inside)}}
 		_, err := table.Evict(t.Context(), v)
 		for name, list := range all {
@@ -133,7 +135,9 @@ func TestLookAtClasses(t *testing.T) {
 	several(50, flow{Dst: inside, Proto: protoUDP, DstPort: 53})
 	several(50, flow{Dst: inside, Proto: protoUDP, DstPort: 53, Status: busy})
 	several(300, flow{Dst: own, NewDst: inside, Proto: protoUDP, DstPort: 54, Status: answered})
-	several(200, flow{Dst: inside, Proto: protoTCP, DstPort: 80, State: tcpSynRecv, Status: answered})
+	several(70, flow{Dst: inside, Proto: protoTCP, DstPort: 80, State: tcpSynRecv, Status: answered})
+	several(65, flow{Dst: inside.Next(), Proto: protoTCP, DstPort: 80, State: tcpSynRecv, Status: answered})
+	several(65, flow{Dst: inside.Prev(), Proto: protoTCP, DstPort: 80, State: tcpSynRecv, Status: answered})
 	several(10, flow{Dst: inside, Proto: protoTCP, DstPort: 80, State: tcpTimeWait, Status: answered})
 	several(100, flow{Dst: inside, Proto: protoTCP, DstPort: 81, State: tcpSynRecv, Status: answered}) // too few
 	c, err := table.Scan(t.Context(), ScanOptions{Own: []netip.Prefix{netip.PrefixFrom(own, 32)}})
@@ -141,7 +145,8 @@ func TestLookAtClasses(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []policy.ClassLook{
-		{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 53}, Entries: 450, Local: 100, Passing: 300},
+		{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 53}, Entries: 450, Local: 100, Passing: 300,
+			To: inside},
 		{FlowClass: policy.FlowClass{Protocol: protoUDP, Port: 54}, Entries: 300, Translated: 300},
 		{FlowClass: policy.FlowClass{Protocol: protoTCP, Port: 80}, Entries: 210, Passing: 200}}
 	if !slices.Equal(c.Looks, want) {

@@ -30,7 +30,7 @@ const (
 )
 
 // Attributes nested in the above: enums ctattr_tuple, ctattr_ip, ctattr_l4proto, ctattr_protoinfo,
-// ctattr_protoinfo_tcp and ctattr_filter in the same header.
+// ctattr_protoinfo_tcp, ctattr_synproxy and ctattr_filter in the same header.
 const (
 	synproxyISN = 1 // CTA_SYNPROXY_ISN
 

@@ -59,9 +59,6 @@ type prefixSet struct{ four, six []addressRange }
 
 type addressRange struct{ first, last address }
 
-// some reports whether there are any.
-func (s prefixSet) some() bool { return len(s.four)+len(s.six) > 0 }
-
 func newPrefixSet(prefixes []netip.Prefix) prefixSet {
 	var s prefixSet
 	for _, p := range prefixes {

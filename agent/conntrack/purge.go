@@ -28,11 +28,11 @@ type Parties struct {
 // question's entry was gone: nobody answers that. Only the bits IPS_SEEN_REPLY, IPS_ASSURED, IPS_SRC_NAT and
 // IPS_DST_NAT of the status count (include/uapi/linux/netfilter/nf_conntrack_common.h).
 //
-// With p.Passing it is, instead of p.Local or besides, what others asked each other and was answered, untranslated, but
-// not what inside hosts asked; with p.Translated what was translated to an inside host and answered. A pass saw it
-// p.Unfinished ago or longer, and the next packet of who asked makes the same entry again. What has a helper or an
-// entry for life, or was given another source, stays. Of handshakes it is those that wait for nothing but the last ACK,
-// which makes the entry again.
+// With p.Passing it is, instead of p.Local or besides, what others asked each other, or asked p.To, and was answered,
+// untranslated, but not what inside hosts asked; with p.Translated what was translated to an inside host and answered.
+// A pass saw it p.Unfinished ago or longer, and the next packet of who asked makes the same entry again. What has a
+// helper or an entry for life, or was given another source, stays. Of handshakes it is those that wait for nothing but
+// the last ACK, which makes the entry again.
 //
 // A question without an answer and a TCP handshake under way go when a pass saw them p.Unfinished ago or longer: an
 // answer that finds no entry makes one of its own, or is refused by a filter. With p.Handshakes it is only TCP
@@ -51,7 +51,7 @@ func (t *Table) Purge(
 	if !look.begin(time.Now(), p.Unfinished, t.room()) && p.Handshakes {
 		return 0, nil
 	}
-	take := sweep{p, newPrefixSet(of.Own), newPrefixSet(of.Inside), newPrefixSet(of.Spared), look}
+	take := sweep{p, addressOf(p.To), newPrefixSet(of.Own), newPrefixSet(of.Inside), newPrefixSet(of.Spared), look}
 	deleted, err = t.change(ctx, msgDelete, r, func(queue *changes) error {
 		_, err := t.walk(ctx, take.part(), 0, func(e *entry) bool { return !take.takes(e) || queue.delete(e) })
 		return err
@@ -65,6 +65,7 @@ func (t *Table) Purge(
 // sweep is what one pass of a purge takes.
 type sweep struct {
 	policy.Purge
+	to                  address
 	own, inside, spared prefixSet
 	look                *underWay
 }
@@ -114,7 +115,8 @@ func (s sweep) passes(e *entry) bool {
 	if e.status&statusDstNAT != 0 {
 		return s.Translated && s.own.contains(e.orig.dst)
 	}
-	return s.Passing && !e.translated() && !s.own.contains(e.orig.dst) && !s.inside.contains(e.orig.src)
+	return s.Passing && !e.translated() && !s.own.contains(e.orig.dst) && !s.inside.contains(e.orig.src) &&
+		(!s.To.IsValid() || e.orig.dst == s.to)
 }
 
 // isOf says whether e is of a class.

@@ -298,6 +298,8 @@ func TestPurgeForwarded(t *testing.T) {
 		taken []int
 	}{
 		{policy.Purge{Class: dns.Class, Passing: true}, []int{0}},
+		{policy.Purge{Class: dns.Class, Passing: true, To: inside}, []int{0}},
+		{policy.Purge{Class: dns.Class, Passing: true, To: inside.Next()}, nil},
 		{policy.Purge{Class: dns.Class, Translated: true}, []int{1}},
 		{policy.Purge{Class: dns.Class, Passing: true, Translated: true}, []int{0, 1}},
 		{policy.Purge{Class: all, Passing: true, Handshakes: true}, []int{2}},
