@@ -13,12 +13,39 @@ const (
 
 // trial is one selector's way through the stages.
 type trial struct {
-	stage   Stage
-	since   time.Time
-	start   SelectorWork // the counters when the stage began
-	known   bool         // start was read from the kernel
-	checked time.Time    // of a freed selector: when it was last judged
-	before  SelectorWork // what the watched stage counted
+	stage    Stage
+	since    time.Time
+	evidence evidence     // what was counted since the stage began, or since a freed selector was last judged
+	checked  time.Time    // of a freed selector: when it was last judged
+	before   SelectorWork // what the watched stage counted
+	copied   bool         // it was once delivered more than it was sent
+}
+
+// evidence is what was counted from one look on. A look reads one counter after the other, those of what comes before
+// those of what arrives: what comes while it reads, and that may be much where the machine has no time for it, is only
+// in the latter. So as not to miss what arrived, that is counted from the first look on and what came from the second.
+// (All counters but those of services are read at once.)
+type evidence struct {
+	first, second SelectorWork
+	looks         int
+}
+
+// look notes what a look read, as the beginning of the evidence if it is one of the first two.
+func (e *evidence) look(now SelectorWork) {
+	if e.looks == 0 {
+		e.first = now
+	}
+	if e.looks < 2 {
+		e.second = now
+		e.looks++
+	}
+}
+
+// passed returns what was counted, as much as is certain of what came.
+func (e *evidence) passed(now SelectorWork) SelectorWork {
+	w := now.minus(e.first)
+	w.Requests, w.Replies = since(now.Requests, e.second.Requests), since(now.Replies, e.second.Replies)
+	return w
 }
 
 // failure is a selector that was taken back.
@@ -31,9 +58,10 @@ type failure struct {
 // trial from what they are at the next look, when its rules are in force: what was delivered before
 // that was tracked.
 func (t *trial) begin(stage Stage, o Observation, s Selector) {
-	work, counted := o.Work.Selectors[s]
-	t.stage, t.since = stage, o.Time
-	t.start, t.known = work, counted && stage != Trial
+	t.stage, t.since, t.evidence, t.copied = stage, o.Time, evidence{}, false
+	if work, counted := o.Work.Selectors[s]; counted && stage != Trial {
+		t.evidence.look(work)
+	}
 }
 
 // fault compares a trial with the time before it. A service that stops answering altogether is a fault
@@ -50,6 +78,21 @@ func (t *trial) fault(now SelectorWork) string {
 	return ""
 }
 
+// isCopied says whether more is delivered than was asked for. Said by two counts, one begun after the other, it is no
+// matter of when which counter was read.
+func (t *trial) isCopied(now SelectorWork) string {
+	all := now.minus(t.evidence.first)
+	if all.Delivered < enoughRequests || float64(all.Delivered) <= copied*float64(all.Requests) {
+		return ""
+	}
+	if t.copied {
+		return fmt.Sprintf("%d deliveries for %d requests: it is reached some other way, too", all.Delivered, all.Requests)
+	}
+	t.copied, t.evidence = true, evidence{}
+	t.evidence.look(now)
+	return ""
+}
+
 // copied is how many deliveries for a request are more than chance and retransmission: then what is delivered is not
 // what was asked for, but comes some other way, as from a redirected port.
 const copied = 1.5
@@ -63,9 +106,6 @@ func (t *trial) stopped(now SelectorWork) string {
 	if fell(now.ErrorsPassed, now.Errors, t.before.ErrorsPassed, t.before.Errors) {
 		return fmt.Sprintf("the host's own rules let %d of %d untracked ICMP errors through that ask for smaller packets",
 			now.ErrorsPassed, now.Errors)
-	}
-	if now.Delivered >= enoughRequests && float64(now.Delivered) > copied*float64(now.Requests) {
-		return fmt.Sprintf("%d deliveries for %d requests: it is reached some other way, too", now.Delivered, now.Requests)
 	}
 	if fell(now.Delivered, now.Requests, t.before.Delivered, t.before.Requests) {
 		return fmt.Sprintf("the host's own rules let %d of %d untracked requests through", now.Delivered, now.Requests)
@@ -91,7 +131,7 @@ func fell(passed, of, passedBefore, ofBefore uint64) bool {
 	}
 	before := 1.0
 	if ofBefore >= enoughRequests {
-		before = float64(passedBefore) / float64(ofBefore)
+		before = min(before, float64(passedBefore)/float64(ofBefore))
 	}
 	return float64(passed)/float64(of) < before/2
 }

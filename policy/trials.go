@@ -177,10 +177,8 @@ func (u *trials) advance(s Selector, o Observation, c Config) string {
 	if !counted {
 		return ""
 	}
-	if !t.known {
-		t.start, t.known = work, true
-	}
-	seen := work.minus(t.start)
+	t.evidence.look(work)
+	seen := t.evidence.passed(work)
 	if seen.Besides > 0 && t.stage == Watched {
 		fault := fmt.Sprintf("%d packets came to %s some other way: the answers could not be told apart",
 			seen.Besides, s.Inside)
@@ -199,13 +197,15 @@ func (u *trials) advance(s Selector, o Observation, c Config) string {
 		t.begin(Trial, o, s)
 		return fmt.Sprintf("%s untracked on trial", s)
 	case Trial:
-		if fault := t.fault(seen); fault != "" {
+		if fault := cmp.Or(t.fault(seen), t.isCopied(work)); fault != "" {
 			u.failed[s] = failure{fault, o.Time.Add(c.RetryTrial)}
 			u.drop(s, o)
 			return fmt.Sprintf("%s taken back: %s", s, fault)
 		}
 		if o.Time.Sub(t.since) >= c.Trial && seen.Requests >= fewRequests {
-			t.stage, t.start, t.checked = Freed, work, o.Time
+			seen = work.minus(t.evidence.first)
+			t.stage, t.evidence, t.checked = Freed, evidence{}, o.Time
+			t.evidence.look(work)
 			return fmt.Sprintf("%s untracked: %d of %d requests delivered, %d of %d answers sent in its trial",
 				s, seen.Delivered, seen.Requests, seen.Sent, seen.Replies)
 		}
@@ -220,15 +220,16 @@ func (u *trials) recheck(s Selector, t *trial, seen SelectorWork, o Observation,
 	if seen.Besides == 0 && (o.Time.Sub(t.checked) < c.Trial || seen.Requests < fewRequests) {
 		return ""
 	}
-	if fault := t.stopped(seen); fault != "" {
+	if fault := cmp.Or(t.stopped(seen), t.isCopied(o.Work.Selectors[s])); fault != "" {
 		u.failed[s] = failure{fault, o.Time.Add(c.RetryTrial)}
 		u.drop(s, o)
 		return fmt.Sprintf("%s taken back: %s", s, fault)
 	}
-	answers, heard := t.start.Answers, t.start.Heard
-	t.start, t.checked = o.Work.Selectors[s], o.Time
+	earlier := t.evidence
+	t.evidence, t.checked = evidence{}, o.Time
+	t.evidence.look(o.Work.Selectors[s])
 	if seen.Answers < fewRequests { // this host asks little: what it asked so far goes on counting
-		t.start.Answers, t.start.Heard = answers, heard
+		t.evidence.first.Answers, t.evidence.first.Heard = earlier.first.Answers, earlier.first.Heard
 	}
 	return ""
 }
@@ -252,8 +253,8 @@ func (u *trials) watch(s Selector, o Observation) string {
 		u.needEntries[s] = o.Time
 		return fmt.Sprintf("%s tracked again", s)
 	}
-	if work, counted := o.Work.Selectors[s]; counted && !t.known {
-		t.start, t.known = work, true
+	if work, counted := o.Work.Selectors[s]; counted {
+		t.evidence.look(work)
 	}
 	return ""
 }

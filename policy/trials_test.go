@@ -157,6 +157,42 @@ func TestIdleTrialIsInNoHurry(t *testing.T) {
 	}
 }
 
+// A look reads one counter after the other, and what comes meanwhile is only in the latter. That is no fault of the
+// host's rules, at the beginning of a trial as little as later.
+func TestTrialIsJudgedByWhatCounts(t *testing.T) {
+	type read struct{ requests, delivered uint64 }
+	for _, c := range []struct {
+		name string
+		read []read // look by look, from the trial's first
+		told string
+	}{
+		{"delivered while the first look reads", []read{{10, 16}, {16, 16}, {16, 16}, {20, 20}}, ""},
+		{"the first look took long", []read{{10, 50}, {60, 60}, {80, 80}}, ""},
+		{"a later look took long", []read{{10, 10}, {10, 10}, {34, 50}, {70, 70}, {100, 100}}, ""},
+		{"nothing is delivered", []read{{10, 10}, {10, 10}, {12, 10}, {13, 10}},
+			"tcp/80 taken back: the host's own rules let 0 of 3 untracked requests through\n"},
+		{"nothing is delivered, and the first look took long", []read{{10, 16}, {16, 16}, {19, 16}},
+			"tcp/80 taken back: the host's own rules let 0 of 3 untracked requests through\n"},
+		{"reached some other way, too", []read{{0, 0}, {0, 0}, {20, 40}, {40, 80}},
+			"tcp/80 taken back: 40 deliveries for 20 requests: it is reached some other way, too\n"},
+	} {
+		h := newTrialHost(t, "tcp/80")
+		h.idle["tcp/80"] = true
+		if stages, _ := h.pass(100 * time.Millisecond); stages["tcp/80"] != "trial" {
+			t.Fatalf("%s: stages %v", c.name, stages)
+		}
+		told := ""
+		for _, r := range c.read {
+			h.o.Work.Selectors[parsed(t, "tcp/80")] = SelectorWork{Requests: r.requests, Delivered: r.delivered}
+			_, now := h.pass(50 * time.Millisecond)
+			told += now
+		}
+		if told != c.told {
+			t.Errorf("%s: told %q, want %q", c.name, told, c.told)
+		}
+	}
+}
+
 // A forwarded service whose inside host is asked some other way, too, is not untracked, and taken back at once where
 // that begins later; so is one of which the host lets no error through that asks for smaller packets. Its connections
 // are given entries before its rules go, so that nothing is left to do then.
@@ -184,7 +220,7 @@ func TestForwardedTrials(t *testing.T) {
 			h = newTrialHost(t, name)
 			h.pass(50 * time.Millisecond)
 			h.o.Work.Selectors[s] = SelectorWork{}
-			h.u.selectors[s].start, h.u.selectors[s].known = SelectorWork{}, true
+			h.u.selectors[s].evidence = evidence{looks: 1}
 		} else if stages, _ := h.pass(c.before); stages[name] != "trial" && stages[name] != "freed" {
 			t.Errorf("%s: before: %v", c.name, stages)
 		}
