@@ -64,6 +64,8 @@ type Options struct {
 	// Stalled must end the process at once: the loop hangs, and where says where. The rules are gone already, as far as
 	// they can be. Without it nobody watches the loop.
 	Stalled func(where string)
+	// Calm is told at each tick whether nothing is untracked or dropped, nor about to be: then there is little to do.
+	Calm func(calm bool)
 }
 
 // New opens everything the agent needs in the network namespace of the calling thread, and puts
@@ -118,7 +120,12 @@ func (a *Agent) open(o Options) error {
 	a.opened.add(table)
 	here := survey.New(o.Root)
 	a.opened.add(here)
-	l.calm = here.Calm
+	l.calm = func(calm bool) {
+		here.Calm(calm)
+		if o.Calm != nil {
+			o.Calm(calm)
+		}
+	}
 	l.sensors = sensors{table: table, stack: here}
 	if o.DryRun {
 		l.actuator, a.walker = &dry{settings: l.settings}, walker{table, &dryEntries{}}
@@ -209,11 +216,10 @@ func newLive(rules ruleset, settings keeper, table entries, connections connecti
 		adopting: rate.NewLimiter(adoptionsPerSecond, adoptionsPerSecond)}
 }
 
-// surveyPause is how often the agent looks at the host it runs on, changePause how often it asks whether rules changed.
-// Where looking takes long, as with hundreds of thousands of sockets, it rests so many times as long, up to surveyRest.
+// surveyPause is how often the agent looks at the host it runs on. Where looking takes long, as with hundreds of
+// thousands of sockets, it rests so many times as long, up to surveyRest.
 const (
 	surveyPause = 5 * time.Second
 	surveyShare = 250
 	surveyRest  = 15 * time.Second
-	changePause = 500 * time.Millisecond
 )

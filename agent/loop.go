@@ -72,7 +72,7 @@ func (a *Agent) Run(ctx context.Context, hup <-chan os.Signal) error {
 	defer a.watch()()
 	group.Go(func() error { return a.walker.run(ctx, ch.walks, ch.walked) })
 	// A survey that hangs keeps nobody from taking everything back.
-	go surveyLoop(ctx, a.surveyor, a.loop.state, ch.reload, ch.surveys)
+	go surveyLoop(ctx, a.surveyor, a.loop.state, ch)
 	go func() { _ = a.loop.notifier.Run(ctx) }() // and neither does a notice
 	group.Go(func() error { return a.serve(ctx, ch, server) })
 	group.Go(func() error { return a.loop.run(ctx, ch) })
@@ -124,6 +124,7 @@ type channels struct {
 	tried     chan func(*loop)
 	guarding  chan struct{} // closed after the loop's first turn
 	surveys   chan survey.Facts
+	uneasy    chan struct{} // told after each turn that is not calm
 	reload    chan config.Config
 	questions <-chan control.Question
 	hup       <-chan os.Signal
@@ -131,7 +132,8 @@ type channels struct {
 
 func newChannels(board *control.Board, hup <-chan os.Signal) channels {
 	return channels{make(chan walk, 1), make(chan func(*loop), 1), make(chan func(*loop), 1),
-		make(chan struct{}), make(chan survey.Facts, 1), make(chan config.Config, 1), board.Questions(), hup}
+		make(chan struct{}), make(chan survey.Facts, 1), make(chan struct{}, 1), make(chan config.Config, 1),
+		board.Questions(), hup}
 }
 
 // run ticks until ctx ends.
@@ -148,6 +150,12 @@ func (l *loop) run(ctx context.Context, ch channels) error {
 			guards()
 			if err != nil {
 				return err
+			}
+			if !l.isCalm() {
+				select {
+				case ch.uneasy <- struct{}{}:
+				default: // told already
+				}
 			}
 			timer.Reset(l.decision.Next)
 		case learnt := <-ch.walked:
@@ -239,24 +247,21 @@ func (l *loop) tellReady(now time.Time) {
 }
 
 // surveyLoop looks at the host every few seconds, and at once where its rules change while something is untracked.
-func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, reload <-chan config.Config,
-	surveys chan<- survey.Facts) {
+func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, ch channels) {
 	timer := time.NewTicker(surveyPause)
 	defer timer.Stop()
-	often := time.NewTicker(changePause)
-	defer often.Stop()
 	var rest time.Time // until then the last survey has cost enough
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case c := <-reload:
+		case c := <-ch.reload:
 			s.Reconfigure(c)
 		case <-timer.C:
 			if time.Now().Before(rest) {
 				continue
 			}
-		case <-often.C:
+		case <-ch.uneasy:
 			if !s.Stale() {
 				continue
 			}
@@ -269,7 +274,7 @@ func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, reload <-
 			facts.Faults = append(facts.Faults, err)
 		}
 		select {
-		case surveys <- facts:
+		case ch.surveys <- facts:
 		case <-ctx.Done():
 			return
 		}

@@ -30,7 +30,7 @@ func (l *loop) tick() bool {
 	l.lookAround(started, o.Count)
 	words := state.WordsOf(l.machine)
 	l.decision = l.machine.Tick(o)
-	l.calm(l.decision.Posture.Level == 0 && l.decision.Pressure < calmBelow)
+	l.calm(l.isCalm())
 	if l.recorder != nil {
 		l.trouble("record", l.recorder.Record(o, words, l.decision.Posture.Level))
 	}
@@ -45,6 +45,11 @@ func (l *loop) tick() bool {
 	l.trouble("ordinary day", l.state.KeepDay(l.machine.OrdinaryDay(), started))
 	l.publish(o, time.Since(started))
 	return true
+}
+
+// isCalm reports whether nothing is untracked or dropped, nor about to be.
+func (l *loop) isCalm() bool {
+	return l.decision.Posture.Level == 0 && l.decision.Pressure < calmBelow
 }
 
 // sensors are what the loop reads at each tick.

@@ -6,13 +6,13 @@ import (
 	"io/fs"
 	"math/bits"
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 
+	"ctguard/agent/procfile"
 	"ctguard/policy"
 )
 
@@ -104,7 +104,7 @@ func (h *Host) smallestMTU() (mtu4, mtu6 int, err error) {
 
 // setting reads the numbers of a setting of this namespace, by its path below /proc/sys/net.
 func (h *Host) setting(name string, numbers ...*int) error {
-	text, err := os.ReadFile(filepath.Join(h.proc, "sys/net", name))
+	text, err := procfile.Read(filepath.Join(h.proc, "sys/net", name))
 	if err != nil {
 		return err
 	}

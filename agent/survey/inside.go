@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 
@@ -13,6 +12,7 @@ import (
 	rtnetlink "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"ctguard/agent/procfile"
 	"ctguard/policy"
 )
 
@@ -60,7 +60,8 @@ func (h *Host) Inside() ([]netip.Prefix, error) {
 	}
 	var named []netip.Prefix
 	uplinks := make(map[string]bool)
-	some, all := h.legacy("nat") != "", h.legacy("nat") != ""
+	legacy := h.tablesInUse().file("nat") != ""
+	some, all := legacy, legacy
 	for _, rule := range found.sources {
 		switch {
 		case !rule.hides || rule.never || rule.srcLocal || rule.out == loopback:
@@ -136,7 +137,7 @@ func namedOf(routes, named []netip.Prefix, all bool) (list []netip.Prefix) {
 
 // switched says whether a setting of this namespace is on.
 func (h *Host) switched(name string) bool {
-	text, err := os.ReadFile(h.proc + "/sys/net/" + name)
+	text, err := procfile.Read(h.proc + "/sys/net/" + name)
 	return err == nil && strings.TrimSpace(string(text)) != "0"
 }
 

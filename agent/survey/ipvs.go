@@ -1,10 +1,10 @@
 package survey
 
 import (
-	"os"
 	"strconv"
 	"strings"
 
+	"ctguard/agent/procfile"
 	"ctguard/policy"
 )
 
@@ -22,7 +22,7 @@ type balancer struct {
 // ip_vs_info_seq_show in net/netfilter/ipvs/ip_vs_ctl.c. procfs lists backends instead, and a service without one
 // takes packets too.
 func (h *Host) balanced() balancer {
-	text, err := os.ReadFile(h.net("ip_vs"))
+	text, err := procfile.Read(h.net("ip_vs"))
 	if err != nil {
 		return balancer{}
 	}

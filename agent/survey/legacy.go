@@ -3,42 +3,58 @@ package survey
 import (
 	"encoding/binary"
 	"errors"
-	"os"
 	"slices"
 	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"ctguard/agent/procfile"
 )
 
-// legacy names the file that says iptables-legacy has the table in this namespace, or nothing. Such
-// rules are invisible to nftables.
-func (h *Host) legacy(table string) string {
-	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
-		if h.lists(file, table) {
-			return file
+// tablesInUse are the tables of iptables-legacy in this namespace, by the file of /proc/net that lists them. Such rules
+// are invisible to nftables.
+type tablesInUse map[string][]string
+
+// tablesInUse reads which tables are in use; a file that isn't there lists none.
+func (h *Host) tablesInUse() tablesInUse {
+	inUse := make(tablesInUse, 2)
+	for _, v := range []legacyVersion{legacyIPv4, legacyIPv6} {
+		inUse[v.file] = h.lines(v.file)
+	}
+	return inUse
+}
+
+// file names the file that lists a table, or nothing.
+func (t tablesInUse) file(table string) string {
+	for _, v := range []legacyVersion{legacyIPv4, legacyIPv6} {
+		if slices.Contains(t[v.file], table) {
+			return v.file
 		}
 	}
 	return ""
 }
 
-// lists says whether a file of /proc/net has a line; a file that isn't there has none.
-func (h *Host) lists(file, line string) bool {
-	text, err := os.ReadFile(h.net(file))
-	return err == nil && strings.Contains("\n"+string(text), "\n"+line+"\n")
+// lines returns the lines of a file of /proc/net; one that isn't there has none.
+func (h *Host) lines(file string) []string {
+	text, err := procfile.Read(h.net(file))
+	if err != nil {
+		return nil
+	}
+	return strings.Split(string(text), "\n")
 }
 
 // legacyTables are the tables of iptables-legacy other than nat, whose mere presence counts.
 var legacyTables = []string{"raw", "mangle", "filter", "security"}
 
-// legacyNeeds says what the rules of iptables-legacy do with connections other than matching their state. Which packets
+// needs says what the rules of iptables-legacy do with connections other than matching their state. Which packets
 // come to a rule is not followed: each counts for everything. Nobody tells of changes, so the tables are read each
 // time; where they are not in use they are not even asked for, which would make them.
-func (h *Host) legacyNeeds() []effect {
+func (t tablesInUse) needs() []effect {
 	var all []effect
 	for _, v := range []legacyVersion{legacyIPv4, legacyIPv6} {
 		for _, table := range legacyTables {
-			if !h.lists(v.file, table) {
+			if !slices.Contains(t[v.file], table) {
 				continue
 			}
 			c := chain{}
@@ -69,9 +85,10 @@ func (h *Host) legacyNeeds() []effect {
 // LegacyChains returns the names of the chains that somebody made in iptables-legacy. Tables that can't be read have
 // none.
 func (h *Host) LegacyChains() (names []string) {
+	inUse := h.tablesInUse()
 	for _, v := range []legacyVersion{legacyIPv4, legacyIPv6} {
 		for _, table := range append([]string{"nat"}, legacyTables...) {
-			if h.lists(v.file, table) {
+			if slices.Contains(inUse[v.file], table) {
 				c := chain{}
 				_ = v.read(table, &c, func(name string) { names = append(names, name) })
 			}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"ctguard/agent/procfile"
 )
 
 // Sizes in bytes of what one entry costs besides its slab object: the extension of accounting and timestamps
@@ -69,7 +71,7 @@ func (h *Host) Memory() (Memory, error) {
 
 // memory returns the machine's memory in bytes; see proc_meminfo(5).
 func (h *Host) memory() (int, error) {
-	text, err := os.ReadFile(filepath.Join(h.proc, "meminfo"))
+	text, err := procfile.Read(filepath.Join(h.proc, "meminfo"))
 	if err != nil {
 		return 0, fmt.Errorf("look for room: %w", err)
 	}

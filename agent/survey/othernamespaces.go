@@ -2,10 +2,11 @@ package survey
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"ctguard/agent/procfile"
 )
 
 // slackPerCPU is how many free objects of a slab the kernel may count as used on each CPU: its magazines
@@ -25,7 +26,7 @@ func (h *Host) OtherNamespaces() int {
 
 // initCount returns how many entries the namespace of process 1 has: the first number of the second line.
 func (h *Host) initCount() (n int) {
-	text, err := os.ReadFile(filepath.Join(h.proc, "1/net/stat/nf_conntrack"))
+	text, err := procfile.Read(filepath.Join(h.proc, "1/net/stat/nf_conntrack"))
 	if err != nil {
 		return 0
 	}
@@ -36,7 +37,7 @@ func (h *Host) initCount() (n int) {
 
 // slab returns how many entries the machine has memory in use for, and the size of one; see slabinfo(5).
 func (h *Host) slab() (objects, size int) {
-	text, err := os.ReadFile(filepath.Join(h.proc, "slabinfo"))
+	text, err := procfile.Read(filepath.Join(h.proc, "slabinfo"))
 	if err != nil {
 		return 0, 0
 	}

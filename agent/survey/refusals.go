@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"ctguard/agent/procfile"
 	"ctguard/policy"
 )
 
@@ -117,7 +118,7 @@ func (r rewrites) natOf(s policy.Selector, multicast bool, here *addresses) stri
 // the first by name. The kernel does so where nf_conntrack_helper is 1, which is the default before Linux 4.7. Since
 // Linux 6.0 there is no such setting: only rules assign helpers, and a module that is loaded does nothing.
 func (h *Host) helper(s policy.Selector) (name string) {
-	setting, err := os.ReadFile(filepath.Join(h.proc, "sys/net/netfilter/nf_conntrack_helper"))
+	setting, err := procfile.Read(filepath.Join(h.proc, "sys/net/netfilter/nf_conntrack_helper"))
 	if err != nil || strings.TrimSpace(string(setting)) == "0" {
 		return ""
 	}
@@ -137,7 +138,7 @@ func (h *Host) helper(s policy.Selector) (name string) {
 // a multicast router below the header of ip_mr_vif (net/ipv4/ipmr.c) or ip6_mr_vif.
 func (h *Host) routesMulticast() bool {
 	return slices.ContainsFunc([]string{"ip_mr_vif", "ip6_mr_vif"}, func(file string) bool {
-		text, err := os.ReadFile(h.net(file))
+		text, err := procfile.Read(h.net(file))
 		return err == nil && strings.Count(strings.TrimSpace(string(text)), "\n") > 0
 	})
 }

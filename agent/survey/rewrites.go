@@ -74,7 +74,8 @@ func (h *Host) Close() error {
 
 // rewrites looks at the rules of iptables-legacy and nftables, those of iptables-nft included.
 func (h *Host) rewrites() (rewrites, error) {
-	if file := h.legacy("nat"); file != "" {
+	legacy := h.tablesInUse()
+	if file := legacy.file("nat"); file != "" {
 		// Nothing more has to be known. A kernel with such tables may have no nftables.
 		where := "iptables-legacy has a nat table (" + file + ")"
 		return rewrites{nat: []effect{{kind: translates, everything: true, where: where}}}, nil
@@ -83,9 +84,10 @@ func (h *Host) rewrites() (rewrites, error) {
 	if err != nil {
 		return rewrites{}, err
 	}
-	found.needs = slices.Concat(found.needs, h.legacyNeeds())
+	found.needs = slices.Concat(found.needs, legacy.needs())
 	// That the kernel knows TPROXY means nothing by itself, but nobody needs the table without rules.
-	if h.legacy("mangle") != "" && (h.lists("ip_tables_targets", "TPROXY") || h.lists("ip6_tables_targets", "TPROXY")) {
+	if legacy.file("mangle") != "" && slices.ContainsFunc([]string{"ip_tables_targets", "ip6_tables_targets"},
+		func(file string) bool { return slices.Contains(h.lines(file), "TPROXY") }) {
 		found.proxied = "the mangle table of iptables-legacy"
 	}
 	return found, nil

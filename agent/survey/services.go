@@ -4,12 +4,12 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"ctguard/agent/procfile"
 	"ctguard/policy"
 )
 
@@ -87,7 +87,7 @@ func byPort(a, b policy.Selector) int {
 
 // ephemeral returns the first and last port that the kernel gives to sockets that ask for none.
 func (h *Host) ephemeral() (low, high uint16, err error) {
-	text, err := os.ReadFile(filepath.Join(h.proc, "sys/net/ipv4/ip_local_port_range"))
+	text, err := procfile.Read(filepath.Join(h.proc, "sys/net/ipv4/ip_local_port_range"))
 	if err == nil {
 		_, err = fmt.Sscan(string(text), &low, &high)
 	}

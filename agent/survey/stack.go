@@ -4,14 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/prometheus/procfs"
-
+	"ctguard/agent/procfile"
 	"ctguard/policy"
 )
 
@@ -23,13 +21,13 @@ func (h *Host) net(name string) string {
 
 // Arrivals returns how much new work the protocol stack has seen; see proc(5) and RFC 1213.
 func (h *Host) Arrivals() (policy.Arrivals, error) {
-	v4, err := os.ReadFile(h.net("snmp"))
+	v4, err := procfile.Read(h.net("snmp"))
 	if err != nil {
 		return policy.Arrivals{}, fmt.Errorf("read stack counters: %w", err)
 	}
 	c := columns(string(v4))
 	// A host without IPv6 has no snmp6.
-	v6, err := os.ReadFile(h.net("snmp6"))
+	v6, err := procfile.Read(h.net("snmp6"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return policy.Arrivals{}, fmt.Errorf("read stack counters: %w", err)
 	}
@@ -73,28 +71,24 @@ func columns(text string) map[string]uint64 {
 	return counters
 }
 
-// Sockets returns how many TCP sockets are in use, listening ones included.
-func (h *Host) Sockets() (int, error) {
-	proc, err := procfs.NewFS(filepath.Join(h.proc, "thread-self")) // this thread's namespace, as in net
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("count sockets: %w", err)
-	}
-	total := 0
-	for _, read := range []func() (*procfs.NetSockstat, error){proc.NetSockstat, proc.NetSockstat6} {
-		stat, err := read()
-		if errors.Is(err, fs.ErrNotExist) { // a host without this family
-			continue
-		}
-		if err != nil {
+// Sockets returns how many TCP sockets are in use, listening ones included: "TCP: inuse 5 orphan 0 ..." in sockstat and
+// sockstat6, see net/ipv4/proc.c and net/ipv6/proc.c. A host without a family lacks its file.
+func (h *Host) Sockets() (total int, err error) {
+	for _, file := range []string{"sockstat", "sockstat6"} {
+		text, err := procfile.Read(h.net(file))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return 0, fmt.Errorf("count sockets: %w", err)
 		}
-		for _, p := range stat.Protocols {
-			if p.Protocol == "TCP" || p.Protocol == "TCP6" {
-				total += p.InUse
+		for line := range strings.Lines(string(text)) {
+			f := strings.Fields(line)
+			if len(f) < 3 || f[0] != "TCP:" && f[0] != "TCP6:" || f[1] != "inuse" {
+				continue
 			}
+			inUse, err := strconv.Atoi(f[2])
+			if err != nil {
+				return 0, fmt.Errorf("count sockets: %w", err)
+			}
+			total += inUse
 		}
 	}
 	return total, nil

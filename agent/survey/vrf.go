@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"ctguard/agent/procfile"
 	"ctguard/policy"
 )
 
@@ -67,7 +67,7 @@ func (h *Host) hiddenServices() func(policy.Selector) string {
 		{policy.TCP, query{protocol: unix.IPPROTO_TCP, states: stateListen}},
 		{policy.UDP, query{protocol: unix.IPPROTO_UDP, states: stateClose}},
 	} {
-		accept, err := os.ReadFile(filepath.Join(h.proc, "sys/net/ipv4", string(one.Protocol)+"_l3mdev_accept"))
+		accept, err := procfile.Read(filepath.Join(h.proc, "sys/net/ipv4", string(one.Protocol)+"_l3mdev_accept"))
 		everywhere[one.Protocol] = err != nil || strings.TrimSpace(string(accept)) != "0"
 		err = one.list(func(s Live) bool {
 			if s.Device != 0 {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"ctguard/agent/procfile"
 )
 
 // ErrNoConntrack says that this kernel, or this namespace, has no conntrack settings.
@@ -57,7 +59,7 @@ func (s *Settings) path(name string) string {
 
 // Read returns one setting's value.
 func (s *Settings) Read(name string) (int, error) {
-	text, err := os.ReadFile(s.path(name))
+	text, err := procfile.Read(s.path(name))
 	if err != nil {
 		return 0, fmt.Errorf("read setting: %w", err)
 	}

@@ -44,7 +44,7 @@ func (p *program) runCommand() *cobra.Command {
 				log = log.With("namespace", p.namespace.String())
 			}
 			a, err := agent.New(conf, agent.Options{DryRun: dryRun, Record: record, Root: "/", Log: log,
-				Ready: announce, Alive: newPulse(c.Context()).beat, Stalled: stalled})
+				Ready: announce, Alive: newPulse(c.Context()).beat, Stalled: stalled, Calm: new(processors).calm})
 			if err != nil {
 				return err
 			}
