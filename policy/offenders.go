@@ -27,6 +27,7 @@ type offenders struct {
 	last     []usage        // what each source used then
 	judged   int            // censuses of this attack
 	found    bool           // somebody was above a fair share, and the target is not reached yet
+	vain     int            // censuses in a row that found nobody
 	suspects suspects       // whose the transient entries were then
 	rate     int            // new flows per second that a limited source may open
 	more     bool           // more sources were due than may be limited
@@ -129,6 +130,9 @@ func (f *offenders) excess(usages []usage, limited map[Source]bool, s situation)
 			ClosingFirst: !is && a.answered() >= ownAddress})
 	}
 	f.found = above || f.found && s.fill > c.Target
+	if f.vain++; f.found {
+		f.vain = 0
+	}
 	if goes < worthEvicting*float64(s.Capacity) {
 		return nil // a pass over the table for next to nothing keeps the next scan waiting
 	}
