@@ -62,7 +62,7 @@ func (l *loop) limited() []control.LimitedStatus {
 	for _, limit := range l.decision.Posture.Limits {
 		one := control.LimitedStatus{Prefix: limit.Prefix, Zone: limit.Zone, Kind: limit.Kind.String(),
 			Entries: l.held[limit.Source()], Until: limit.Until, Reason: limit.Reason,
-			Flows: []string{}, Peers: len(limit.Peers)}
+			ButTCP: limit.ButTCP, Flows: []string{}, Peers: len(limit.Peers)}
 		for _, class := range limit.Flows {
 			one.Flows = append(one.Flows, class.String())
 		}

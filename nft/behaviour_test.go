@@ -290,6 +290,38 @@ func TestLimitOfClasses(t *testing.T) {
 	}
 }
 
+// Who is limited in all but TCP opens connections as ever, and no flows of anything else.
+func TestLimitOfAllButTCP(t *testing.T) {
+	l := newLink(t)
+	l.serve(80)
+	for from, peer := range map[string]string{client2: hostV4, client6: hostV6} {
+		source := netip.MustParseAddr(from)
+		limit := policy.Limit{Prefix: netip.PrefixFrom(source, source.BitLen()), ButTCP: true,
+			Until: time.Now().Add(time.Minute)}
+		table := open(t)
+		apply(t, table, Desired{Posture: limits(limit)})
+		mustEcho(t, l.mustDial("tcp", from, 80))
+		if err := l.ping(from, peer, refuses); err == nil {
+			t.Errorf("%s: an echo request gets through", from)
+		}
+		if c, err := l.dial("udp", from, 80, refuses); err == nil && echoed(c, refuses) == nil {
+			t.Errorf("udp from %s opens a flow", from)
+		}
+		if w := work(t, table); w.LimitedDropped < 2 {
+			t.Errorf("%s: work %+v, want at least 2 packets limited", from, w)
+		}
+		if ok, err := table.Intact(); err != nil || !ok {
+			t.Errorf("intact is %v (%v)", ok, err)
+		}
+		limit.ButTCP = false
+		apply(t, table, Desired{Posture: limits(limit)})
+		if c, err := l.dial("tcp", from, 80, refuses); err == nil {
+			t.Errorf("tcp from %s opens a flow to %s, though all of it is limited", from, c.RemoteAddr())
+		}
+		table.Close()
+	}
+}
+
 // byPort puts two services into zones of their own, so that one client is two sources.
 const byPort = `table inet tenants {
 	chain in {

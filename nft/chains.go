@@ -18,10 +18,11 @@ import (
 // packets to a service's port.
 type builder struct {
 	posture  policy.Posture
-	blocks   bool    // some source is blocked
-	limits   bool    // some source is limited, whatever its zone
-	zones    []scope // zones in which some source is limited
-	exempt   [2]bool // by family: some allowed source is in a blocked prefix
+	blocks   bool           // some source is blocked
+	limits   bool           // some source is limited, whatever its zone
+	zones    []scope        // zones in which some source is limited
+	partly   map[scope]bool // some source is limited in all but TCP
+	exempt   [2]bool        // by family: some allowed source is in a blocked prefix
 	greedy   map[greedySet][]greedyElement
 	looks    bool // what becomes of selectors' packets is counted
 	narrow   bool // somebody has said that packets need to be smaller
@@ -457,8 +458,12 @@ func (b builder) opening() []rule {
 
 // limited hold sources to the rate that are limited in a scope.
 func (b builder) limited(of scope) []rule {
-	list := b.greedyRules(of)
-	return append(list, newRule(sourceVerdict(limited[0].in(of))), newRule(sourceVerdict(limited[1].in(of))))
+	list := append(b.greedyRules(of), newRule(sourceVerdict(limited[0].in(of))), newRule(sourceVerdict(limited[1].in(of))))
+	if b.partly[of] {
+		list = append(list, newRule(notTCP(), sourceVerdict(butTCP[0].in(of))),
+			newRule(notTCP(), sourceVerdict(butTCP[1].in(of))))
+	}
+	return list
 }
 
 // prefixRate lets a limited source open flows up to the rate. The limited prefix is what is metered, so

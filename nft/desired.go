@@ -130,10 +130,10 @@ func (d Desired) allowed() []element {
 }
 
 // limits returns the limits of one kind in a scope that have not ended.
-func (d Desired) limits(kind policy.LimitKind, of scope, now time.Time) []element {
+func (d Desired) limits(kind policy.LimitKind, of scope, butTCP bool, now time.Time) []element {
 	list := make([]element, 0, len(d.Posture.Limits))
 	for _, l := range d.Posture.Limits {
-		if l.Kind == kind && scopeOf(l) == of && (l.Until.IsZero() || l.Until.After(now)) {
+		if l.Kind == kind && scopeOf(l) == of && l.ButTCP == butTCP && (l.Until.IsZero() || l.Until.After(now)) {
 			list = append(list, element{prefix: plain(l.Prefix), until: l.Until})
 		}
 	}

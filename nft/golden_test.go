@@ -102,12 +102,19 @@ func cases() []struct {
 					Flows: []policy.FlowClass{{Protocol: 6, Port: 443}, {Protocol: 58}},
 					Peers: []netip.Addr{netip.MustParseAddr("2001:db8:5::80")}},
 			}, limits...), LimitRate: 10, LimitBurst: 20}, Allow: allowList}},
+		{"limits of all but TCP", "buttcp", Desired{
+			Posture: policy.Posture{Limits: append([]policy.Limit{
+				{Prefix: prefix("192.0.2.66/32"), ButTCP: true, Until: minute},
+				{Prefix: prefix("192.0.3.0/24"), ButTCP: true, Until: minute},
+				{Prefix: prefix("2001:db8:6::/64"), ButTCP: true, Until: minute},
+			}, limits...), LimitRate: 10, LimitBurst: 20}, Allow: allowList}},
 		{"limits in zones", "zones", Desired{
 			Posture: policy.Posture{Limits: []policy.Limit{
 				{Prefix: prefix("198.51.100.9/32"), Until: minute}, // by an operator: in any
 				{Prefix: prefix("198.51.100.7/32"), Zoned: true, Until: minute},
 				{Prefix: prefix("198.51.100.7/32"), Zone: 5, Zoned: true, Until: minute.Add(time.Minute)},
 				{Prefix: prefix("2001:db8:2::/64"), Zone: 5, Zoned: true, Until: minute},
+				{Prefix: prefix("198.51.100.8/32"), Zone: 5, Zoned: true, ButTCP: true, Until: minute},
 				{Prefix: prefix("10.0.0.7/32"), Zone: 65535, Zoned: true, Until: minute,
 					Flows: []policy.FlowClass{{Protocol: 1}, {Protocol: 6, Port: 22}},
 					Peers: []netip.Addr{netip.MustParseAddr("192.0.2.80")}},

@@ -82,12 +82,13 @@ var (
 	allow   = bothFamilies("allow", permanent)
 	blocked = bothFamilies("blocked", ending)
 	limited = bothFamilies("limited", directing)
+	butTCP  = bothFamilies("limited_but_tcp", directing) // likewise, but their TCP goes on: see [policy.Limit]
 	meters  = bothFamilies("meter", metering)
 )
 
 // addressSets lists the address sets that every table has, in the order in which they are made.
 func addressSets() []addressSet {
-	return slices.Concat(allow[:], blocked[:], limited[:], meters[:], narrow[:])
+	return slices.Concat(allow[:], blocked[:], limited[:], butTCP[:], meters[:], narrow[:])
 }
 
 // A meter holds one element for each limited prefix that was active within meterTimeout. It is the only
@@ -250,15 +251,17 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	keep.addZones(d.Posture.Limits)
 	r.scopes = keep.scopes()
 	r.greedy, d.Posture.Limits = d.greedyElements(now)
-	block := d.limits(policy.Block, everyZone, now)
+	block := d.limits(policy.Block, everyZone, false, now)
 	for i := range 2 {
 		v6 := i == 1
 		r.addresses[allow[i].name] = outermost(d.allowed(), v6)
 		r.addresses[blocked[i].name] = outermost(block, v6)
 	}
-	limits := map[scope]bool{}
+	limits, partly := map[scope]bool{}, map[scope]bool{}
 	for _, of := range r.scopes {
-		limits[of] = r.limit(of, d.limits(policy.LimitNew, of, now), keep)
+		whole := r.limit(limited, of, d.limits(policy.LimitNew, of, false, now), keep)
+		partly[of] = r.limit(butTCP, of, d.limits(policy.LimitNew, of, true, now), keep)
+		limits[of] = r.limitFlows(of, keep) || whole || partly[of]
 	}
 	for _, n := range d.Posture.Notrack {
 		r.selectors[n.Selector] = n.Stage
@@ -275,7 +278,7 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	r.inside, r.learn = proxiedInsideOf(d.Posture), d.Posture.Learn
 	b := builder{
 		posture: d.Posture,
-		blocks:  len(block) > 0, limits: limits[everyZone], greedy: r.greedy,
+		blocks:  len(block) > 0, limits: limits[everyZone], partly: partly, greedy: r.greedy,
 		zones:    slices.DeleteFunc(slices.Clone(r.scopes), func(of scope) bool { return !of.zoned || !limits[of] }),
 		exempt:   r.exempt(),
 		looks:    !d.Posture.Uncounted,
@@ -301,14 +304,20 @@ func (d Desired) ruleset(now time.Time, keep *retained) ruleset {
 	return r
 }
 
-// limit fills the sets of a scope, and says whether anybody is limited in it.
-func (r *ruleset) limit(of scope, slow []element, keep *retained) bool {
-	limits := len(slow) > 0
-	for i := range 2 {
-		set := limited[i].in(of)
+// limit fills sets of a scope, and says whether anybody is in them.
+func (r *ruleset) limit(sets [2]addressSet, of scope, slow []element, keep *retained) bool {
+	for i := range sets {
+		set := sets[i].in(of)
 		r.addresses[set.name] = outermost(slow, set.v6)
 		keep.add(of, r.addresses[set.name])
-		if len(r.greedy[greedy[i].in(of)]) > 0 {
+	}
+	return len(slow) > 0
+}
+
+// limitFlows keeps what those go to that are limited in some classes of flows, and says whether anybody is.
+func (r *ruleset) limitFlows(of scope, keep *retained) (limits bool) {
+	for i := range limited {
+		if set := limited[i].in(of); len(r.greedy[greedy[i].in(of)]) > 0 {
 			keep.add(of, []element{{prefix: netip.PrefixFrom(set.any(), set.bits())}})
 			limits = true
 		}

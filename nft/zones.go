@@ -92,7 +92,7 @@ func zoneSets(of scope) (list []addressSet) {
 	if !of.zoned {
 		return nil
 	}
-	for _, s := range slices.Concat(limited[:], meters[:]) {
+	for _, s := range slices.Concat(limited[:], butTCP[:], meters[:]) {
 		list = append(list, s.in(of))
 	}
 	return list

@@ -19,7 +19,7 @@ func TestAllocations(t *testing.T) {
 	census := &Census{Total: 60000, Seen: 60000, Whole: true}
 	for i := range 1000 {
 		h := Holding{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32), Entries: 60}
-		h.Classes[Assured] = 60
+		h.Classes[Assured], h.Proven = 60, 60
 		census.Sources = append(census.Sources, h)
 	}
 	o.Count = 60000

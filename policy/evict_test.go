@@ -33,7 +33,8 @@ func TestSecondScanIsUrgent(t *testing.T) {
 }
 
 // The first scans of an attack find nobody where its entries have but begun to take the place of others: the next ones
-// are as urgent. Who looks in vain for long takes its time, until somebody is found.
+// are as urgent. Who looks in vain for long takes its time, until somebody is found, and again where that changes
+// nothing any more.
 func TestScansInVain(t *testing.T) {
 	m := New(Defaults(Server))
 	o := Observation{Time: time.Unix(1000, 0), Count: 1000, Capacity: 65536}
@@ -58,9 +59,59 @@ func TestScansInVain(t *testing.T) {
 	}
 	somebody := nobody
 	somebody.Sources = []Holding{{Prefix: netip.MustParsePrefix("198.18.0.1/32"), Entries: 60000}}
-	somebody.Sources[0].Classes[Assured] = 60000
+	somebody.Sources[0].Classes[Assured], somebody.Sources[0].Proven = 60000, 60000
 	somebody.Classes[Assured] = 60000
 	if d := tick(&somebody); !d.Hurry || len(d.Posture.Limits) != 1 {
 		t.Errorf("somebody holds the table: hurry %t, limits %v", d.Hurry, d.Posture.Limits)
+	}
+	for i := 1; i <= vainScans; i++ {
+		census := somebody
+		if d := tick(&census); d.Hurry != (i < vainScans) || len(d.Posture.Caps) > 0 {
+			t.Errorf("after %d scans that found who is limited already: hurry %t, caps %v", i, d.Hurry, d.Posture.Caps)
+		}
+	}
+}
+
+// What asks by UDP may have been sent by anybody, so who holds too much of it is limited in all but TCP; connections
+// that have shaken hands are the source's own. A limit that was for all stays so until it ends.
+func TestLimitsByWhatIsProven(t *testing.T) {
+	const most = 30_000
+	udpOf := func(n int) (h Holding) {
+		h.Entries, h.Classes[Assured] = n, n
+		return h
+	}
+	tcpOf := func(n int) Holding {
+		h := udpOf(n)
+		h.Proven = n
+		return h
+	}
+	both := udpOf(most)
+	both.Entries, both.Classes[Assured], both.Proven = most+200, most+200, 200
+	for name, c := range map[string]struct {
+		held   []Holding // census by census
+		butTCP bool
+	}{
+		"udp":                    {[]Holding{udpOf(most), udpOf(most)}, true},
+		"tcp":                    {[]Holding{tcpOf(most), tcpOf(most)}, false},
+		"udp beside a little":    {[]Holding{both, both}, true},
+		"udp, and then tcp":      {[]Holding{udpOf(most), tcpOf(most)}, false},
+		"tcp, and then in doubt": {[]Holding{tcpOf(most), udpOf(most)}, false},
+	} {
+		m := New(Defaults(Server))
+		o := Observation{Time: time.Unix(1000, 0), Capacity: 65536}
+		var limits []Limit
+		for _, held := range c.held {
+			held.Prefix = netip.MustParsePrefix("198.51.100.7/32")
+			census := &Census{Total: 64_000, Seen: 64_000, Whole: true, Sources: []Holding{held}}
+			census.Rest.Entries = 64_000 - held.Entries
+			census.Rest.Classes[Assured] = census.Rest.Entries
+			census.Classes[Assured] = 64_000
+			o.Time, o.Count = o.Time.Add(time.Second), 64_000
+			census.Time, o.Census = o.Time, census
+			limits = m.Tick(o).Posture.Limits
+		}
+		if len(limits) != 1 || limits[0].ButTCP != c.butTCP {
+			t.Errorf("%s: limits %+v, want one, of all but TCP: %t", name, limits, c.butTCP)
+		}
 	}
 }

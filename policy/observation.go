@@ -161,6 +161,7 @@ type Holding struct {
 	Zone    uint16       `json:",omitempty"`
 	Entries int
 	Classes [NumClasses]int
+	Proven  int   `json:",omitempty"` // of the assured ones, those of TCP: a handshake says whose the address is
 	Look    *Look `json:",omitempty"` // of inside hosts
 }
 

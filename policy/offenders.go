@@ -27,7 +27,7 @@ type offenders struct {
 	last     []usage        // what each source used then
 	judged   int            // censuses of this attack
 	found    bool           // somebody was above a fair share, and the target is not reached yet
-	vain     int            // censuses in a row that found nobody
+	vain     int            // censuses in a row that changed nothing: nobody was limited, and nothing evicted
 	suspects suspects       // whose the transient entries were then
 	rate     int            // new flows per second that a limited source may open
 	more     bool           // more sources were due than may be limited
@@ -90,6 +90,9 @@ func (f *offenders) judge(s situation) ([]Cap, []Event) {
 	f.more = len(due) > c.MaxLimited
 	f.meet(usages, s.Time)
 	caps := f.excess(usages, limited, s)
+	if f.vain++; len(limits) > 0 || len(caps) > 0 {
+		f.vain = 0
+	}
 	return caps, append(events, f.disagreement(s)...)
 }
 
@@ -130,9 +133,6 @@ func (f *offenders) excess(usages []usage, limited map[Source]bool, s situation)
 			ClosingFirst: !is && a.answered() >= ownAddress})
 	}
 	f.found = above || f.found && s.fill > c.Target
-	if f.vain++; f.found {
-		f.vain = 0
-	}
 	if goes < worthEvicting*float64(s.Capacity) {
 		return nil // a pass over the table for next to nothing keeps the next scan waiting
 	}
@@ -217,9 +217,10 @@ func fold(due []usage, s situation) []usage {
 			list = append(list, members...)
 			continue
 		}
-		sum := usage{Holding: Holding{Prefix: network.Prefix, Zone: network.Zone}}
+		sum := usage{Holding: Holding{Prefix: network.Prefix, Zone: network.Zone}, butTCP: true}
 		for _, a := range members {
 			sum.Entries += a.Entries
+			sum.butTCP = sum.butTCP && a.butTCP
 			sum.assured, sum.transient = sum.assured+a.assured, sum.transient+a.transient
 			for class := range a.Classes {
 				sum.Classes[class] += a.Classes[class]
@@ -286,7 +287,7 @@ func (f *offenders) limit(events []Event, now time.Time, a usage, c Config) []Ev
 	}
 	of.limit.Kind, of.limit.Reason = LimitNew, a.why
 	if a.answered() < silent && !a.inside && !f.zoned { // a neighbour may have sent it: what goes on, goes on
-		of.limit.Kind = Block
+		of.limit.Kind, of.limit.ButTCP = Block, false
 	}
 	return append(events, Event{Kind: LimitEvent, Step: Evict, Prefix: a.Prefix, Zone: a.Zone,
 		Entries: int(a.assured + a.transient), Reason: fmt.Sprintf("%s for %s: %s", of.limit, span, of.limit.Reason)})
@@ -298,6 +299,7 @@ const MostPeers = 256
 // widen takes in what an inside host opens too much of, beside what a limit in force has already: a scan goes on from
 // port to port.
 func (of *offence) widen(a usage, active bool) {
+	of.limit.ButTCP = a.butTCP && (of.limit.ButTCP || !active)
 	if !active {
 		of.limit.Flows, of.scans = nil, a.inside && a.Prefix.IsSingleIP() && a.scans()
 	}
@@ -418,7 +420,7 @@ func (f *offenders) release(now time.Time) {
 		}
 	}
 	f.swept, f.last, f.more, f.suspects = nil, nil, false, suspects{}
-	f.judged, f.began, f.resort, f.excessive = 0, time.Time{}, nobody, 0
+	f.judged, f.vain, f.began, f.resort, f.excessive = 0, 0, time.Time{}, nobody, 0
 }
 
 // forget drops all memory of the sources inside prefix.

@@ -19,7 +19,7 @@ func calmCensus(at time.Time, held map[string]int) *Census {
 	c := &Census{Time: at, Whole: true, Protocols: map[uint8]int{}, ProtocolsReplied: map[uint8]int{}}
 	for source, n := range held {
 		h := Holding{Prefix: netip.MustParsePrefix(source), Entries: n}
-		h.Classes[Assured] = n
+		h.Classes[Assured], h.Proven = n, n
 		c.Sources = append(c.Sources, h)
 		c.Seen += n
 	}

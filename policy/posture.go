@@ -117,6 +117,9 @@ type Limit struct {
 	Until  time.Time
 	Reason string
 
+	// ButTCP leaves TCP alone: what the source has too much of may come from anybody who writes its address into packets.
+	ButTCP bool `json:",omitempty"`
+
 	// Of an inside host:
 	Flows []FlowClass  // only new flows of these classes are limited; empty means of all
 	Peers []netip.Addr // whoever has answered it: new flows to them are not limited
@@ -128,6 +131,9 @@ func (l Limit) Source() Source { return Source{l.Prefix, l.Zone} }
 // String says in a word or two what is limited.
 func (l Limit) String() string {
 	text := l.Kind.String()
+	if l.ButTCP {
+		text += " all but tcp"
+	}
 	for i, class := range l.Flows {
 		if text += " "; i > 0 {
 			text += "and "

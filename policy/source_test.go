@@ -61,7 +61,7 @@ func tenants(m *Machine, zones bool, sources ...Holding) Decision {
 
 func tenant(zone uint16, entries int) Holding {
 	return Holding{Prefix: netip.MustParsePrefix("192.0.2.10/32"), Zone: zone, Entries: entries,
-		Classes: [NumClasses]int{Assured: entries}}
+		Classes: [NumClasses]int{Assured: entries}, Proven: entries}
 }
 
 // One address in three zones is three sources: who floods in one is limited and loses entries there. Where zones are

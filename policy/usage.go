@@ -22,6 +22,7 @@ type usage struct {
 	opens              float64 // new transient entries per second since the last census
 	keepOpens          float64
 	why                string // why it is limited; empty if it is not
+	butTCP             bool   // and TCP is not
 }
 
 // Parts of the fair share.
@@ -67,6 +68,7 @@ func (f *offenders) shareOut(s situation) ([]usage, float64) {
 		a := &usages[i]
 		a.keepAssured, a.keepTransient, a.keepOpens = ofAssured.keep[i], ofTransient.keep[i], ofOpens.keep[i]
 		a.why = a.reason(census, c)
+		a.butTCP = !a.inside && !a.provenHeavy()
 		f.suspect(a, c)
 	}
 	if census.Whole {
@@ -226,6 +228,13 @@ func (a *usage) reason(census *Census, c Config) string {
 		return ""
 	}
 	return fmt.Sprintf("opens %.0f flows a second, fair share %.0f", a.opens, a.keepOpens)
+}
+
+// provenHeavy reports whether a source is above its share by TCP alone, where whoever opens or closes connections has
+// shown in a handshake that the address is its own. What asks by other protocols may have been sent by anybody.
+func (a *usage) provenHeavy() bool {
+	part := float64(a.Proven) / float64(max(a.Classes[Assured], 1))
+	return part*a.assured > tolerance*a.keepAssured || a.closing > tolerance*a.keepTransient
 }
 
 // usually says what a source holds on an ordinary day, if it was here then.

@@ -112,6 +112,9 @@ func (y *tally) source(g *group, s *source, n int) {
 	}
 	y.sources[s.prefix].Entries += n
 	y.sources[s.prefix].Classes[g.class] += n
+	if g.class == Assured && g.flowClass().Protocol == tcp {
+		y.sources[s.prefix].Proven += n
+	}
 	if y.inside.IsInside(s.prefix) {
 		y.look(g, y.sources[s.prefix], n)
 	}

@@ -81,6 +81,13 @@ func TestScanWhole(t *testing.T) {
 	if i < 0 || c.Sources[i].Entries != 2 {
 		t.Errorf("two IPv6 neighbours are not one source: %+v", c.Sources)
 	}
+	shaken := 0
+	for _, h := range c.Sources {
+		shaken += h.Proven
+	}
+	if shaken != 2 {
+		t.Errorf("%d entries have proven whose they are, want the 2 established ones", shaken)
+	}
 	if c.Distinct != 8 || len(c.Sources) != 8 || c.Rest.Entries != 0 {
 		t.Errorf("distinct %d, listed %d, rest %+v; want 8, 8, none", c.Distinct, len(c.Sources), c.Rest)
 	}

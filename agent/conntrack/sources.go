@@ -19,11 +19,27 @@ const (
 	minSlots = 1 << 10
 )
 
-// slot counts one source by class. Half a cache line: what a count must wait for is one of them.
+// kind is the class of an entry, or proven.
+type kind uint8
+
+// proven is the kind of assured entries of TCP: their handshake has proven that the address is the source's own.
+const (
+	proven   = kind(policy.NumClasses)
+	numKinds = policy.NumClasses + 1
+)
+
+// slot counts one source by kind. Half a cache line: what a count must wait for is one of them.
 type slot struct {
 	mark   uint64 // the source's hash, never 0; 0 marks a free slot
-	counts [policy.NumClasses]uint32
-	total  uint32
+	counts [numKinds]uint32
+}
+
+// total returns how many entries the source has.
+func (p *slot) total() (n uint32) {
+	for _, k := range p.counts {
+		n += k
+	}
+	return n
 }
 
 // sources counts entries by source in an open-addressing table with linear probing on memory that
@@ -44,7 +60,7 @@ type sources struct {
 	keys     [2]uint64
 	used     int
 	short    int
-	forgot   [policy.NumClasses]int
+	forgot   [numKinds]int
 	distinct distinct
 
 	waiting    [64]waiting
@@ -57,7 +73,7 @@ type waiting struct {
 	hash   uint64
 	source address
 	zone   uint16
-	class  policy.Class
+	kind   kind
 }
 
 // reset empties s and makes it fit for n entries; memory that is large enough is kept.
@@ -71,7 +87,7 @@ func (s *sources) reset(n int) {
 		s.keys = [2]uint64{rand.Uint64() | 1, rand.Uint64() | 1}
 	}
 	s.mask = uint64(want - 1)
-	s.used, s.short, s.forgot = 0, 0, [policy.NumClasses]int{}
+	s.used, s.short, s.forgot = 0, 0, [numKinds]int{}
 	s.numWaiting, s.zones = 0, s.zones[:0]
 	s.distinct.reset()
 }
@@ -115,8 +131,8 @@ func (s *sources) hash(a address, zone uint16) uint64 {
 }
 
 // add counts one entry, at the latest when settle is called.
-func (s *sources) add(a address, zone uint16, c policy.Class) {
-	s.waiting[s.numWaiting] = waiting{s.hash(a, zone), a, zone, c}
+func (s *sources) add(a address, zone uint16, k kind) {
+	s.waiting[s.numWaiting] = waiting{s.hash(a, zone), a, zone, k}
 	if s.numWaiting++; s.numWaiting == len(s.waiting) {
 		s.settle()
 	}
@@ -130,7 +146,7 @@ func (s *sources) settle() {
 	s.numWaiting = 0
 	var touched uint32
 	for i := range batch {
-		touched += s.slots[batch[i].hash&s.mask].total
+		touched += s.slots[batch[i].hash&s.mask].counts[0]
 	}
 	s.touched = touched // so that the compiler keeps the loop
 	for i := range batch {
@@ -149,8 +165,7 @@ func (s *sources) count(w *waiting) {
 		} else if p.mark != w.hash {
 			continue
 		}
-		p.counts[w.class]++
-		p.total++
+		p.counts[w.kind]++
 		break
 	}
 	if s.used > len(s.slots)/4*3 {
@@ -185,7 +200,7 @@ func (s *sources) zone(i uint64) uint16 {
 func (s *sources) forget() {
 	var sizes [256]int // how many sources have that many entries; the last one and more
 	for i := range s.slots {
-		sizes[min(s.slots[i].total, 255)]++
+		sizes[min(s.slots[i].total(), 255)]++
 	}
 	limit, gone := uint32(0), 0
 	for gone < len(s.slots)/4 && limit < 254 {
@@ -198,12 +213,12 @@ func (s *sources) forget() {
 	s.short += int(limit)
 	for i := 0; i < len(s.slots); {
 		p := &s.slots[i]
-		if p.total == 0 || p.total > limit {
+		if n := p.total(); n == 0 || n > limit {
 			i++
 			continue
 		}
-		for c, n := range p.counts {
-			s.forgot[c] += int(n)
+		for k, n := range p.counts {
+			s.forgot[k] += int(n)
 		}
 		s.remove(uint64(i)) // another source may move here: look again
 	}
@@ -227,12 +242,12 @@ func (s *sources) remove(hole uint64) {
 // largest returns the n largest sources, largest first, and what all others hold.
 func (s *sources) largest(n int, prefix func(address) policy.Holding) (top []policy.Holding, rest policy.Holding) {
 	h := &slotHeap{s: s}
-	for c, k := range s.forgot {
-		rest.Classes[c] += k
-		rest.Entries += k
+	for k, n := range s.forgot {
+		hold(&rest, kind(k), n)
 	}
 	for i := range s.slots {
-		if s.slots[i].total == 0 {
+		total := s.slots[i].total()
+		if total == 0 {
 			continue
 		}
 		if len(h.at) < n {
@@ -242,7 +257,7 @@ func (s *sources) largest(n int, prefix func(address) policy.Holding) (top []pol
 			continue
 		}
 		small := uint32(i)
-		if n > 0 && s.slots[h.at[0]].total < s.slots[i].total {
+		if n > 0 && s.slots[h.at[0]].total() < total {
 			small, h.at[0] = h.at[0], small
 			heap.Fix(h, 0)
 		}
@@ -262,9 +277,17 @@ func (s *sources) largest(n int, prefix func(address) policy.Holding) (top []pol
 }
 
 func addSlot(h *policy.Holding, p *slot) {
-	h.Entries += int(p.total)
-	for c, n := range p.counts {
-		h.Classes[c] += int(n)
+	for k, n := range p.counts {
+		hold(h, kind(k), int(n))
+	}
+}
+
+// hold adds entries of a kind to what somebody holds.
+func hold(h *policy.Holding, k kind, entries int) {
+	h.Entries += entries
+	h.Classes[min(policy.Class(k), policy.Assured)] += entries
+	if k == proven {
+		h.Proven += entries
 	}
 }
 
@@ -274,8 +297,10 @@ type slotHeap struct {
 	at []uint32
 }
 
-func (h *slotHeap) Len() int           { return len(h.at) }
-func (h *slotHeap) Less(i, j int) bool { return h.s.slots[h.at[i]].total < h.s.slots[h.at[j]].total }
-func (h *slotHeap) Swap(i, j int)      { h.at[i], h.at[j] = h.at[j], h.at[i] }
-func (h *slotHeap) Push(any)           { panic("nothing is ever pushed") }
-func (h *slotHeap) Pop() any           { panic("nothing is ever popped") }
+func (h *slotHeap) Len() int { return len(h.at) }
+func (h *slotHeap) Less(i, j int) bool {
+	return h.s.slots[h.at[i]].total() < h.s.slots[h.at[j]].total()
+}
+func (h *slotHeap) Swap(i, j int) { h.at[i], h.at[j] = h.at[j], h.at[i] }
+func (h *slotHeap) Push(any)      { panic("nothing is ever pushed") }
+func (h *slotHeap) Pop() any      { panic("nothing is ever popped") }

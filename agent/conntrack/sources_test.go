@@ -20,16 +20,16 @@ func TestSourcesCountsLikeAMap(t *testing.T) {
 		var s sources
 		defer s.release()
 		s.reset(0)
-		want := make(map[origin][policy.NumClasses]int)
+		want := make(map[origin][numKinds]int)
 		n := rapid.IntRange(0, 2000).Draw(t, "entries")
 		of, zones := rapid.IntRange(1, 250).Draw(t, "sources"), rapid.IntRange(1, 3).Draw(t, "zones")
 		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
 		for range n {
-			a, c := address{0, v4Mapped | uint64(rng.IntN(of))}, policy.Class(rng.IntN(int(policy.NumClasses)))
+			a, k := address{0, v4Mapped | uint64(rng.IntN(of))}, kind(rng.IntN(int(numKinds)))
 			zone := uint16(rng.IntN(zones))
-			s.add(a, zone, c)
+			s.add(a, zone, k)
 			counts := want[origin{a, zone}]
-			counts[c]++
+			counts[k]++
 			want[origin{a, zone}] = counts
 		}
 		s.settle()
@@ -39,8 +39,11 @@ func TestSourcesCountsLikeAMap(t *testing.T) {
 				len(want))
 		}
 		for i, h := range top {
-			if h.Classes != want[originOf(h.Source())] {
-				t.Fatalf("%v: %v, want %v", h.Prefix, h.Classes, want[originOf(h.Source())])
+			counts := want[originOf(h.Source())]
+			classes := [policy.NumClasses]int(counts[:policy.NumClasses])
+			classes[policy.Assured] += counts[proven]
+			if h.Classes != classes || h.Proven != counts[proven] {
+				t.Fatalf("%v: %v, of them proven %d; want %v", h.Prefix, h.Classes, h.Proven, counts)
 			}
 			if i > 0 && h.Entries > top[i-1].Entries {
 				t.Fatal("not the largest first")
@@ -65,7 +68,7 @@ func TestSourcesForget(t *testing.T) {
 	}
 	rand.New(rand.NewPCG(1, 2)).Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
 	for _, e := range entries {
-		s.add(address{0, v4Mapped | uint64(e)}, uint16(e%2), policy.Unreplied) // each in one of two zones
+		s.add(address{0, v4Mapped | uint64(e)}, uint16(e%2), kind(policy.Unreplied)) // each in one of two zones
 	}
 	s.settle()
 	top, rest := s.largest(heavies, holdingOf)

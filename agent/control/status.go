@@ -49,6 +49,8 @@ type LimitedStatus struct {
 	Entries int          `json:"entries"`        // what it held when the last scan saw it
 	Until   time.Time    `json:"until"`
 	Reason  string       `json:"reason"`
+	// TCP of its is not limited: what it has too much of may come from anybody who writes its address into packets
+	ButTCP bool `json:"but_tcp,omitempty"`
 	// the classes of flows that are limited, such as "udp/161"; empty means all
 	Flows []string `json:"flows"`
 	// who has answered it, and goes free

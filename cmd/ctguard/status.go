@@ -142,6 +142,9 @@ func adviceIsNeeded(s control.Status) bool {
 // how says how a source is limited.
 func how(l control.LimitedStatus) string {
 	text := strings.Join(append([]string{l.Kind}, l.Flows...), " ")
+	if l.ButTCP {
+		text += " all but tcp"
+	}
 	if l.Peers > 0 {
 		text += fmt.Sprintf(", but %d that answered", l.Peers)
 	}

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -78,6 +80,30 @@ func TestGuardKeepsClientsServed(t *testing.T) {
 				t.Errorf("fill was still %.0f %% at the end of the attack, not below %d %%", res.Fill.AttackEnd, evictLeave)
 			}
 		})
+	}
+}
+
+// Whoever writes the addresses of ordinary clients into packets does not keep them from opening connections: what the
+// flood asks by UDP is limited in their name, and what they ask by TCP is their own.
+func TestNamesOfOthers(t *testing.T) {
+	conntracktest.Privileged(t, "nft", "go")
+	if testing.Short() {
+		t.Skip("runs an attack")
+	}
+	res, err := lab.Run(t.Context(), lab.Scenario{Attack: "udp-names", Guard: "ctguard-evict",
+		CTGuard: guardBinary(t), AttackFor: 8 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	during, after := res.HTTP.During, res.HTTP.After
+	if during == nil || after == nil || *during < 99 || *after < 99 {
+		t.Errorf("%v of new connections are served, then %v; want 99 %%\nevents: %v", during, after, res.Events)
+	}
+	if res.Lasting.Opened == 0 || res.Lasting.Lost > 0 {
+		t.Errorf("%d of %d lasting connections were lost", res.Lasting.Lost, res.Lasting.Opened)
+	}
+	if !strings.Contains(fmt.Sprint(res.Events), "limit all but tcp") {
+		t.Errorf("nobody was limited in all but TCP: nothing was shown\nevents: %v", res.Events)
 	}
 }
 

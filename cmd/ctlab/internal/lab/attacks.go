@@ -53,6 +53,9 @@ var (
 	onBoth = []string{"server", "by-state", "routed-open"}
 )
 
+// clients4 is the network of the server's ordinary clients, whose addresses end in 11 to 24.
+var clients4 = netip.MustParsePrefix("203.0.113.0/24")
+
 // scannedPort is what a scan looks for.
 const scannedPort = 161
 
@@ -103,6 +106,11 @@ var Attacks = []Attack{
 	{
 		Name: "udp", Summary: "200 sources, 300 flows each, to an open UDP port, used again and again",
 		Topologies: onServer, kind: flood.UDP, rate: 20000, sources: 200, ports: 300, port: service.UDPPort,
+	},
+	{
+		Name: "udp-names", Summary: "the same in the names of the addresses that ordinary clients come from",
+		OnDemand: true, Topologies: onServer, kind: flood.UDP, rate: 20000, sources: 25, ports: 2400, port: service.UDPPort,
+		from: clients4,
 	},
 	{
 		Name: "udp-spoofed", Summary: "UDP to an open port, each packet from a random address",
