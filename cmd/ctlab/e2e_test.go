@@ -95,9 +95,12 @@ func TestNamesOfOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	during, after := res.HTTP.During, res.HTTP.After
-	if during == nil || after == nil || *during < 99 || *after < 99 {
-		t.Errorf("%v of new connections are served, then %v; want 99 %%\nevents: %v", during, after, res.Events)
+	for when, share := range map[string]*float64{"during": res.HTTP.During, "after": res.HTTP.After} {
+		if share == nil {
+			t.Errorf("nobody asked %s the attack", when)
+		} else if *share < 99 {
+			t.Errorf("%.1f %% of new connections are served %s the attack\nevents: %v", *share, when, res.Events)
+		}
 	}
 	if res.Lasting.Opened == 0 || res.Lasting.Lost > 0 {
 		t.Errorf("%d of %d lasting connections were lost", res.Lasting.Lost, res.Lasting.Opened)

@@ -53,8 +53,8 @@ var (
 	onBoth = []string{"server", "by-state", "routed-open"}
 )
 
-// clients4 is the network of the server's ordinary clients, whose addresses end in 11 to 24.
-var clients4 = netip.MustParsePrefix("203.0.113.0/24")
+// clients4 are eight of the addresses that the server's ordinary clients come from.
+var clients4 = netip.MustParsePrefix("203.0.113.16/29")
 
 // scannedPort is what a scan looks for.
 const scannedPort = 161
@@ -109,7 +109,7 @@ var Attacks = []Attack{
 	},
 	{
 		Name: "udp-names", Summary: "the same in the names of the addresses that ordinary clients come from",
-		OnDemand: true, Topologies: onServer, kind: flood.UDP, rate: 20000, sources: 25, ports: 2400, port: service.UDPPort,
+		OnDemand: true, Topologies: onServer, kind: flood.UDP, rate: 20000, sources: 8, ports: 7500, port: service.UDPPort,
 		from: clients4,
 	},
 	{
