@@ -556,3 +556,40 @@ func TestSpoofedNetworkLimitsNobody(t *testing.T) {
 		}
 	}
 }
+
+// Whoever writes the address of a usual client into packets does not have it limited where what is asked in its name can
+// be purged; a stranger who asks as much is limited, in all but TCP.
+func TestFloodInNamesOfOthers(t *testing.T) {
+	const calm = 60
+	dns := Selector{Protocol: UDP, Port: 53}
+	client, stranger := netip.MustParsePrefix("203.0.113.16/32"), netip.MustParsePrefix("198.18.0.1/32")
+	m := New(Defaults(Server))
+	o := Observation{Capacity: 65_536, Host: Host{Admin: map[string]int{tcpLoose: 1}, Services: []Selector{dns},
+		Refused: map[Selector]string{dns: "a mark"}}}
+	purged, limited := false, false
+	for i := range 2 * calm {
+		asked := max(0, min(2500*(i-calm), 25_000)) // by each
+		o.Time, o.Count = dayStart.Add(time.Duration(i)*300*time.Millisecond), 10_000+2*asked
+		known, other := Holding{Prefix: client, Entries: 8 + asked, Proven: 8}, Holding{Prefix: stranger, Entries: asked}
+		known.Classes[Assured], known.Classes[Replied], other.Classes[Replied] = 8, asked, asked
+		o.Census = &Census{Time: o.Time, Whole: true, Seen: o.Count, Total: o.Count, Sources: []Holding{known},
+			Protocols: map[uint8]int{udp: 2 * asked, tcp: 10_000}, ProtocolsReplied: map[uint8]int{udp: 2 * asked, tcp: 10_000},
+			Ports: []PortCount{{Protocol: udp, Port: 53, Entries: 2 * asked, Replied: 2 * asked}}}
+		if asked > 0 {
+			o.Census.Sources = append(o.Census.Sources, other)
+		}
+		o.Census.Rest.Entries, o.Census.Rest.Classes[Assured] = 9_992, 9_992
+		o.Census.Classes[Assured], o.Census.Classes[Replied] = 10_000, 2*asked
+		p := m.Tick(o).Posture
+		purged = purged || slices.ContainsFunc(p.Purges, func(u Purge) bool { return u.Class == FlowClass{udp, 53} })
+		for _, l := range p.Limits {
+			if l.Prefix != stranger || !l.ButTCP {
+				t.Fatalf("census %d: %s is limited (%s): %s", i, l.Prefix, l, l.Reason)
+			}
+			limited = true
+		}
+	}
+	if !purged || !limited {
+		t.Errorf("purged %v, the stranger limited %v", purged, limited)
+	}
+}

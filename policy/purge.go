@@ -104,6 +104,17 @@ func (s situation) purgeable(class FlowClass) (most bool, to netip.Addr) {
 	return 2*n >= look.Entries, to
 }
 
+// flooded reports whether a class may be purged and holds a flood's share of the capacity, or is about to. share is in
+// percent.
+func (s situation) flooded(f classCount) (share float64, to netip.Addr, is bool) {
+	most, to := s.purgeable(f.class)
+	if !most || f.entries < enoughSeen || s.ordinaryClass(f.class) {
+		return 0, to, false
+	}
+	share = s.Census.shareAhead(f.entries, s)
+	return share, to, share >= s.cfg.ClassShare
+}
+
 // passesHandshakes reports whether others shake hands by way of this host, untranslated.
 func (c *Census) passesHandshakes() bool {
 	return slices.ContainsFunc(c.Looks, func(c ClassLook) bool { return c.Protocol == tcp && c.Passing >= enoughSeen })
@@ -114,12 +125,8 @@ func (u *purger) judge(s situation) []Event {
 	u.waiting = nil
 	var events []Event
 	for _, f := range classes(s.Census) {
-		most, to := s.purgeable(f.class)
-		if !most || slices.Contains(u.classes, f.class) || s.ordinaryClass(f.class) {
-			continue
-		}
-		share := s.Census.shareAhead(f.entries, s)
-		if f.entries < enoughSeen || share < s.cfg.ClassShare {
+		share, to, flooded := s.flooded(f)
+		if !flooded || slices.Contains(u.classes, f.class) {
 			continue
 		}
 		if to.IsValid() {

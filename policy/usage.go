@@ -23,6 +23,7 @@ type usage struct {
 	keepOpens          float64
 	why                string // why it is limited; empty if it is not
 	butTCP             bool   // and TCP is not
+	spared             bool   // what it opens too much of is purged instead
 }
 
 // Parts of the fair share.
@@ -64,11 +65,13 @@ func (f *offenders) shareOut(s situation) ([]usage, float64) {
 	ofOpens := f.opens(usages, s, open)
 
 	f.suspects = suspects{}
+	purges := slices.ContainsFunc(classes(census), func(c classCount) bool { _, _, is := s.flooded(c); return is })
 	for i := range usages {
 		a := &usages[i]
 		a.keepAssured, a.keepTransient, a.keepOpens = ofAssured.keep[i], ofTransient.keep[i], ofOpens.keep[i]
-		a.why = a.reason(census, c)
 		a.butTCP = !a.inside && !a.provenHeavy()
+		a.spared = purges && a.butTCP && a.usual != Usual{}
+		a.why = a.reason(census, c)
 		f.suspect(a, c)
 	}
 	if census.Whole {
@@ -128,9 +131,11 @@ func measure(s situation) (usages []usage, rest usage) {
 	return usages, rest
 }
 
-// suspect counts the transient entries of a source that is above its share and can be limited.
+// suspect counts the transient entries of a source that is above its share and can be limited. Who usually is here, and
+// may not have sent what is asked in its name, is not limited for it where that can be purged: its own questions would
+// go with the others.
 func (f *offenders) suspect(a *usage, c Config) {
-	if a.transient <= a.keepTransient || a.answered() < ownAddress && !a.accountable(c) {
+	if a.transient <= a.keepTransient || a.spared || a.answered() < ownAddress && !a.accountable(c) {
 		return
 	}
 	f.suspects.heavy += a.transient
@@ -219,7 +224,7 @@ func (a *usage) reason(census *Census, c Config) string {
 	if float64(low) > tolerance*a.keepAssured {
 		return fmt.Sprintf("holds %.0f entries, fair share %.0f%s", a.assured, a.keepAssured, a.usually())
 	}
-	if a.transient <= tolerance*a.keepTransient || a.opens <= tolerance*a.keepOpens {
+	if a.transient <= tolerance*a.keepTransient || a.opens <= tolerance*a.keepOpens || a.spared {
 		return ""
 	}
 	// Who is never answered may be somebody else's address: its entries are swept away, but it is not
