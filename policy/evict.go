@@ -55,8 +55,8 @@ func (e *evict) want(s situation, p *Posture) []Event {
 // ask asks for scans. Who is heavy is worth a whole scan while the table is crowded, and all the way down to
 // the target while somebody has just been found above a share. Below that, and while a flood is purged that
 // comes from everywhere, only the shape of the table is of interest. There is no time to lose while pressure is at
-// the enter mark, unless the last scans changed nothing. One is not enough to say so: it may see too little of a flood
-// that has just begun, or whose entries take the place of others little by little.
+// the enter mark, unless the last scans found nobody above a fair share. One is not enough to say so: it may see too
+// little of a flood that has just begun, or whose entries take the place of others little by little.
 //
 // An inside host that scans fills a table in a second: where there are any, the first two scans, which tell how fast
 // each source grows, don't wait for the table to be crowded.
@@ -67,11 +67,11 @@ func (e *evict) ask(s situation) {
 	if !e.purger.purges() && (crowded || f.found && s.fill > s.cfg.Target) || f.blind {
 		s.shared.asks.wantScan(WholeScan)
 	}
-	s.shared.asks.hurry = crowded && s.pressure >= s.marks.Enter && (f.vain < vainScans || first) || f.blind
+	s.shared.asks.hurry = crowded && s.pressure >= s.marks.Enter && (f.vain < vainScans || f.found || first) || f.blind
 	s.shared.asks.compare = f.judged == 1
 }
 
-// vainScans is how many scans in a row must change nothing before looking for somebody may wait.
+// vainScans is how many scans in a row must find nobody before looking for somebody may wait.
 const vainScans = 4
 
 func (*evict) done(o Observation) uint64 {

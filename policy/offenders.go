@@ -27,7 +27,7 @@ type offenders struct {
 	last     []usage        // what each source used then
 	judged   int            // censuses of this attack
 	found    bool           // somebody was above a fair share, and the target is not reached yet
-	vain     int            // censuses in a row that changed nothing: nobody was limited, and nothing evicted
+	vain     int            // censuses in a row that found nobody
 	suspects suspects       // whose the transient entries were then
 	rate     int            // new flows per second that a limited source may open
 	more     bool           // more sources were due than may be limited
@@ -90,7 +90,7 @@ func (f *offenders) judge(s situation) ([]Cap, []Event) {
 	f.more = len(due) > c.MaxLimited
 	f.meet(usages, s.Time)
 	caps := f.excess(usages, limited, s)
-	if f.vain++; len(limits) > 0 || len(caps) > 0 {
+	if f.vain++; f.found {
 		f.vain = 0
 	}
 	return caps, append(events, f.disagreement(s)...)
