@@ -557,8 +557,8 @@ func TestSpoofedNetworkLimitsNobody(t *testing.T) {
 	}
 }
 
-// Whoever writes the address of a usual client into packets does not have it limited where what is asked in its name can
-// be purged; a stranger who asks as much is limited, in all but TCP.
+// Whoever writes the address of a usual client into packets does not have it limited where what is asked in its name
+// can be purged; a stranger who asks as much is limited, in all but TCP.
 func TestFloodInNamesOfOthers(t *testing.T) {
 	const calm = 60
 	dns := Selector{Protocol: UDP, Port: 53}
