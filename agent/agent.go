@@ -216,10 +216,12 @@ func newLive(rules ruleset, settings keeper, table entries, connections connecti
 		adopting: rate.NewLimiter(adoptionsPerSecond, adoptionsPerSecond)}
 }
 
-// surveyPause is how often the agent looks at the host it runs on. Where looking takes long, as with hundreds of
-// thousands of sockets, it rests so many times as long, up to surveyRest.
+// surveyPause is how often the agent looks at the host it runs on, changePause how often at most it asks whether rules
+// changed. Where looking takes long, as with hundreds of thousands of sockets, it rests so many times as long, up to
+// surveyRest.
 const (
 	surveyPause = 5 * time.Second
 	surveyShare = 250
 	surveyRest  = 15 * time.Second
+	changePause = 500 * time.Millisecond
 )

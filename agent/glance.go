@@ -18,9 +18,7 @@ const stirring = 500
 // glance reports whether a glance is enough for this turn. It is not while little is known of an ordinary day: what is
 // learnt a second late is perhaps learnt too late.
 func (l *loop) glance(now time.Time) bool {
-	d := l.decision
-	if l.learnt < eagerScans || l.news || d.Posture.Level > 0 || d.Growing || d.Pressure >= calmBelow ||
-		now.Sub(l.last.Time) >= glanceFor {
+	if l.learnt < eagerScans || l.news || !l.isCalm() || l.decision.Growing || now.Sub(l.last.Time) >= glanceFor {
 		return false
 	}
 	count, err := l.sensors.table.Count()

@@ -250,7 +250,8 @@ func (l *loop) tellReady(now time.Time) {
 func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, ch channels) {
 	timer := time.NewTicker(surveyPause)
 	defer timer.Stop()
-	var rest time.Time // until then the last survey has cost enough
+	var rest time.Time  // until then the last survey has cost enough
+	var asked time.Time // when it was last asked whether rules changed
 	for {
 		select {
 		case <-ctx.Done():
@@ -262,7 +263,10 @@ func surveyLoop(ctx context.Context, s *survey.Surveyor, d *state.Dir, ch channe
 				continue
 			}
 		case <-ch.uneasy:
-			if !s.Stale() {
+			if time.Since(asked) < changePause {
+				continue
+			}
+			if asked = time.Now(); !s.Stale() {
 				continue
 			}
 		}

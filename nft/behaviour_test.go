@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -10,14 +11,22 @@ import (
 	"ctguard/policy"
 )
 
-// work reads the counters.
+// work reads the counters until nothing came while they were read: they are read one after the other, and the last
+// acknowledgement of a connection is late.
 func work(t testing.TB, table *Table) policy.Work {
 	t.Helper()
-	w, err := table.Work()
-	if err != nil {
-		t.Fatal(err)
+	for before, end := (policy.Work{}), time.Now().Add(patience); ; {
+		w, err := table.Work()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if maps.Equal(w.Selectors, before.Selectors) && maps.Equal(w.Proxied.Services, before.Proxied.Services) {
+			return w
+		}
+		if before = w; time.Now().After(end) {
+			t.Fatalf("counters never stand still: %+v", w.Selectors)
+		}
 	}
-	return w
 }
 
 func limits(list ...policy.Limit) policy.Posture { return policy.Posture{Limits: list} }

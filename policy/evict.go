@@ -67,7 +67,7 @@ func (e *evict) ask(s situation) {
 	if !e.purger.purges() && (crowded || f.found && s.fill > s.cfg.Target) || f.blind {
 		s.shared.asks.wantScan(WholeScan)
 	}
-	s.shared.asks.hurry = crowded && s.pressure >= s.marks.Enter && (f.vain < vainScans || f.found || first) || f.blind
+	s.shared.asks.hurry = crowded && s.pressure >= s.marks.Enter && f.vain < vainScans || f.blind
 	s.shared.asks.compare = f.judged == 1
 }
 

@@ -6,17 +6,23 @@ import (
 	"time"
 )
 
-// Who opens flows is told by two scans, so the second of an attack is urgent, and no other after it.
-func TestSecondScanIsUrgent(t *testing.T) {
+// ticking returns what a server's machine is shown, and what ticks it a quarter of a second later, with a census or
+// without.
+func ticking() (*Observation, func(*Census) Decision) {
 	m := New(Defaults(Server))
-	o := Observation{Time: time.Unix(1000, 0), Count: 1000, Capacity: 65536}
-	tick := func(census *Census) Decision {
+	o := &Observation{Time: time.Unix(1000, 0), Count: 1000, Capacity: 65536}
+	return o, func(census *Census) Decision {
 		o.Time = o.Time.Add(250 * time.Millisecond)
 		if o.Census = census; census != nil {
 			census.Time = o.Time
 		}
-		return m.Tick(o)
+		return m.Tick(*o)
 	}
+}
+
+// Who opens flows is told by two scans, so the second of an attack is urgent, and no other after it.
+func TestSecondScanIsUrgent(t *testing.T) {
+	o, tick := ticking()
 	tick(nil)
 	o.Count = 60000
 	if d := tick(nil); d.Scan != WholeScan || d.Compare {
@@ -35,15 +41,7 @@ func TestSecondScanIsUrgent(t *testing.T) {
 // The first scans of an attack find nobody where its entries have but begun to take the place of others: the next ones
 // are as urgent. Who looks in vain for long takes its time, until somebody is found.
 func TestScansInVain(t *testing.T) {
-	m := New(Defaults(Server))
-	o := Observation{Time: time.Unix(1000, 0), Count: 1000, Capacity: 65536}
-	tick := func(census *Census) Decision {
-		o.Time = o.Time.Add(250 * time.Millisecond)
-		if o.Census = census; census != nil {
-			census.Time = o.Time
-		}
-		return m.Tick(o)
-	}
+	o, tick := ticking()
 	tick(nil)
 	o.Count = 64000
 	if d := tick(nil); !d.Hurry {

@@ -558,38 +558,62 @@ func TestSpoofedNetworkLimitsNobody(t *testing.T) {
 }
 
 // Whoever writes the address of a usual client into packets does not have it limited where what is asked in its name
-// can be purged; a stranger who asks as much is limited, in all but TCP.
+// can be purged; a stranger who asks as much is limited, in all but TCP. Where most of what fills the table can't be
+// purged, the client is limited as well, and keeps its TCP.
 func TestFloodInNamesOfOthers(t *testing.T) {
 	const calm = 60
 	dns := Selector{Protocol: UDP, Port: 53}
 	client, stranger := netip.MustParsePrefix("203.0.113.16/32"), netip.MustParsePrefix("198.18.0.1/32")
-	m := New(Defaults(Server))
-	o := Observation{Capacity: 65_536, Host: Host{Admin: map[string]int{tcpLoose: 1}, Services: []Selector{dns},
-		Refused: map[Selector]string{dns: "a mark"}}}
-	purged, limited := false, false
-	for i := range 2 * calm {
-		asked := max(0, min(2500*(i-calm), 25_000)) // by each
-		o.Time, o.Count = dayStart.Add(time.Duration(i)*300*time.Millisecond), 10_000+2*asked
-		known, other := Holding{Prefix: client, Entries: 8 + asked, Proven: 8}, Holding{Prefix: stranger, Entries: asked}
-		known.Classes[Assured], known.Classes[Replied], other.Classes[Replied] = 8, asked, asked
-		o.Census = &Census{Time: o.Time, Whole: true, Seen: o.Count, Total: o.Count, Sources: []Holding{known},
-			Protocols: map[uint8]int{udp: 2 * asked, tcp: 10_000}, ProtocolsReplied: map[uint8]int{udp: 2 * asked, tcp: 10_000},
-			Ports: []PortCount{{Protocol: udp, Port: 53, Entries: 2 * asked, Replied: 2 * asked}}}
-		if asked > 0 {
-			o.Census.Sources = append(o.Census.Sources, other)
-		}
-		o.Census.Rest.Entries, o.Census.Rest.Classes[Assured] = 9_992, 9_992
-		o.Census.Classes[Assured], o.Census.Classes[Replied] = 10_000, 2*asked
-		p := m.Tick(o).Posture
-		purged = purged || slices.ContainsFunc(p.Purges, func(u Purge) bool { return u.Class == FlowClass{udp, 53} })
-		for _, l := range p.Limits {
-			if l.Prefix != stranger || !l.ButTCP {
-				t.Fatalf("census %d: %s is limited (%s): %s", i, l.Prefix, l, l.Reason)
+	for name, c := range map[string]struct {
+		asked, beside int // by each of them, and by others at a port that nobody serves
+		limited       []netip.Prefix
+	}{
+		"it can be purged":      {25_000, 0, []netip.Prefix{stranger}},
+		"most can't be, beside": {6_000, 40_000, []netip.Prefix{stranger, client}},
+	} {
+		m := New(Defaults(Server))
+		o := Observation{Capacity: 65_536, Host: Host{Admin: map[string]int{tcpLoose: 1}, Services: []Selector{dns},
+			Refused: map[Selector]string{dns: "a mark"}}}
+		limited, purged := make(map[netip.Prefix]bool), false
+		for i := range 2 * calm {
+			part := float64(max(0, min(i-calm, 10))) / 10
+			asked, beside := int(part*float64(c.asked)), int(part*float64(c.beside))
+			o.Time, o.Count = dayStart.Add(time.Duration(i)*300*time.Millisecond), 10_000+2*asked+beside
+			o.Census = questions(client, stranger, asked, beside)
+			o.Census.Time = o.Time
+			p := m.Tick(o).Posture
+			purged = purged || slices.ContainsFunc(p.Purges, func(u Purge) bool { return u.Class == FlowClass{udp, 53} })
+			for _, l := range p.Limits {
+				if limited[l.Prefix] = true; !l.ButTCP {
+					t.Fatalf("%s: %s is limited altogether: %s", name, l.Prefix, l.Reason)
+				}
 			}
-			limited = true
+		}
+		if want := len(c.limited); len(limited) != want || c.beside == 0 && !purged {
+			t.Errorf("%s: purged %v, limited %v, want %v", name, purged, limited, c.limited)
+		}
+		for _, p := range c.limited {
+			if !limited[p] {
+				t.Errorf("%s: %s is not limited", name, p)
+			}
 		}
 	}
-	if !purged || !limited {
-		t.Errorf("purged %v, the stranger limited %v", purged, limited)
+}
+
+// questions is a census in which two sources, of whom the first has eight connections, ask a service so much each, and
+// nobody who is listed asks a port beside.
+func questions(client, stranger netip.Prefix, asked, beside int) *Census {
+	known, other := Holding{Prefix: client, Entries: 8 + asked, Proven: 8}, Holding{Prefix: stranger, Entries: asked}
+	known.Classes[Assured], known.Classes[Replied], other.Classes[Replied] = 8, asked, asked
+	all := 2*asked + beside
+	c := &Census{Whole: true, Seen: 10_000 + all, Total: 10_000 + all, Sources: []Holding{known},
+		Protocols: map[uint8]int{udp: all, tcp: 10_000}, ProtocolsReplied: map[uint8]int{udp: all, tcp: 10_000},
+		Ports: []PortCount{{Protocol: udp, Port: 53, Entries: 2 * asked, Replied: 2 * asked},
+			{Protocol: udp, Port: 161, Entries: beside, Replied: beside}}}
+	if asked > 0 {
+		c.Sources = append(c.Sources, other)
 	}
+	c.Classes[Assured], c.Classes[Replied] = 10_000, all
+	c.Rest.Entries, c.Rest.Classes[Assured], c.Rest.Classes[Replied] = 9_992+beside, 9_992, beside
+	return c
 }

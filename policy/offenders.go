@@ -277,6 +277,7 @@ func (f *offenders) limit(events []Event, now time.Time, a usage, c Config) []Ev
 		of.began = now
 	}
 	span := of.span(c)
+	of.limit.ButTCP = a.butTCP && (of.limit.ButTCP || !active) // what was for all stays so until it ends
 	of.widen(a, active)
 	if active && of.limit.Until.Sub(now) > span/2 {
 		return events
@@ -299,7 +300,6 @@ const MostPeers = 256
 // widen takes in what an inside host opens too much of, beside what a limit in force has already: a scan goes on from
 // port to port.
 func (of *offence) widen(a usage, active bool) {
-	of.limit.ButTCP = a.butTCP && (of.limit.ButTCP || !active)
 	if !active {
 		of.limit.Flows, of.scans = nil, a.inside && a.Prefix.IsSingleIP() && a.scans()
 	}

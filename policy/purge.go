@@ -115,6 +115,18 @@ func (s situation) flooded(f classCount) (share float64, to netip.Addr, is bool)
 	return share, to, share >= s.cfg.ClassShare
 }
 
+// purgesMost reports whether most of what is not assured is of flooded classes that may be purged: then so is most of
+// what anybody has too much of.
+func (s situation) purgesMost() bool {
+	sum := 0
+	for _, f := range classes(s.Census) {
+		if _, _, flooded := s.flooded(f); flooded {
+			sum += f.entries
+		}
+	}
+	return sum > 0 && float64(sum) >= sourcesPart*float64(s.Census.Seen-s.Census.Classes[Assured])
+}
+
 // passesHandshakes reports whether others shake hands by way of this host, untranslated.
 func (c *Census) passesHandshakes() bool {
 	return slices.ContainsFunc(c.Looks, func(c ClassLook) bool { return c.Protocol == tcp && c.Passing >= enoughSeen })

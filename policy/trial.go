@@ -18,7 +18,6 @@ type trial struct {
 	evidence evidence     // what was counted since the stage began, or since a freed selector was last judged
 	checked  time.Time    // of a freed selector: when it was last judged
 	before   SelectorWork // what the watched stage counted
-	copied   bool         // it was once delivered more than it was sent
 }
 
 // evidence is what was counted from one look on. A look reads one counter after the other, those of what comes before
@@ -28,7 +27,11 @@ type trial struct {
 type evidence struct {
 	first, second SelectorWork
 	looks         int
+	doubtful      bool // what was counted before said that more was delivered than asked for
 }
+
+// from begins with a look.
+func from(now SelectorWork) evidence { return evidence{first: now, second: now, looks: 1} }
 
 // look notes what a look read, as the beginning of the evidence if it is one of the first two.
 func (e *evidence) look(now SelectorWork) {
@@ -58,9 +61,9 @@ type failure struct {
 // trial from what they are at the next look, when its rules are in force: what was delivered before
 // that was tracked.
 func (t *trial) begin(stage Stage, o Observation, s Selector) {
-	t.stage, t.since, t.evidence, t.copied = stage, o.Time, evidence{}, false
+	t.stage, t.since, t.evidence = stage, o.Time, evidence{}
 	if work, counted := o.Work.Selectors[s]; counted && stage != Trial {
-		t.evidence.look(work)
+		t.evidence = from(work)
 	}
 }
 
@@ -78,19 +81,17 @@ func (t *trial) fault(now SelectorWork) string {
 	return ""
 }
 
-// isCopied says whether more is delivered than was asked for. Said by two counts, one begun after the other, it is no
-// matter of when which counter was read.
-func (t *trial) isCopied(now SelectorWork) string {
-	all := now.minus(t.evidence.first)
-	if all.Delivered < enoughRequests || float64(all.Delivered) <= copied*float64(all.Requests) {
+// surplus says that more was delivered than asked for. By itself it is but a doubt, as one counter is read after the
+// other; a count begun after it decides, on little.
+func (e *evidence) surplus(now SelectorWork) string {
+	w, enough := now.minus(e.first), uint64(enoughRequests)
+	if e.doubtful {
+		enough = fewRequests
+	}
+	if w.Delivered < enough || float64(w.Delivered) <= copied*float64(w.Requests) {
 		return ""
 	}
-	if t.copied {
-		return fmt.Sprintf("%d deliveries for %d requests: it is reached some other way, too", all.Delivered, all.Requests)
-	}
-	t.copied, t.evidence = true, evidence{}
-	t.evidence.look(now)
-	return ""
+	return fmt.Sprintf("%d deliveries for %d requests: it is reached some other way, too", w.Delivered, w.Requests)
 }
 
 // copied is how many deliveries for a request are more than chance and retransmission: then what is delivered is not

@@ -197,15 +197,18 @@ func (u *trials) advance(s Selector, o Observation, c Config) string {
 		t.begin(Trial, o, s)
 		return fmt.Sprintf("%s untracked on trial", s)
 	case Trial:
-		if fault := cmp.Or(t.fault(seen), t.isCopied(work)); fault != "" {
-			u.failed[s] = failure{fault, o.Time.Add(c.RetryTrial)}
-			u.drop(s, o)
-			return fmt.Sprintf("%s taken back: %s", s, fault)
+		surplus := t.evidence.surplus(work)
+		if fault := t.fault(seen); fault != "" || t.evidence.doubtful && surplus != "" {
+			return u.takeBack(s, cmp.Or(fault, surplus), o, c)
+		}
+		if surplus != "" {
+			t.evidence = from(work)
+			t.evidence.doubtful = true
+			return ""
 		}
 		if o.Time.Sub(t.since) >= c.Trial && seen.Requests >= fewRequests {
 			seen = work.minus(t.evidence.first)
-			t.stage, t.evidence, t.checked = Freed, evidence{}, o.Time
-			t.evidence.look(work)
+			t.stage, t.evidence, t.checked = Freed, from(work), o.Time
 			return fmt.Sprintf("%s untracked: %d of %d requests delivered, %d of %d answers sent in its trial",
 				s, seen.Delivered, seen.Requests, seen.Sent, seen.Replies)
 		}
@@ -215,19 +218,27 @@ func (u *trials) advance(s Selector, o Observation, c Config) string {
 	return ""
 }
 
+// takeBack ends what a selector is on and says why.
+func (u *trials) takeBack(s Selector, fault string, o Observation, c Config) string {
+	u.failed[s] = failure{fault, o.Time.Add(c.RetryTrial)}
+	u.drop(s, o)
+	return fmt.Sprintf("%s taken back: %s", s, fault)
+}
+
 // recheck judges a freed selector once per trial's length: the host's rules may have been changed.
 func (u *trials) recheck(s Selector, t *trial, seen SelectorWork, o Observation, c Config) string {
 	if seen.Besides == 0 && (o.Time.Sub(t.checked) < c.Trial || seen.Requests < fewRequests) {
 		return ""
 	}
-	if fault := cmp.Or(t.stopped(seen), t.isCopied(o.Work.Selectors[s])); fault != "" {
-		u.failed[s] = failure{fault, o.Time.Add(c.RetryTrial)}
-		u.drop(s, o)
-		return fmt.Sprintf("%s taken back: %s", s, fault)
+	work, earlier := o.Work.Selectors[s], t.evidence
+	surplus := earlier.surplus(work)
+	if fault := t.stopped(seen); fault != "" || earlier.doubtful && surplus != "" {
+		return u.takeBack(s, cmp.Or(fault, surplus), o, c)
 	}
-	earlier := t.evidence
-	t.evidence, t.checked = evidence{}, o.Time
-	t.evidence.look(o.Work.Selectors[s])
+	t.evidence = from(work)
+	if t.evidence.doubtful = surplus != ""; !t.evidence.doubtful {
+		t.checked = o.Time // else the next packets decide
+	}
 	if seen.Answers < fewRequests { // this host asks little: what it asked so far goes on counting
 		t.evidence.first.Answers, t.evidence.first.Heard = earlier.first.Answers, earlier.first.Heard
 	}

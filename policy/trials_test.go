@@ -175,6 +175,8 @@ func TestTrialIsJudgedByWhatCounts(t *testing.T) {
 			"tcp/80 taken back: the host's own rules let 0 of 3 untracked requests through\n"},
 		{"reached some other way, too", []read{{0, 0}, {0, 0}, {20, 40}, {40, 80}},
 			"tcp/80 taken back: 40 deliveries for 20 requests: it is reached some other way, too\n"},
+		{"reached some other way, too, by little more", []read{{0, 0}, {0, 0}, {20, 40}, {21, 44}},
+			"tcp/80 taken back: 4 deliveries for 1 requests: it is reached some other way, too\n"},
 	} {
 		h := newTrialHost(t, "tcp/80")
 		h.idle["tcp/80"] = true
@@ -220,7 +222,7 @@ func TestForwardedTrials(t *testing.T) {
 			h = newTrialHost(t, name)
 			h.pass(50 * time.Millisecond)
 			h.o.Work.Selectors[s] = SelectorWork{}
-			h.u.selectors[s].evidence = evidence{looks: 1}
+			h.u.selectors[s].evidence = from(SelectorWork{})
 		} else if stages, _ := h.pass(c.before); stages[name] != "trial" && stages[name] != "freed" {
 			t.Errorf("%s: before: %v", c.name, stages)
 		}

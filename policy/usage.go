@@ -65,7 +65,7 @@ func (f *offenders) shareOut(s situation) ([]usage, float64) {
 	ofOpens := f.opens(usages, s, open)
 
 	f.suspects = suspects{}
-	purges := slices.ContainsFunc(classes(census), func(c classCount) bool { _, _, is := s.flooded(c); return is })
+	purges := s.purgesMost()
 	for i := range usages {
 		a := &usages[i]
 		a.keepAssured, a.keepTransient, a.keepOpens = ofAssured.keep[i], ofTransient.keep[i], ofOpens.keep[i]

@@ -198,11 +198,7 @@ func (y *tally) add(e *entry) bool {
 	// look as if its source had opened it anew.
 	if !e.goes() {
 		y.look.at(e, origin{source, zone}, class)
-		of := kind(class)
-		if class == policy.Assured && e.orig.proto == protoTCP {
-			of = proven
-		}
-		y.sources.add(source, zone, of)
+		y.sources.add(source, zone, kindOf(e, class))
 	}
 	return y.seen != y.options.Limit
 }

@@ -28,6 +28,14 @@ const (
 	numKinds = policy.NumClasses + 1
 )
 
+// kindOf returns the kind of an entry of a class.
+func kindOf(e *entry, class policy.Class) kind {
+	if class == policy.Assured && e.orig.proto == protoTCP {
+		return proven
+	}
+	return kind(class)
+}
+
 // slot counts one source by kind. Half a cache line: what a count must wait for is one of them.
 type slot struct {
 	mark   uint64 // the source's hash, never 0; 0 marks a free slot

@@ -104,48 +104,70 @@ func TestNamesOfOthers(t *testing.T) {
 	}
 }
 
+// servedBy returns the percentage of new connections that were served during an attack.
+func servedBy(t *testing.T, res *lab.Result) float64 {
+	t.Helper()
+	if res.HTTP.During == nil {
+		t.Fatal("nobody asked during the attack")
+	}
+	return *res.HTTP.During
+}
+
 // A spoofed flood fills what is free in 0.7 s, and what it fills is purged again and again: the table may be
 // anywhere, as long as clients are served. Without a guard early drop serves about 89 % of them: what does
 // not beat that by far does harm.
 func TestGuardBeatsEarlyDrop(t *testing.T) {
+	const (
+		far       = 95 // percent
+		purgeCost = 20 // percent of a core: what deleting 50 000 entries a second may cost at most
+	)
 	conntracktest.Privileged(t, "nft", "go")
 	if testing.Short() {
 		t.Skip("runs seven attacks")
 	}
 	binary := guardBinary(t)
-	// What passes is purged once two passes over the table have met it, so a slow processor does not keep up with the
-	// attack's own 50 000 a second. Half of it harms an unguarded gateway as much.
-	const purged = 25_000
 	for _, sc := range []lab.Scenario{
 		{Attack: "syn-spoofed", Guard: "ctguard-evict"},
 		{Attack: "udp-spoofed", Guard: "ctguard-evict"},
 		{Topology: "by-state", Attack: "syn-spoofed", Guard: "ctguard"},
-		{Topology: "by-state", Attack: "udp-spoofed", Guard: "ctguard", Rate: purged},
-		{Topology: "forwarded", Attack: "udp-spoofed", Guard: "ctguard-evict", Rate: purged},
-		{Topology: "routed-open", Attack: "udp-spoofed", Guard: "ctguard", Rate: purged},
+		{Topology: "by-state", Attack: "udp-spoofed", Guard: "ctguard"},
+		{Topology: "forwarded", Attack: "udp-spoofed", Guard: "ctguard-evict"},
+		{Topology: "routed-open", Attack: "udp-spoofed", Guard: "ctguard"},
 		{Topology: "routed-open", Attack: "syn-spoofed", Guard: "ctguard"},
 	} {
 		t.Run(sc.Topology+sc.Attack, func(t *testing.T) {
 			sc.CTGuard, sc.AttackFor = binary, 9*time.Second
-			res, err := lab.Run(t.Context(), sc)
-			if err != nil {
-				t.Fatal(err)
+			res := harmless(t, sc)
+			if got := servedBy(t, res); got < far && res.Guard.CPUPercent > purgeCost {
+				// The processor is too slow for so many, and what the guard takes of it is bounded. An unguarded host serves as few
+				// at half the rate: there the guard has to show what it does.
+				t.Logf("%.1f %% served for %.0f %% of a core: again at half the rate", got, res.Guard.CPUPercent)
+				sc.Rate = 25_000
+				res = harmless(t, sc)
 			}
-			const far = 95
-			if res.HTTP.During == nil {
-				t.Error("nobody asked during the attack")
-			} else if *res.HTTP.During < far {
-				t.Errorf("%.1f %% of new connections were served, less than %d\nevents: %v", *res.HTTP.During, far, res.Events)
-			}
-			if res.Lasting.Lost > 0 || !res.Lasting.SessionAlive || len(res.LeftBehind) > 0 {
-				t.Errorf("lost %d connections, session alive %t, left behind %q", res.Lasting.Lost, res.Lasting.SessionAlive,
-					res.LeftBehind)
-			}
-			if leaked := res.Leaked; leaked != nil && *leaked > 0 {
-				t.Errorf("%d packets with an inside address were seen outside", *leaked)
+			if got := servedBy(t, res); got < far {
+				t.Errorf("%.1f %% of new connections were served, less than %d\nevents: %v", got, far, res.Events)
 			}
 		})
 	}
+}
+
+// harmless runs an attack in which nothing of before may be lost, nothing left behind, and no inside address seen
+// outside.
+func harmless(t *testing.T, sc lab.Scenario) *lab.Result {
+	t.Helper()
+	res, err := lab.Run(t.Context(), sc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Lasting.Lost > 0 || !res.Lasting.SessionAlive || len(res.LeftBehind) > 0 {
+		t.Errorf("lost %d connections, session alive %t, left behind %q", res.Lasting.Lost, res.Lasting.SessionAlive,
+			res.LeftBehind)
+	}
+	if leaked := res.Leaked; leaked != nil && *leaked > 0 {
+		t.Errorf("%d packets with an inside address were seen outside", *leaked)
+	}
+	return res
 }
 
 // Who starts the guard when the table is full and nobody new gets in, without anything known of an ordinary day, has
